@@ -1,0 +1,40 @@
+"""Files that are either whole or as they were: written aside, flushed, renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a fresh file beside ``path`` to write to; rename it over ``path`` when the block succeeds.
+
+    Whatever goes wrong (a full disk, an exception, a kill), ``path`` stays as it was.
+    """
+    path = Path(path)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    os.close(handle)
+    part = Path(name)
+    try:
+        yield part
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
+        # mkstemp makes private files; give this one the permissions an ordinary new file would have.
+        mask = os.umask(0)
+        os.umask(mask)
+        part.chmod(0o666 & ~mask)
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def write(path: str | os.PathLike[str], content: bytes | str) -> None:
+    """Write ``content`` to ``path`` whole or not at all."""
+    data = content.encode() if isinstance(content, str) else content
+    with replacing(path) as part:
+        part.write_bytes(data)

@@ -1,0 +1,1 @@
+"""Data in: arrays, frames, files and folders become checked tensors and an :class:`InputSpec`."""

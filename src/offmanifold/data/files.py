@@ -1,0 +1,244 @@
+"""Files and folders → what :class:`~offmanifold.data.inputs.Rows` takes, whole or in chunks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+from PIL import Image, UnidentifiedImageError
+
+from offmanifold.parameters import did_you_mean
+
+PICTURES = (".png", ".jpg", ".jpeg")
+SUFFIXES = (".csv", ".parquet", ".npy", ".npz")
+
+
+class Source:
+    """A data file or folder, opened but not read.
+
+    Attributes
+    ----------
+    path : Path
+    files : list of str or None
+        File names, one a row, where the rows are pictures in a folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.files: list[str] | None = None
+
+    def chunks(self, rows: int) -> Iterator[Any]:
+        """Yield arrays or frames of at most ``rows`` rows, in order."""
+        raise NotImplementedError
+
+    def load(self) -> Any:
+        """Return everything as one array or frame."""
+        raise NotImplementedError
+
+
+def open_source(
+    path: str | os.PathLike[str],
+    *,
+    array: str | None = None,
+    drop: Sequence[str] = (),
+    columns: Sequence[str] | None = None,
+) -> Source:
+    """Open a ``.csv``, ``.parquet``, ``.npy`` or ``.npz`` file, or a folder of PNG and JPEG pictures.
+
+    Parameters
+    ----------
+    path : path
+    array : str, optional
+        Which array of an ``.npz`` file; not needed if there is one only.
+    drop : sequence of str
+        Columns of a table to leave out.
+    columns : sequence of str, optional
+        Columns known to be numbers (those of training): a CSV file's text is then parsed as such.
+
+    Raises
+    ------
+    ValueError
+        Saying what is wrong with the file: missing, of another type, damaged, without pictures, …
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ValueError(f"{path} does not exist.")
+    if array is not None and path.suffix.lower() != ".npz":
+        raise ValueError(f"--array names an array of an .npz file; {path} is not one.")
+    if path.is_dir():
+        source: Source = _Folder(path)
+    elif path.suffix.lower() in (".csv", ".parquet"):
+        return _Table(path, drop, columns)
+    elif path.suffix.lower() in (".npy", ".npz"):
+        source = _Array(path, array)
+    else:
+        raise ValueError(
+            f"{path} is of an unknown type. Known: {', '.join(SUFFIXES)}, and folders of "
+            f"{', '.join(PICTURES)} pictures."
+        )
+    if drop:
+        raise ValueError(f"--drop names columns of a .csv or .parquet file; {path} has none.")
+    return source
+
+
+def read_column(path: str | os.PathLike[str], name: str) -> npt.NDArray[Any]:
+    """Read one column of a table, or one array of an ``.npz`` file, e.g. the labels."""
+    path = Path(path)
+    if path.suffix.lower() == ".npz":
+        return np.asarray(_Array(path, name).load())
+    if path.suffix.lower() not in (".csv", ".parquet"):
+        raise ValueError(f"{path} has no named columns; --labels needs a .csv, .parquet or .npz file.")
+    with _polars_errors(path):
+        frame = _scan(path)
+        names = frame.collect_schema().names()
+        if name not in names:
+            raise ValueError(f"{path} has no column {name!r}.{did_you_mean(name, names)}")
+        return frame.select(name).collect().to_series().to_numpy()
+
+
+class _polars_errors:  # noqa: N801 - reads as a block's name
+    """Turn polars' errors about a file's content into one sentence."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, pl.exceptions.NoDataError):
+            raise ValueError(f"{self.path} is empty.") from error
+        if isinstance(error, pl.exceptions.PolarsError):
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(f"{self.path} cannot be read as a table: {reason}") from error
+
+
+def _scan(path: Path, columns: Sequence[str] | None = None) -> pl.LazyFrame:
+    if path.suffix.lower() == ".parquet":
+        return pl.scan_parquet(path)
+    names = pl.scan_csv(path, infer_schema=False).collect_schema().names()
+    known = {name: pl.Float64() for name in columns or () if name in names}
+    # Types from all rows, not the first hundred: a decimal point may turn up late.
+    everything_known = len(known) == len(names)
+    return pl.scan_csv(
+        path, schema_overrides=known, infer_schema_length=0 if everything_known else None, try_parse_dates=True
+    )
+
+
+class _Table(Source):
+    def __init__(self, path: Path, drop: Sequence[str], columns: Sequence[str] | None) -> None:
+        super().__init__(path)
+        with _polars_errors(path):
+            frame = _scan(path, columns)
+            names = frame.collect_schema().names()
+        for name in drop:
+            if name not in names:
+                raise ValueError(f"{path} has no column {name!r} to drop.{did_you_mean(name, names)}")
+        self._frame = frame.drop(list(drop))
+
+    def chunks(self, rows: int) -> Iterator[pl.DataFrame]:
+        with _polars_errors(self.path):
+            for batch in self._frame.collect_batches(chunk_size=rows, lazy=True):
+                yield from batch.iter_slices(rows)
+
+    def load(self) -> pl.DataFrame:
+        with _polars_errors(self.path):
+            return self._frame.collect()
+
+
+class _Array(Source):
+    def __init__(self, path: Path, name: str | None) -> None:
+        super().__init__(path)
+        try:
+            opened = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (ValueError, OSError, EOFError, SyntaxError, TypeError, KeyError) as error:
+            raise ValueError(f"{path} cannot be read as a NumPy file: {error}") from error
+        except Exception as error:  # zipfile and zlib raise their own kinds for damaged archives
+            raise ValueError(f"{path} is damaged: {error}") from error
+        if isinstance(opened, np.ndarray):
+            self._array = opened
+            return
+        with opened:
+            names = list(opened.keys())
+            if name is None:
+                if len(names) != 1:
+                    raise ValueError(f"{path} holds several arrays ({', '.join(names)}): choose one with --array.")
+                name = names[0]
+            if name not in names:
+                raise ValueError(f"{path} has no array {name!r}.{did_you_mean(name, names)}")
+            try:
+                self._array = opened[name]
+            except Exception as error:
+                raise ValueError(f"{path}: the array {name!r} cannot be read: {error}") from error
+
+    def chunks(self, rows: int) -> Iterator[npt.NDArray[Any]]:
+        for start in range(0, len(self._array), rows):
+            yield self._array[start : start + rows]
+
+    def load(self) -> npt.NDArray[Any]:
+        return self._array
+
+
+class _Folder(Source):
+    """Pictures of one size in one folder, sorted by name; grey if all of them are."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        pictures = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in PICTURES)
+        if not pictures:
+            raise ValueError(f"{path} holds no pictures ({', '.join(PICTURES)}).")
+        sizes: dict[tuple[int, int], Path] = {}
+        grey = True
+        for picture in pictures:
+            with _picture(picture) as image:
+                sizes.setdefault(image.size, picture)
+                grey &= image.mode in ("1", "L")
+        if len(sizes) > 1:
+            (first, one), (second, other) = list(sizes.items())[:2]
+            raise ValueError(
+                f"The pictures in {path} differ in size: {one.name} has {first[0]}×{first[1]} pixels, "
+                f"{other.name} has {second[0]}×{second[1]}. Bring them to one size first."
+            )
+        self._pictures = pictures
+        self._mode = "L" if grey else "RGB"
+        self.files = [picture.name for picture in pictures]
+
+    def chunks(self, rows: int) -> Iterator[npt.NDArray[np.uint8]]:
+        for start in range(0, len(self._pictures), rows):
+            yield self._read(self._pictures[start : start + rows])
+
+    def load(self) -> npt.NDArray[np.uint8]:
+        return self._read(self._pictures)
+
+    def _read(self, pictures: list[Path]) -> npt.NDArray[np.uint8]:
+        arrays = []
+        for picture in pictures:
+            with _picture(picture) as image:
+                arrays.append(np.asarray(image.convert(self._mode), dtype=np.uint8))
+        return np.stack(arrays)
+
+
+class _picture:  # noqa: N801 - reads as a block's name
+    """Open a picture; a damaged one is a ``ValueError`` that names it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> Image.Image:
+        try:
+            self._image: Image.Image = Image.open(self.path)
+        except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+            raise ValueError(f"{self.path} is damaged or not a picture: {error}") from error
+        if self._image.mode in ("I", "F", "I;16", "I;16B"):
+            raise ValueError(f"{self.path} has more than 8 bits a channel: convert it to 8 bits first.")
+        return self._image
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        self._image.close()
+        if isinstance(error, OSError | SyntaxError | EOFError):
+            raise ValueError(f"{self.path} is damaged or not a picture: {error}") from error

@@ -1,0 +1,312 @@
+"""Anything a user has → rows of one known shape, and the :class:`InputSpec` that later data must match."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, Literal, TypeAlias
+
+import narwhals as nw
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse
+
+Float64Array: TypeAlias = npt.NDArray[np.float64]
+Float32Array: TypeAlias = npt.NDArray[np.float32]
+Layout = Literal["columns", "hw", "hwc", "chw"]
+
+CHANNELS = (1, 3, 4)
+# Arithmetic such as x * (1 / 255) may leave [0, 1] by a rounding error; more than that is a mistake.
+PIXEL_SLACK = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class InputSpec:
+    """What one row looks like.
+
+    Attributes
+    ----------
+    kind : {"table", "image"}
+    shape : tuple of int
+        ``(d,)`` for tables, ``(channels, height, width)`` for images, whatever the user's layout was.
+    layout : {"columns", "hw", "hwc", "chw"}
+        The user's own arrangement, in which reconstructions and samples are returned.
+    columns : tuple of str or None
+        The names of a frame's columns, in the order of training.
+    """
+
+    kind: Literal["table", "image"]
+    shape: tuple[int, ...]
+    layout: Layout
+    columns: tuple[str, ...] | None = None
+
+    @property
+    def dimensions(self) -> int:
+        """Number of numbers in a row."""
+        return math.prod(self.shape)
+
+    def describe(self) -> str:
+        """Say in words what a row is."""
+        if self.kind == "table":
+            return f"a table of {self.shape[0]} column{'s' if self.shape[0] > 1 else ''}"
+        channels, height, width = self.shape
+        colours = {1: "grey", 3: "RGB", 4: "RGBA"}[channels]
+        return f"{colours} images of {height}×{width} pixels"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a dict that :meth:`from_json` turns back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> InputSpec:
+        """Rebuild a spec, checking every field; raise ``ValueError`` for one that cannot be."""
+        try:
+            shape = tuple(int(size) for size in values["shape"])
+            columns = values["columns"]
+            spec = cls(
+                kind=values["kind"],
+                shape=shape,
+                layout=values["layout"],
+                columns=None if columns is None else tuple(str(name) for name in columns),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"the input description is damaged ({error!r})") from error
+        fits = (
+            min(shape, default=0) > 0
+            and (spec.kind, len(shape)) in (("table", 1), ("image", 3))
+            and (spec.layout in ("hw", "hwc", "chw") if spec.kind == "image" else spec.layout == "columns")
+            and (spec.columns is None or (spec.kind == "table" and len(spec.columns) == shape[0]))
+        )
+        if not fits:
+            raise ValueError(f"the input description is inconsistent: {values}")
+        return spec
+
+    def arrange(self, rows: Float64Array) -> Float64Array:
+        """Return canonical rows ``(n, *shape)`` in the user's layout."""
+        if self.layout == "hwc":
+            return np.ascontiguousarray(np.moveaxis(rows, 1, -1))
+        return rows[:, 0] if self.layout == "hw" else rows
+
+
+class Rows:
+    """A user's rows, described at once and converted piece by piece.
+
+    Parameters
+    ----------
+    X : array-like, torch tensor, or data frame (pandas, polars, pyarrow, …)
+        ``(n, d)`` is a table; ``(n, height, width)``, ``(n, channels, height, width)`` and
+        ``(n, height, width, channels)`` are images, uint8 or floats in [0, 1].
+    expected : InputSpec, optional
+        What training saw. A frame's columns are brought into its order by name; anything else that
+        differs is an error.
+    owner : str
+        Who asks, for the error messages.
+    """
+
+    def __init__(self, X: Any, expected: InputSpec | None = None, owner: str = "the detector") -> None:
+        self._frame: nw.DataFrame[Any] | None = None
+        self._array: npt.NDArray[Any] = np.empty(0)
+        frame = _as_frame(X)
+        if frame is not None:
+            self.spec = _frame_spec(frame, expected)
+            self._frame = frame.select(*self.spec.columns) if self.spec.columns else frame
+            self._rows = len(frame)
+        else:
+            array = _as_array(X)
+            self.spec = _array_spec(array, expected)
+            self._array = array
+            self._rows = len(array)
+        if self._rows == 0:
+            raise ValueError(
+                f"Found array with 0 sample(s) (shape={np.shape(self._array) or (0, *self.spec.shape)}) "
+                "while a minimum of 1 is required."
+            )
+        if expected is not None:
+            _enforce(self.spec, expected, owner)
+            self.spec = expected
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def take(self, index: slice | npt.NDArray[np.intp]) -> Float64Array | Float32Array:
+        """Return rows in canonical form: float64 ``(m, d)``, or float32 ``(m, C, H, W)`` in [0, 1].
+
+        Raises
+        ------
+        ValueError
+            Naming the columns or rows that hold NaN, infinity, or pixels outside [0, 1].
+        """
+        if self._frame is not None:
+            return self._take_frame(self._frame, index)
+        part = self._array[index]
+        if self.spec.kind == "table":
+            table = _numbers(part)
+            _check_finite(table, self.spec.columns)
+            return table
+        return _pixels(part, self.spec.layout)
+
+    def _take_frame(self, frame: nw.DataFrame[Any], index: slice | npt.NDArray[np.intp]) -> Float64Array:
+        part = frame[index] if isinstance(index, slice) else frame[index.tolist(), :]
+        names = frame.columns
+        missing = [name for name in names if part[name].null_count()]
+        if missing:
+            raise ValueError(
+                f"Missing values in {_list(missing)}. Drop those rows or fill the cells first: "
+                "missing cells are not modelled yet."
+            )
+        table = np.column_stack([part[name].to_numpy().astype(np.float64) for name in names])
+        _check_finite(table, tuple(names))
+        return table
+
+
+def _as_frame(X: Any) -> nw.DataFrame[Any] | None:
+    frame = nw.from_native(X, eager_only=True, pass_through=True)
+    if isinstance(frame, nw.DataFrame):
+        return frame
+    if isinstance(nw.from_native(X, pass_through=True), nw.LazyFrame):
+        raise TypeError("X is a lazy frame; call .collect() on it first.")
+    return None
+
+
+def _frame_spec(frame: nw.DataFrame[Any], expected: InputSpec | None) -> InputSpec:
+    names = frame.columns
+    if not names:
+        raise ValueError("Found a frame with 0 feature(s) (shape=(n, 0)) while a minimum of 1 is required.")
+    if expected is not None and expected.columns is not None:
+        absent = [name for name in expected.columns if name not in names]
+        extra = [name for name in names if name not in expected.columns]
+        if absent or extra:
+            problems = [f"missing: {_list(absent)}"] if absent else []
+            problems += [f"not seen in training: {_list(extra)}"] if extra else []
+            raise ValueError(f"The columns differ from those of training; {'; '.join(problems)}.")
+        names = list(expected.columns)
+    odd = [name for name in names if not _is_numeric(frame.schema[name])]
+    if odd:
+        listed = ", ".join(f"{name!r} ({frame.schema[name]})" for name in odd[:8])
+        more = f" and {len(odd) - 8} more" if len(odd) > 8 else ""
+        raise ValueError(
+            f"Only numeric and boolean columns can be used; got {listed}{more}. "
+            "Drop them or encode them as numbers first (on the command line: --drop NAME)."
+        )
+    return InputSpec("table", (len(names),), "columns", tuple(names))
+
+
+def _is_numeric(dtype: Any) -> bool:
+    return bool(dtype.is_numeric() or dtype == nw.Boolean)
+
+
+def _as_array(X: Any) -> npt.NDArray[Any]:
+    if scipy.sparse.issparse(X):
+        raise TypeError("Sparse data was passed, but dense data is required: use X.toarray() to convert it.")
+    if hasattr(X, "detach") and hasattr(X, "cpu"):  # a torch tensor
+        tensor = X.detach().cpu()
+        X = tensor.float() if str(tensor.dtype) in ("torch.bfloat16", "torch.float16") else tensor
+        X = X.numpy()
+    array = np.asarray(X)
+    if array.ndim == 0:
+        raise ValueError(f"X must be an array of rows; got a single value of type {type(X).__name__}.")
+    if np.iscomplexobj(array):
+        raise ValueError("Complex data not supported: X holds complex numbers.")
+    return array
+
+
+def _array_spec(array: npt.NDArray[Any], expected: InputSpec | None) -> InputSpec:
+    if array.ndim == 1:
+        raise ValueError(
+            f"Expected rows and columns, got a 1-D array of length {len(array)}. Reshape your data "
+            "either using array.reshape(-1, 1) if it has a single feature or array.reshape(1, -1) "
+            "if it contains a single sample."
+        )
+    if array.ndim == 2:
+        if array.shape[1] == 0:
+            raise ValueError(
+                f"Found array with 0 feature(s) (shape={array.shape}) while a minimum of 1 is required."
+            )
+        columns = expected.columns if expected is not None else None
+        if columns is not None and len(columns) != array.shape[1]:
+            columns = None
+        return InputSpec("table", (array.shape[1],), "columns", columns)
+    if array.ndim == 3:
+        _, height, width = array.shape
+        spec = InputSpec("image", (1, height, width), "hw")
+    elif array.ndim == 4:
+        wanted = expected.layout if expected is not None else None
+        _, second, third, last = array.shape
+        if last in CHANNELS and (second not in CHANNELS or wanted == "hwc"):
+            spec = InputSpec("image", (last, second, third), "hwc")
+        elif second in CHANNELS:
+            spec = InputSpec("image", (second, third, last), "chw")
+        else:
+            raise ValueError(
+                f"Images need 1, 3 or 4 channels as (n, channels, height, width) or "
+                f"(n, height, width, channels); got shape {array.shape}."
+            )
+    else:
+        raise ValueError(f"Tables are 2-D and images 3-D or 4-D arrays; got {array.ndim} dimensions.")
+    if min(spec.shape) == 0:
+        raise ValueError(f"Images of shape {array.shape} hold no pixel.")
+    return spec
+
+
+def _enforce(spec: InputSpec, expected: InputSpec, owner: str) -> None:
+    if spec.kind != expected.kind:
+        raise ValueError(f"{owner} was trained on {expected.describe()}; got {spec.describe()}.")
+    if spec.shape != expected.shape:
+        if spec.kind == "table":
+            raise ValueError(
+                f"X has {spec.shape[0]} features, but {owner} is expecting {expected.shape[0]} features as input."
+            )
+        raise ValueError(f"{owner} was trained on {expected.describe()}; got {spec.describe()}.")
+
+
+def _numbers(part: npt.NDArray[Any]) -> Float64Array:
+    try:
+        return np.ascontiguousarray(part, dtype=np.float64)
+    except TypeError as error:
+        raise TypeError(f"X holds values that are not numbers: {error}.") from error
+    except ValueError as error:
+        raise ValueError(
+            f"X holds values that are not numbers: {error}. Encode text as numbers, or drop it."
+        ) from error
+
+
+def _check_finite(table: Float64Array, columns: tuple[str, ...] | None) -> None:
+    if np.isfinite(table).all():
+        return
+    bad = np.flatnonzero(~np.isfinite(table).all(axis=0))
+    what = "NaN" if np.isnan(table[:, bad]).any() else "infinity (inf)"
+    names = [columns[i] if columns else int(i) for i in bad]
+    raise ValueError(
+        f"Input X contains {what} in column{'s' if len(names) > 1 else ''} {_list(names)}. "
+        "Drop those rows or fill the cells first: missing cells are not modelled yet."
+    )
+
+
+def _pixels(part: npt.NDArray[Any], layout: Layout) -> Float32Array:
+    if part.dtype == np.uint8:
+        pixels = part.astype(np.float32) / np.float32(255)
+    elif part.dtype == np.bool_:
+        pixels = part.astype(np.float32)
+    elif np.issubdtype(part.dtype, np.floating):
+        if not np.isfinite(part).all():
+            what = "NaN" if np.isnan(part).any() else "infinity (inf)"
+            raise ValueError(f"Input X contains {what}: every pixel must be a number in [0, 1].")
+        low, high = float(part.min()), float(part.max())
+        if low < -PIXEL_SLACK or high > 1 + PIXEL_SLACK:
+            advice = (
+                "They look like 0–255: divide by 255, or pass them as uint8."
+                if low >= 0 and high <= 255
+                else "Rescale them to [0, 1] first."
+            )
+            raise ValueError(f"Float pixels must lie in [0, 1]; got {low:g} … {high:g}. {advice}")
+        pixels = part.astype(np.float32).clip(0, 1)
+    else:
+        raise TypeError(f"Images must be uint8 or floats in [0, 1]; got {part.dtype}.")
+    if layout == "hw":
+        return pixels[:, None]
+    return np.ascontiguousarray(np.moveaxis(pixels, -1, 1)) if layout == "hwc" else pixels
+
+
+def _list(names: list[Any]) -> str:
+    shown = ", ".join(repr(name) for name in names[:8])
+    return shown + (f" and {len(names) - 8} more" if len(names) > 8 else "")

@@ -1,0 +1,51 @@
+"""Preparation of tables: what is learned from the training rows and applied to every later one."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from offmanifold.data.inputs import Float32Array, Float64Array
+
+# Beyond a million standard deviations a value counts as a million: squares stay finite in float32.
+FARTHEST = 1e6
+
+
+@dataclasses.dataclass(frozen=True)
+class Standardiser:
+    """x ↦ (x − mean) / scale, column by column.
+
+    Attributes
+    ----------
+    mean, scale : (d,) float64
+        From the training rows only. A constant column keeps its own unit (scale 1).
+    """
+
+    mean: Float64Array
+    scale: Float64Array
+
+    @classmethod
+    def fit(cls, rows: Float64Array) -> Standardiser:
+        """Learn mean and standard deviation from rows ``(n, d)``."""
+        # Dividing by the largest magnitude first keeps squares finite for values near the float64 limit.
+        size = np.maximum(np.abs(rows).max(axis=0), np.finfo(float).tiny)
+        mean = (rows / size).mean(axis=0) * size
+        scale = (rows / size).std(axis=0) * size
+        constant = scale <= 1e-12 * size
+        return cls(mean, np.where(constant, 1.0, scale))
+
+    @classmethod
+    def identity(cls, dimensions: int) -> Standardiser:
+        """Leave every column as it is."""
+        return cls(np.zeros(dimensions), np.ones(dimensions))
+
+    def transform(self, rows: Float64Array) -> Float32Array:
+        """Standardise rows ``(n, d)``; values beyond ±10⁶ are held there."""
+        with np.errstate(over="ignore"):
+            standard = rows / self.scale - self.mean / self.scale
+        return standard.clip(-FARTHEST, FARTHEST).astype(np.float32)
+
+    def inverse(self, rows: Float64Array) -> Float64Array:
+        """Return standardised rows ``(n, d)`` to the user's units."""
+        return rows * self.scale + self.mean

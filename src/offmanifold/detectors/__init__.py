@@ -1,0 +1,9 @@
+"""The table of detectors: command line, storage, documentation and contract tests go by it."""
+
+from offmanifold.detectors.ae import AE
+from offmanifold.detectors.base import OutlierDetector
+from offmanifold.detectors.vae import VAE
+
+DETECTORS: dict[str, type[OutlierDetector]] = {detector.key: detector for detector in (AE, VAE)}
+
+__all__ = ["AE", "DETECTORS", "VAE", "OutlierDetector"]

@@ -1,0 +1,235 @@
+"""Autoencoders: plain, denoising, and regularised by the family L_{g,h}."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from offmanifold import parameters
+from offmanifold.data.inputs import InputSpec
+from offmanifold.detectors.base import LatentMixin, OutlierDetector, Settings
+from offmanifold.networks import choose
+from offmanifold.probability.distances import DISTANCES, distance
+from offmanifold.probability.latents import LATENTS, project
+from offmanifold.probability.penalties import PENALTIES, penalised_mean
+from offmanifold.training.phases import ParameterGroup, Phase, Update
+from offmanifold.training.progress import Verbosity
+
+
+class Autoencoder(nn.Module):
+    """x ↦ dec(enc(x)).
+
+    Parameters
+    ----------
+    encoder, decoder : Module
+    latent : {"euclidean", "sphere"}
+    sigmoid : bool
+        Whether the decoder's output goes through a sigmoid (images).
+    """
+
+    def __init__(self, encoder: nn.Module, decoder: nn.Module, *, latent: str, sigmoid: bool) -> None:
+        super().__init__()
+        self.encoder, self.decoder = encoder, decoder
+        self.latent, self.sigmoid = latent, sigmoid
+
+    def encode(self, rows: Tensor) -> Tensor:
+        """Return codes ``(n, latent_dim)``."""
+        return project(self.encoder(rows), self.latent)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Return rows ``(n, *shape)``."""
+        decoded: Tensor = self.decoder(codes)
+        return torch.sigmoid(decoded) if self.sigmoid else decoded
+
+    def reconstruct(self, rows: Tensor) -> Tensor:
+        """Return dec(enc(x)) ``(n, *shape)``."""
+        return self.decode(self.encode(rows))
+
+
+@final
+class AE(LatentMixin, OutlierDetector):
+    """Autoencoder: rows that it cannot reconstruct do not belong.
+
+    The score is minus the reconstruction error averaged over dimensions. With ``noise`` it learns to undo
+    Gaussian noise (DAE); with ``error_penalty`` and ``latent_penalty`` it minimises P4's Eq. 7,
+    g(mean error) + (1/d) Σ_k h(mean z_k²).
+
+    Parameters
+    ----------
+    latent_dim : int or "auto"
+        Size of the code. "auto": {latent_auto}.
+    network : str
+        "auto" is "mlp" for tables and tiny images, "strided" for other images; or "fcres2", "conv28",
+        "conv32", "conv32big", "conv64", "p1-grey", "p1-colour".
+    hidden : sequence of int or "auto"
+        Widths of dense networks. "auto": (128, 128).
+    capacity : float
+        Factor on the channels of convolutional networks.
+    distance : {"squared", "l1", "ssim"}
+        "ssim" is 1 − SSIM, for images.
+    latent : {"euclidean", "sphere"}
+        Where codes live.
+    noise : float or "auto"
+        Standard deviation of the noise to be undone, in the units the network sees (standardised columns;
+        pixels in [0, 1]). 0 is a plain autoencoder, 0.3 is P3's DAE. "auto": {noise_auto}.
+    error_penalty : {"identity", "sqrt", "log", "ratio", "huber"}
+        g.
+    latent_penalty : None or one of the same names
+        h. Needs ``weight_decay``, or codes shrink while the decoder's weights grow.
+    steps : int or "auto"
+        Batches to train on, at most: held-out rows choose the weights that are kept. "auto": 1 000.
+    epochs : int, optional
+        The same as passes over the training rows; wins over ``steps``.
+    batch_size : int
+    learning_rate : float or "auto"
+        Peak learning rate. "auto": 2e-3 for dense networks, 1e-3 for convolutional ones.
+    optimizer : {"adam", "adamw", "rmsprop"}
+    schedule : {"one-cycle", "constant", "cosine"}
+    weight_decay : float
+    scale : {"standard", None}
+        Standardise a table's columns by the training rows, or leave them.
+    false_alarm_rate : float
+        Share of normal rows that :meth:`predict` may call outliers.
+    calibration_fraction : float, optional
+        Share of the rows kept for calibration. Default: a fifth, or what the rate takes.
+    device : str
+        "auto", "cpu", "cuda", …
+    precision : {"auto", "float32", "bfloat16"}
+        Arithmetic inside the networks. "auto" trains convolutions in bfloat16 where the processor gains from
+        it, and scores in float32.
+    random_state : int, RandomState or None
+    verbose : bool or "auto"
+        Progress on standard error; "auto" shows it on a terminal.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from offmanifold import AE
+    >>> rng = np.random.default_rng(0)
+    >>> X = rng.normal(size=(500, 1)) * [[1.0, 2.0, -1.0]] + 0.1 * rng.normal(size=(500, 3))
+    >>> detector = AE(random_state=0, verbose=False).fit(X)
+    >>> detector.predict([[1.0, 2.0, -1.0], [1.0, -2.0, 1.0]]).tolist()
+    [1, -1]
+    """
+
+    key = "ae"
+
+    def __init__(
+        self,
+        *,
+        latent_dim: int | str = "auto",
+        network: str = "auto",
+        hidden: str | int | Sequence[int] = "auto",
+        capacity: float = 1.0,
+        distance: str = "squared",
+        latent: str = "euclidean",
+        noise: float | str = "auto",
+        error_penalty: str = "identity",
+        latent_penalty: str | None = None,
+        steps: int | str = "auto",
+        epochs: int | None = None,
+        batch_size: int = 128,
+        learning_rate: float | str = "auto",
+        optimizer: str = "adamw",
+        schedule: str = "one-cycle",
+        weight_decay: float = 0.0,
+        scale: str | None = "standard",
+        false_alarm_rate: float = 0.05,
+        calibration_fraction: float | None = None,
+        device: str = "auto",
+        precision: str = "auto",
+        random_state: int | np.random.RandomState | None = None,
+        verbose: Verbosity = "auto",
+    ) -> None:
+        super().__init__(
+            network=network,
+            hidden=hidden,
+            capacity=capacity,
+            steps=steps,
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            optimizer=optimizer,
+            schedule=schedule,
+            weight_decay=weight_decay,
+            scale=scale,
+            false_alarm_rate=false_alarm_rate,
+            calibration_fraction=calibration_fraction,
+            device=device,
+            precision=precision,
+            random_state=random_state,
+            verbose=verbose,
+        )
+        self.latent_dim = latent_dim
+        self.distance = distance
+        self.latent = latent
+        self.noise = noise
+        self.error_penalty = error_penalty
+        self.latent_penalty = latent_penalty
+
+    @property
+    def score_unit(self) -> str:
+        """Minus the mean over dimensions of this."""
+        return {"squared": "mean squared error", "l1": "mean absolute error", "ssim": "1 − SSIM"}[self.distance]
+
+    def _settings(self, spec: InputSpec) -> Settings:
+        table = spec.kind == "table"
+        parameters.choice("distance", self.distance, DISTANCES)
+        if self.distance == "ssim" and table:
+            raise ValueError("distance='ssim' compares images; the data are a table. Use 'squared' or 'l1'.")
+        parameters.choice("latent", self.latent, LATENTS)
+        parameters.choice("error_penalty", self.error_penalty, PENALTIES)
+        if self.latent_penalty is not None:
+            parameters.choice("latent_penalty", self.latent_penalty, PENALTIES)
+        noise = (0.5 if table else 0.0) if self.noise == "auto" else parameters.real("noise", self.noise, minimum=0)
+        latent_dim = 32 if self.latent_dim == "auto" else parameters.integer("latent_dim", self.latent_dim)
+        if self.latent == "sphere" and latent_dim == 1:
+            raise ValueError("latent_dim=1 on the sphere leaves two points; use at least 2, or latent='euclidean'.")
+        return {
+            "latent_dim": latent_dim,
+            "distance": self.distance,
+            "latent": self.latent,
+            "noise": noise,
+            "error_penalty": self.error_penalty,
+            "latent_penalty": self.latent_penalty,
+            **self._network_settings(spec),
+        }
+
+    def _build(self, spec: InputSpec, settings: Settings) -> Autoencoder:
+        encoder, decoder = choose.build(
+            settings["network"],
+            spec.shape,
+            into_latent=settings["latent_dim"],
+            latent_dim=settings["latent_dim"],
+            hidden=settings["hidden"],
+            capacity=settings["capacity"],
+        )
+        return Autoencoder(encoder, decoder, latent=settings["latent"], sigmoid=spec.kind == "image")
+
+    def _phases(self, model: Autoencoder, settings: Settings) -> list[Phase]:
+        noise, kind = settings["noise"], settings["distance"]
+        error_penalty, latent_penalty = settings["error_penalty"], settings["latent_penalty"]
+
+        def loss(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+            inputs = rows
+            if noise:
+                inputs = torch.empty_like(rows).normal_(generator=generator).mul_(noise).add_(rows)
+            codes = model.encode(inputs)
+            errors = distance(rows, model.decode(codes), kind)
+            metrics = {"reconstruction": errors.detach().mean()}
+            total = penalised_mean(errors, error_penalty)
+            if latent_penalty is not None:
+                penalties = penalised_mean(codes.square(), latent_penalty)
+                total = total + penalties.sum(1) / rows[0].numel()
+            return total, metrics
+
+        groups = (ParameterGroup.of("encoder", model.encoder), ParameterGroup.of("decoder", model.decoder))
+        update = Update(groups, loss, self._optimizer(settings))
+        return [Phase("autoencoder", (update,), settings["steps"], settings["batch_size"])]
+
+    def _energy_terms(self, model: Autoencoder, rows: Tensor) -> dict[str, Tensor]:
+        return {"reconstruction": distance(rows, model.reconstruct(rows), self.settings_["distance"])}

@@ -1,0 +1,489 @@
+"""What every detector shares: fit → calibrate → score → decide. The energy's sign flips here, once."""
+
+from __future__ import annotations
+
+import abc
+import math
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.base import BaseEstimator, OutlierMixin, TransformerMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor, nn
+
+from offmanifold import calibration, parameters
+from offmanifold.data.inputs import Float64Array, InputSpec, Rows
+from offmanifold.data.tables import Standardiser
+from offmanifold.networks import choose
+from offmanifold.networks.network import initialise
+from offmanifold.probability.bounds import bits_per_dim
+from offmanifold.training.checkpoints import Checkpointer, fingerprint, saved_seed
+from offmanifold.training.loop import History, train
+from offmanifold.training.phases import OPTIMIZERS, SCHEDULES, Optimizer, Phase
+from offmanifold.training.precision import PRECISIONS, choose_device, choose_dtype, computing_in
+from offmanifold.training.progress import Progress, Verbosity
+
+Settings: TypeAlias = dict[str, Any]
+
+# One row each to calibrate with and to stop by, and two to learn from.
+FEWEST_ROWS = 4
+PROBES = 16
+# Networks always see passes of one fixed size (the last is padded), so that a row's score is the same to the
+# last bit whatever rows come with it.
+TABLE_PASS, IMAGE_PASS = 1024, 64
+# How many bytes of the user's data are converted at a time.
+BLOCK_BYTES = 32 * 2**20
+
+
+class OutlierDetector(OutlierMixin, BaseEstimator, abc.ABC):  # type: ignore[misc]
+    """Base of all detectors: scikit-learn's outlier-detector interface over a PyTorch density model.
+
+    A concrete detector stores its hyper-parameters in ``__init__`` and writes :meth:`_settings`,
+    :meth:`_build`, :meth:`_phases` and :meth:`_energy_terms`; concrete detectors are final.
+
+    Attributes
+    ----------
+    module_ : Module
+        The trained network.
+    spec_ : InputSpec
+        What a row is.
+    settings_ : dict
+        The hyper-parameters with every "auto" replaced by what it became.
+    calibration_scores_ : (n,) float64
+        Sorted scores of the calibration rows.
+    offset_ : float
+        ``decision_function = score_samples − offset_``.
+    history_ : list of dict
+        One record a check of training.
+    rows_ : dict
+        How many rows went to training, to stopping, and to calibration.
+    """
+
+    key: ClassVar[str]
+
+    def __init__(
+        self,
+        *,
+        network: str,
+        hidden: str | int | Sequence[int],
+        capacity: float,
+        steps: str | int,
+        epochs: int | None,
+        batch_size: int,
+        learning_rate: str | float,
+        optimizer: str,
+        schedule: str,
+        weight_decay: float,
+        scale: str | None,
+        false_alarm_rate: float,
+        calibration_fraction: float | None,
+        device: str,
+        precision: str,
+        random_state: int | np.random.RandomState | None,
+        verbose: Verbosity,
+    ) -> None:
+        self.network = network
+        self.hidden = hidden
+        self.capacity = capacity
+        self.steps = steps
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.weight_decay = weight_decay
+        self.scale = scale
+        self.false_alarm_rate = false_alarm_rate
+        self.calibration_fraction = calibration_fraction
+        self.device = device
+        self.precision = precision
+        self.random_state = random_state
+        self.verbose = verbose
+
+    # --- what a concrete detector writes ---------------------------------------------------------------
+
+    @property
+    @abc.abstractmethod
+    def score_unit(self) -> str:
+        """What a score is measured in."""
+
+    @abc.abstractmethod
+    def _settings(self, spec: InputSpec) -> Settings:
+        """Check the detector's own hyper-parameters and return them with every "auto" resolved."""
+
+    @abc.abstractmethod
+    def _build(self, spec: InputSpec, settings: Settings) -> nn.Module:
+        """Build the untrained module."""
+
+    @abc.abstractmethod
+    def _phases(self, model: Any, settings: Settings) -> list[Phase]:
+        """Say how the module is trained."""
+
+    @abc.abstractmethod
+    def _energy_terms(self, model: Any, rows: Tensor) -> dict[str, Tensor]:
+        """Return energies ``(n,)`` by name, low = normal, whose sum is the energy."""
+
+    def _check_prepared(self, rows: Tensor, settings: Settings) -> None:
+        """Raise ``ValueError`` where prepared training rows do not suit the detector."""
+
+    # --- learning --------------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        X: Any,
+        y: Any = None,
+        *,
+        checkpoint: str | os.PathLike[str] | None = None,
+        resume: bool = False,
+        checkpoint_every: float = 30.0,
+    ) -> Self:
+        """Learn what normal rows look like, and calibrate the decision.
+
+        Parameters
+        ----------
+        X : array-like, torch tensor or data frame
+            Normal rows: ``(n, d)``, or images ``(n, H, W)``, ``(n, C, H, W)``, ``(n, H, W, C)``.
+        y : ignored
+            For scikit-learn's pipelines.
+        checkpoint : path, optional
+            Where to save the run from time to time; Ctrl-C then saves before it stops.
+        resume : bool
+            Go on from ``checkpoint`` if it exists, bit for bit as if the run had never stopped.
+        checkpoint_every : float
+            Seconds between two checkpoints.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError, TypeError
+            For a hyper-parameter or data that cannot be used; the message says what is expected.
+        TrainingDiverged
+            If the loss becomes non-finite or explodes.
+
+        Notes
+        -----
+        The rows are split at random: a tenth chooses the weights to keep, a fifth (see
+        ``calibration_fraction``) calibrates and does nothing else, the rest is trained on. Standardisation
+        uses the training rows alone.
+        """
+        self._check_common()
+        rows = Rows(X, owner=type(self).__name__)
+        if len(rows) < FEWEST_ROWS:
+            raise ValueError(
+                f"n_samples = {len(rows)}: {type(self).__name__} needs at least {FEWEST_ROWS} rows to learn from, "
+                "stop by and calibrate with."
+            )
+        settings = self._resolved(rows.spec, len(rows))
+        path = Path(checkpoint) if checkpoint is not None else None
+        resume = resume and path is not None and path.exists()
+        seed = (
+            saved_seed(path)  # the run that is continued keeps its own
+            if resume and path is not None
+            else int(check_random_state(self.random_state).randint(2**31 - 1))
+        )
+        n_calibration, n_stopping = calibration.split_sizes(
+            len(rows), self.false_alarm_rate, self.calibration_fraction
+        )
+        order = np.random.default_rng(seed).permutation(len(rows))
+        for_calibration = np.sort(order[:n_calibration])
+        for_stopping = np.sort(order[n_calibration : n_calibration + n_stopping])
+        for_training = np.sort(order[n_calibration + n_stopping :])
+
+        self.spec_, self.settings_ = rows.spec, settings
+        self._device = choose_device(self.device)
+        training_rows = rows.take(for_training)
+        self._standardiser = (
+            Standardiser.fit(training_rows.astype(np.float64))
+            if rows.spec.kind == "table" and settings["scale"] == "standard"
+            else None
+        )
+        data = self._prepare(training_rows)
+        held_out = self._prepare(rows.take(for_stopping))
+        self._check_prepared(data, settings)
+
+        model = self._new_module(rows.spec, settings, seed)
+        checkpointer = None
+        if path is not None:
+            digest = fingerprint({"detector": self.key, **settings}, data, held_out)
+            checkpointer = Checkpointer(path, digest, seed, checkpoint_every)
+        self.history_: History = train(
+            model,
+            self._phases(model, settings),
+            data.to(self._device),
+            held_out.to(self._device),
+            seed=seed,
+            dtype=choose_dtype(self.precision, model, self._device),
+            checkpointer=checkpointer,
+            resume=resume,
+            progress=Progress(self.verbose),
+        )
+        self.module_ = model.requires_grad_(False)
+        self.rows_ = {
+            "training": len(for_training),
+            "stopping": n_stopping,
+            "calibration": n_calibration,
+        }
+        self._set_input_attributes()
+        self._calibrate(np.sort(self._scores(rows, for_calibration)))
+        self._warn_if_too_few()
+        return self
+
+    def _check_common(self) -> None:
+        parameters.choice("network", self.network, ("auto", *choose.NETWORKS))
+        parameters.real("capacity", self.capacity, above=0)
+        if self.steps != "auto":
+            parameters.integer("steps", self.steps)
+        if self.epochs is not None:
+            parameters.integer("epochs", self.epochs)
+        parameters.integer("batch_size", self.batch_size)
+        if self.learning_rate != "auto":
+            parameters.real("learning_rate", self.learning_rate, above=0)
+        parameters.choice("optimizer", self.optimizer, OPTIMIZERS)
+        parameters.choice("schedule", self.schedule, SCHEDULES)
+        parameters.real("weight_decay", self.weight_decay, minimum=0)
+        if self.scale is not None:
+            parameters.choice("scale", self.scale, ("standard",))
+        parameters.real("false_alarm_rate", self.false_alarm_rate, above=0, below=1)
+        if self.calibration_fraction is not None:
+            parameters.real("calibration_fraction", self.calibration_fraction, above=0, below=1)
+        parameters.choice("precision", self.precision, PRECISIONS)
+        if not isinstance(self.device, str):
+            raise TypeError(f"device must be 'auto', 'cpu', 'cuda' or another torch device name; got {self.device!r}.")
+        if self.verbose not in (True, False, "auto"):
+            raise ValueError(f"verbose must be True, False or 'auto'; got {self.verbose!r}.")
+
+    def _resolved(self, spec: InputSpec, rows: int) -> Settings:
+        """Add the common settings, every "auto" resolved, to the detector's own."""
+        table = spec.kind == "table"
+        own = self._settings(spec)
+        steps, rate = own.pop("default_steps"), own.pop("default_rate")
+        if self.epochs is not None:
+            kept = calibration.split_sizes(rows, self.false_alarm_rate, self.calibration_fraction)
+            steps = self.epochs * math.ceil((rows - sum(kept)) / self.batch_size)
+        elif self.steps != "auto":
+            steps = int(self.steps)
+        return {
+            **own,
+            "capacity": float(self.capacity),
+            "steps": steps,
+            "batch_size": int(self.batch_size),
+            "learning_rate": rate if self.learning_rate == "auto" else float(self.learning_rate),
+            "optimizer": self.optimizer,
+            "schedule": self.schedule,
+            "weight_decay": float(self.weight_decay),
+            "scale": self.scale if table else None,
+        }
+
+    def _network_settings(self, spec: InputSpec) -> Settings:
+        """Resolve what depends on the network alone."""
+        network = choose.choose(spec.shape) if self.network == "auto" else self.network
+        if network in choose.CONVOLUTIONAL and spec.kind == "table":
+            raise ValueError(f"network={network!r} takes images; the data are a table. Use 'mlp' or 'fcres2'.")
+        widths = {"mlp": (128, 128), "fcres2": (256, 1024)}.get(network, ())
+        hidden = widths if self.hidden == "auto" else parameters.sizes("hidden", self.hidden)
+        dense = network in choose.DENSE
+        return {
+            "network": network,
+            "hidden": list(hidden),
+            "default_steps": 1000,
+            "default_rate": 2e-3 if dense else 1e-3,
+        }
+
+    def _optimizer(self, settings: Settings) -> Optimizer:
+        return Optimizer(
+            settings["learning_rate"], settings["optimizer"], settings["schedule"], settings["weight_decay"]
+        )
+
+    def _new_module(self, spec: InputSpec, settings: Settings, seed: int) -> nn.Module:
+        # Construction draws from PyTorch's global generator; the user's stream is put back afterwards, and
+        # every weight is drawn again from our own.
+        with torch.random.fork_rng(devices=[]):
+            model = self._build(spec, settings)
+        initialise(model, torch.Generator().manual_seed(seed + 2))
+        return model.to(self._device)
+
+    def _prepare(self, block: npt.NDArray[Any]) -> Tensor:
+        """Turn canonical rows into what the network takes: float32."""
+        if self._standardiser is not None:
+            block = self._standardiser.transform(block)
+        return torch.from_numpy(np.ascontiguousarray(block, dtype=np.float32))
+
+    def _restore(self, rows: Tensor) -> Float64Array:
+        """Turn what the network gives into the user's units and layout."""
+        block = rows.double().cpu().numpy()
+        if self._standardiser is not None:
+            block = self._standardiser.inverse(block)
+        return self.spec_.arrange(block)
+
+    def _set_input_attributes(self) -> None:
+        if self.spec_.kind == "table":
+            self.n_features_in_ = self.spec_.shape[0]
+            if self.spec_.columns is not None:
+                self.feature_names_in_ = np.array(self.spec_.columns, dtype=object)
+
+    def _calibrate(self, scores: Float64Array) -> None:
+        self.calibration_scores_ = scores
+        self.offset_ = calibration.threshold(scores, self.false_alarm_rate)
+
+    def _warn_if_too_few(self) -> None:
+        n = len(self.calibration_scores_)
+        smallest = calibration.smallest_rate(n)
+        if smallest > self.false_alarm_rate:
+            warnings.warn(
+                f"{n} calibration row{'s' if n > 1 else ''} cannot promise false_alarm_rate="
+                f"{self.false_alarm_rate:g}: the smallest rate they can promise is {smallest:.3g}, so predict will "
+                "call nothing an outlier. Give more rows, or raise false_alarm_rate or calibration_fraction.",
+                UserWarning,
+                stacklevel=3,
+            )
+
+    # --- scoring ---------------------------------------------------------------------------------------
+
+    def _passes(self, rows: Rows, index: npt.NDArray[np.intp] | None = None) -> Iterator[tuple[Tensor, int]]:
+        """Yield prepared rows in passes of one fixed size, with how many of them are real."""
+        size = IMAGE_PASS if self.spec_.kind == "image" and self._device.type == "cpu" else TABLE_PASS
+        block_rows = max(1, BLOCK_BYTES // (8 * self.spec_.dimensions) // size) * size
+        total = len(rows) if index is None else len(index)
+        for start in range(0, total, block_rows):
+            where = slice(start, min(start + block_rows, total)) if index is None else index[start : start + block_rows]
+            for part in self._prepare(rows.take(where)).split(size):
+                real = len(part)
+                if real < size:
+                    part = torch.cat([part, part[-1:].expand(size - real, *part.shape[1:])])
+                yield part.to(self._device), real
+
+    def _fitted_rows(self, X: Any) -> Rows:
+        check_is_fitted(self, "module_")
+        return Rows(X, self.spec_, type(self).__name__)
+
+    @torch.no_grad()
+    def _terms(self, rows: Rows, index: npt.NDArray[np.intp] | None = None) -> dict[str, Float64Array]:
+        """Score terms, high = normal: minus the energy's terms."""
+        parts: dict[str, list[Float64Array]] = {}
+        dtype = torch.bfloat16 if self.precision == "bfloat16" else torch.float32
+        with computing_in(dtype, self.module_):
+            for rows_in, real in self._passes(rows, index):
+                for name, energy in self._energy_terms(self.module_, rows_in).items():
+                    parts.setdefault(name, []).append(-energy[:real].double().cpu().numpy())
+        return {name: np.concatenate(values) for name, values in parts.items()}
+
+    def _scores(self, rows: Rows, index: npt.NDArray[np.intp] | None = None) -> Float64Array:
+        return np.sum(list(self._terms(rows, index).values()), axis=0)
+
+    def score_samples(self, X: Any) -> Float64Array:
+        """Return how normal each row is: ``(n,)`` float64, high = normal, in ``score_unit``.
+
+        A row's score depends on the row and the model alone: not on other rows, its position, or earlier
+        calls. Memory is bounded whatever the size of ``X``.
+        """
+        return self._scores(self._fitted_rows(X))
+
+    def score_terms(self, X: Any) -> dict[str, Float64Array]:
+        """Return the parts of the score by name, ``(n,)`` each; their sum is :meth:`score_samples`."""
+        return self._terms(self._fitted_rows(X))
+
+    def decision_function(self, X: Any) -> Float64Array:
+        """Return ``score_samples(X) − offset_``: negative exactly where :meth:`predict` says −1."""
+        return self.score_samples(X) - self.offset_
+
+    def predict(self, X: Any) -> npt.NDArray[np.int64]:
+        """Return −1 for outliers, those with a p-value of at most ``false_alarm_rate``, and +1 for the rest."""
+        return np.where(self.decision_function(X) < 0, -1, 1)
+
+    def p_values(self, X: Any) -> Float64Array:
+        """Return conformal p-values ``(n,)``: for a normal row, P(p ≤ α) ≤ α (see ``offmanifold.calibration``)."""
+        return calibration.p_values(self.calibration_scores_, self.score_samples(X))
+
+    def bits_per_dim(self, X: Any, *, discrete_pixels: bool = False) -> Float64Array:
+        """Return −score / (D ln 2): bits per dimension ``(n,)``, for scores in nats.
+
+        Parameters
+        ----------
+        X : array-like
+        discrete_pixels : bool
+            False: of the density on the scale that was modelled ([0, 1] for images). True, for images alone:
+            of 256 discrete grey levels, which is 8 more.
+        """
+        rows = self._fitted_rows(X)
+        if self.score_unit != "nats":
+            raise ValueError(f"{type(self).__name__}'s score is in {self.score_unit}, not in nats.")
+        if discrete_pixels and self.spec_.kind != "image":
+            raise ValueError("discrete_pixels=True is for images; the detector was trained on a table.")
+        scores = torch.from_numpy(self._scores(rows))
+        return bits_per_dim(scores, self.spec_.dimensions, discrete_pixels=discrete_pixels).numpy()
+
+    def _generator(self, random_state: int | np.random.RandomState | None) -> torch.Generator:
+        """Return a generator on the model's device; the detector must be fitted."""
+        check_is_fitted(self, "module_")
+        seed = int(check_random_state(random_state).randint(2**31 - 1))
+        return torch.Generator(self._device).manual_seed(seed)
+
+    def _probe_rows(self) -> Tensor:
+        """Return 16 random rows (none of the user's) that a saved model is tried on when loaded."""
+        generator = torch.Generator().manual_seed(PROBES)
+        if self.spec_.kind == "image":
+            return torch.rand(PROBES, *self.spec_.shape, generator=generator)
+        return torch.randn(PROBES, *self.spec_.shape, generator=generator)
+
+    @torch.no_grad()
+    def _probe_scores(self, probes: Tensor) -> Float64Array:
+        terms = self._energy_terms(self.module_, probes.to(self._device))
+        return -torch.stack([term.double() for term in terms.values()]).sum(0).cpu().numpy()
+
+    # --- keeping ---------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the fitted detector to one safetensors file, whole or not at all.
+
+        :func:`offmanifold.load` reads it back; nothing in it is ever executed.
+        """
+        from offmanifold import storage
+
+        storage.save(self, path)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = dict(super().__getstate__())
+        if "module_" in state:  # weights only: modules with parametrisations cannot be pickled
+            weights = state.pop("module_").state_dict()
+            state["_weights"] = {name: tensor.cpu().numpy() for name, tensor in weights.items()}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        weights = state.pop("_weights", None)
+        super().__setstate__(state)
+        if weights is not None:
+            self._load_weights({name: torch.tensor(np.array(array)) for name, array in weights.items()})
+
+    def _load_weights(self, weights: dict[str, Tensor]) -> None:
+        """Rebuild the module from ``settings_`` and ``spec_`` and give it ``weights``."""
+        self._device = choose_device(self.device)
+        model = self._new_module(self.spec_, self.settings_, seed=0)
+        model.load_state_dict(weights)
+        self.module_ = model.eval().requires_grad_(False)
+
+
+class LatentMixin(TransformerMixin):  # type: ignore[misc]
+    """For detectors with an encoder and a decoder: latent codes and reconstructions."""
+
+    def transform(self: Any, X: Any) -> npt.NDArray[np.float32]:
+        """Return latent codes ``(n, latent_dim)``: the posterior's means where codes are random."""
+        return np.concatenate([codes.cpu().numpy() for codes in self._through("encode", X)])
+
+    def reconstruct(self: Any, X: Any) -> Float64Array:
+        """Return the rows as the model sees them, in the units and layout of ``X``."""
+        return np.concatenate([self._restore(part) for part in self._through("reconstruct", X)])
+
+    def _through(self: Any, method: str, X: Any) -> Iterator[Tensor]:
+        with torch.no_grad():
+            for rows, real in self._passes(self._fitted_rows(X)):
+                yield getattr(self.module_, method)(rows)[:real]

@@ -1,0 +1,1 @@
+"""Plain encoders and decoders. None of them knows what it is trained for."""

@@ -1,0 +1,82 @@
+"""The shell around every encoder and decoder: arithmetic inside, float32 outside."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize as _parametrize  # noqa: F401 - makes nn.utils.parametrize available
+from torch.nn.utils.parametrizations import _SpectralNorm
+
+
+class Network(nn.Module):
+    """A stack of layers that may compute in bfloat16 inside; what it returns is always float32.
+
+    Parameters
+    ----------
+    body : Module
+        The layers.
+    convolutional : bool
+        Whether inputs and weights profit from the channels-last arrangement.
+
+    Attributes
+    ----------
+    compute_dtype : torch.dtype
+        ``torch.float32`` (default) or ``torch.bfloat16``, set by the training loop.
+    """
+
+    def __init__(self, body: nn.Module, *, convolutional: bool = False) -> None:
+        super().__init__()
+        self.body = body
+        self.convolutional = convolutional
+        self.compute_dtype = torch.float32
+        if convolutional:
+            self.body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if self.convolutional and inputs.ndim == 4:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        if self.compute_dtype == torch.float32:
+            return self.body(inputs)  # type: ignore[no-any-return]
+        with torch.autocast(inputs.device.type, dtype=self.compute_dtype):
+            outputs: Tensor = self.body(inputs)
+        return outputs.float()
+
+
+def initialise(module: nn.Module, generator: torch.Generator) -> None:
+    """Draw every weight anew from ``generator``: PyTorch's own distributions without its global state.
+
+    Weights and biases of linear and convolutional layers are uniform on ±1/√fan_in; normalisations start
+    as the identity.
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+            # (out, in/groups, …) for both; a transposed one has (in, out/groups, …): PyTorch uses dim 1 too.
+            bound = 1 / math.sqrt(max(1, layer.weight[0].numel()))
+            with torch.no_grad():
+                weight = torch.empty_like(layer.weight).uniform_(-bound, bound, generator=generator)
+                if nn.utils.parametrize.is_parametrized(layer, "weight"):
+                    layer.weight = weight  # goes to what is behind the parametrisation
+                else:
+                    layer.weight.copy_(weight)
+                if layer.bias is not None:
+                    layer.bias.uniform_(-bound, bound, generator=generator)
+        elif isinstance(layer, nn.LayerNorm | nn.GroupNorm | nn.BatchNorm2d):
+            layer.reset_parameters()  # ones and zeros: nothing random
+        elif isinstance(layer, _SpectralNorm):
+            for vector in (layer._u, layer._v):
+                torch.nn.functional.normalize(
+                    torch.empty_like(vector).normal_(generator=generator), dim=0, out=vector
+                )
+
+
+class Reshape(nn.Module):
+    """``(n, …)`` → ``(n, *shape)``."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.shape = shape
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs.reshape(-1, *self.shape)

@@ -1,0 +1,72 @@
+"""Checks of users' arguments: each error names the argument, what came, and what is expected."""
+
+from __future__ import annotations
+
+import difflib
+import numbers
+from collections.abc import Iterable
+from typing import Any
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ``" Did you mean 'x'?"`` where a known name is close, else the list of known names."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" Did you mean {close[0]!r}?" if close else f" Known: {', '.join(known)}."
+
+
+def choice(argument: str, value: Any, options: Iterable[str]) -> str:
+    """Return ``value`` if it is one of ``options``."""
+    options = tuple(options)
+    if not isinstance(value, str):
+        raise TypeError(f"{argument} must be one of {', '.join(map(repr, options))}; got {value!r}.")
+    if value not in options:
+        raise ValueError(f"{argument}={value!r} is unknown.{did_you_mean(value, options)}")
+    return value
+
+
+def integer(argument: str, value: Any, *, minimum: int = 1) -> int:
+    """Return ``value`` as an int of at least ``minimum``."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{argument} must be an integer of at least {minimum}; got {value!r}.")
+    if value < minimum:
+        raise ValueError(f"{argument} must be an integer of at least {minimum}; got {value}.")
+    return int(value)
+
+
+def real(
+    argument: str,
+    value: Any,
+    *,
+    above: float | None = None,
+    minimum: float | None = None,
+    below: float | None = None,
+    maximum: float | None = None,
+) -> float:
+    """Return ``value`` as a finite float within the bounds (``above`` and ``below`` are exclusive)."""
+    wanted = "a finite number"
+    for word, bound in (("above", above), ("at least", minimum), ("below", below), ("at most", maximum)):
+        if bound is not None:
+            wanted += f", {word} {bound:g}"
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{argument} must be {wanted}; got {value!r}.")
+    number = float(value)
+    fits = (
+        number - number == 0
+        and (above is None or number > above)
+        and (minimum is None or number >= minimum)
+        and (below is None or number < below)
+        and (maximum is None or number <= maximum)
+    )
+    if not fits:
+        raise ValueError(f"{argument} must be {wanted}; got {value!r}.")
+    return number
+
+
+def sizes(argument: str, value: Any) -> tuple[int, ...]:
+    """Return ``value`` (one integer or a sequence of them) as a tuple of positive ints."""
+    if isinstance(value, numbers.Integral):
+        value = (value,)
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise TypeError(f"{argument} must be a positive integer or a sequence of them; got {value!r}.")
+    return tuple(integer(f"{argument}[{i}]", size) for i, size in enumerate(value))

@@ -1,0 +1,129 @@
+"""What the decoder's output says about a row: p(x | z), with its constants, in nats per row."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+GAMMAS = ("learned", "per-dimension", "closed-form")
+LOG_2PI = math.log(2 * math.pi)
+
+
+class Gaussian(nn.Module):
+    """x | z ~ N(decoded, γ I), γ a **variance** (P0 and P4: Eq. 2).
+
+    Parameters
+    ----------
+    shape : tuple of int
+        One row.
+    gamma : {"learned", "per-dimension", "closed-form"} or float
+        One learned variance; one for each dimension; the running mean squared error (its optimum given
+        the networks); or a fixed number.
+    floor : float
+        The variance never falls below this.
+    start : float
+        Where a learned variance starts.
+    sigmoid : bool
+        Whether the mean is the sigmoid of what the decoder gives (images in [0, 1]).
+
+    Notes
+    -----
+    What is learned is log(γ − floor), so that the gradient never vanishes at the floor.
+    """
+
+    momentum = 0.05
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        gamma: str | float = "learned",
+        *,
+        floor: float = 1e-6,
+        start: float = 1.0,
+        sigmoid: bool = False,
+    ) -> None:
+        super().__init__()
+        self.rule = gamma if isinstance(gamma, str) else "fixed"
+        self.floor = floor
+        self.sigmoid = sigmoid
+        value = torch.full(tuple(shape) if gamma == "per-dimension" else (), math.log(start))
+        if self.rule in ("learned", "per-dimension"):
+            self.log_gamma = nn.Parameter(value)
+        elif self.rule == "closed-form":
+            self.register_buffer("log_gamma", value)
+        else:
+            self.register_buffer("log_gamma", torch.tensor(math.log(float(gamma))))
+
+    @property
+    def log_variance(self) -> Tensor:
+        """log γ, a scalar or of the row's shape."""
+        if self.rule in ("learned", "per-dimension"):
+            return torch.logaddexp(self.log_gamma, self.log_gamma.new_tensor(math.log(self.floor)))
+        return self.log_gamma
+
+    @property
+    def gamma(self) -> Tensor:
+        """The variance γ, detached."""
+        return self.log_variance.detach().exp()
+
+    @property
+    def touches_floor(self) -> bool:
+        """Whether any variance is within a factor of two of its floor."""
+        return self.rule != "fixed" and bool((self.gamma <= 2 * self.floor).any())
+
+    def mean(self, decoded: Tensor) -> Tensor:
+        """E[x | z] ``(n, *shape)`` from the decoder's output."""
+        return torch.sigmoid(decoded) if self.sigmoid else decoded
+
+    def log_prob(self, rows: Tensor, decoded: Tensor) -> Tensor:
+        """−½ [Σ (x − mean)²/γ + Σ log γ + D log 2π] for each row: ``(n,)`` nats."""
+        squared = (rows - self.mean(decoded)).square()
+        if self.training and self.rule == "closed-form":
+            self._follow(squared.detach().mean())
+        return self._log_prob(squared)
+
+    def _log_prob(self, squared: Tensor) -> Tensor:
+        log_variance = self.log_variance
+        dimensions = squared[0].numel()
+        if log_variance.ndim:
+            weighted = (squared * (-log_variance).exp()).flatten(1).sum(1)
+            log_det = log_variance.sum()
+        else:
+            weighted = squared.flatten(1).sum(1) * (-log_variance).exp()
+            log_det = dimensions * log_variance
+        return -0.5 * (weighted + log_det + dimensions * LOG_2PI)
+
+    def _follow(self, mean_squared_error: Tensor) -> None:
+        running = torch.lerp(self.log_gamma.exp(), mean_squared_error, self.momentum)
+        self.log_gamma.copy_(running.clamp(min=self.floor).log())
+
+    def sample(self, decoded: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw x ``(n, *shape)``."""
+        mean = self.mean(decoded)
+        noise = torch.empty_like(mean).normal_(generator=generator)
+        return mean + self.gamma.sqrt() * noise
+
+
+class Bernoulli(nn.Module):
+    """x | z ~ Bernoulli(sigmoid(decoded)) in every dimension; grey values count as probabilities."""
+
+    touches_floor = False
+
+    def mean(self, decoded: Tensor) -> Tensor:
+        """E[x | z] ``(n, *shape)`` from the decoder's logits."""
+        return torch.sigmoid(decoded)
+
+    def log_prob(self, rows: Tensor, decoded: Tensor) -> Tensor:
+        """Σ x log p + (1 − x) log(1 − p) for each row: ``(n,)`` nats."""
+        return -F.binary_cross_entropy_with_logits(decoded, rows, reduction="none").flatten(1).sum(1)
+
+    def sample(self, decoded: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw x in {0, 1} ``(n, *shape)``."""
+        return torch.bernoulli(self.mean(decoded), generator=generator)
+
+
+Likelihood = Gaussian | Bernoulli

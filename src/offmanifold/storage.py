@@ -1,0 +1,187 @@
+"""One safetensors file a model: tensors and a JSON header. Nothing in it is executed or imported by name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+import offmanifold
+from offmanifold import atomic
+from offmanifold.data.inputs import InputSpec
+from offmanifold.data.tables import Standardiser
+from offmanifold.detectors import DETECTORS, OutlierDetector
+
+FORMAT = "offmanifold"
+VERSION = 1
+# How far a probe row's score may be off on another machine: other kernels round differently.
+PROBE_TOLERANCE = 1e-3
+
+
+def save(detector: OutlierDetector, path: str | os.PathLike[str]) -> None:
+    """Write a fitted detector to ``path``, whole or not at all.
+
+    Raises
+    ------
+    sklearn.exceptions.NotFittedError
+        If it has not been fitted.
+    """
+    detector._generator(0)  # raises where it has not been fitted
+    tensors = {f"module/{name}": tensor for name, tensor in detector.module_.state_dict().items()}
+    tensors["calibration/scores"] = torch.from_numpy(detector.calibration_scores_)
+    if detector._standardiser is not None:
+        tensors["standardiser/mean"] = torch.from_numpy(detector._standardiser.mean)
+        tensors["standardiser/scale"] = torch.from_numpy(detector._standardiser.scale)
+    tensors["probes/rows"] = detector._probe_rows()
+    tensors["probes/scores"] = torch.from_numpy(detector._probe_scores(tensors["probes/rows"]))
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    header = {
+        "detector": detector.key,
+        "parameters": _plain(detector.get_params()),
+        "settings": detector.settings_,
+        "input": detector.spec_.to_json(),
+        "rows": detector.rows_,
+        "history": detector.history_,
+        "made_with": {
+            "offmanifold": offmanifold.__version__,
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+    }
+    text = json.dumps(header)
+    metadata = {"format": FORMAT, "version": str(VERSION), "header": text, "digest": _digest(text, tensors)}
+    atomic.write(path, safetensors.torch.save(tensors, metadata))
+
+
+def load(path: str | os.PathLike[str], *, device: str = "auto") -> OutlierDetector:
+    """Read a detector that :func:`save` wrote.
+
+    Parameters
+    ----------
+    path : path
+    device : str
+        Where to put it, whatever it was trained on.
+
+    Raises
+    ------
+    ValueError
+        Saying whether the file is missing, truncated, altered, from a newer version, or not ours; nothing else is ever
+        raised for a bad file, and no file gives other scores than the detector that was saved.
+    """
+    path = Path(path)
+    header, tensors = read(path)
+    try:
+        detector = _rebuild(header, tensors, device)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be loaded: {error}") from error
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"{path} is inconsistent: {error}") from error
+    return detector
+
+
+def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return header and tensors of a model file after checking format, version and digest."""
+    path = Path(path)
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} does not exist.") from error
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
+    try:
+        tensors = safetensors.torch.load(content)
+        length = int.from_bytes(content[:8], "little")
+        metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
+    except (SafetensorError, ValueError, KeyError, RuntimeError, TypeError, OverflowError) as error:
+        raise ValueError(f"{path} is not a whole safetensors file: truncated, damaged or another format ({error}).") from error
+    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
+        raise ValueError(f"{path} is not an offmanifold model.")
+    version = str(metadata.get("version", ""))
+    if not version.isdigit():
+        raise ValueError(f"{path} is damaged: its version is {version!r}.")
+    if int(version) > VERSION:
+        raise ValueError(
+            f"{path} is of format version {version}; this offmanifold ({offmanifold.__version__}) reads up to {VERSION}. "
+            "Upgrade offmanifold."
+        )
+    text = str(metadata.get("header", ""))
+    if metadata.get("digest") != _digest(text, tensors):
+        raise ValueError(f"{path} is damaged: its content does not match its digest.")
+    try:
+        header = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: its header is not JSON.") from error
+    if not isinstance(header, dict):
+        raise ValueError(f"{path} is damaged: its header is not an object.")
+    return header, tensors
+
+
+def _rebuild(header: dict[str, Any], tensors: dict[str, Tensor], device: str) -> OutlierDetector:
+    key = header["detector"]
+    if key not in DETECTORS:
+        raise ValueError(f"it holds a detector {key!r}, which this version does not know.")
+    detector = DETECTORS[key](**{**_tuples(header["parameters"]), "device": device})
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"its tensor {name!r} is not finite.")
+    detector._check_common()
+    detector.spec_ = InputSpec.from_json(header["input"])
+    detector.settings_ = header["settings"]
+    detector.history_, detector.rows_ = header["history"], header["rows"]
+    if detector.settings_["scale"] == "standard":
+        mean, scale = tensors["standardiser/mean"].numpy(), tensors["standardiser/scale"].numpy()
+        if mean.shape != detector.spec_.shape or scale.shape != mean.shape or not (scale > 0).all():
+            raise ValueError("its standardisation does not fit its input.")
+        detector._standardiser = Standardiser(mean, scale)
+    else:
+        detector._standardiser = None
+    detector._set_input_attributes()
+    prefix = "module/"
+    detector._load_weights({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
+    scores = tensors["calibration/scores"].numpy()
+    if scores.ndim != 1 or len(scores) == 0 or (np.diff(scores) < 0).any():
+        raise ValueError("its calibration scores are not a sorted list.")
+    detector._calibrate(scores)
+    expected = tensors["probes/scores"].numpy()
+    found = detector._probe_scores(tensors["probes/rows"])
+    if not np.allclose(found, expected, rtol=PROBE_TOLERANCE, atol=PROBE_TOLERANCE):
+        worst = float(np.abs(found - expected).max())
+        raise ValueError(f"its probe rows score differently here (by up to {worst:.3g}); it would not give its own scores.")
+    return detector
+
+
+def _digest(header: str, tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256(header.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _plain(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Turn hyper-parameters into what JSON holds; a RandomState cannot be kept and becomes None."""
+    plain: dict[str, Any] = {}
+    for name, value in parameters.items():
+        if isinstance(value, np.random.RandomState):
+            value = None
+        elif isinstance(value, np.generic):
+            value = value.item()
+        elif isinstance(value, np.ndarray | tuple | range):
+            value = [int(size) for size in value]
+        plain[name] = value
+    return plain
+
+
+def _tuples(parameters: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in parameters.items()}

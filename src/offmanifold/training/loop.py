@@ -1,0 +1,335 @@
+"""The one training loop: every detector's phases run here."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from offmanifold.training.checkpoints import Checkpointer, deferred_interrupt
+from offmanifold.training.phases import Loss, Phase, Update
+from offmanifold.training.precision import computing_in
+from offmanifold.training.progress import Progress
+
+History = list[dict[str, Any]]
+
+VALIDATION_BATCH = 512
+VALIDATION_SEED = 20_201_106
+# A loss that climbs this many times its first size above its best will not come back.
+EXPLOSION = 1e4
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss became non-finite or exploded. The weights of the last good check are back in the model.
+
+    Attributes
+    ----------
+    phase : str
+    step : int
+        Where it was noticed.
+    last_good_step : int
+        The check whose weights the model has.
+    """
+
+    def __init__(self, phase: str, step: int, last_good_step: int, what: str) -> None:
+        self.phase, self.step, self.last_good_step = phase, step, last_good_step
+        super().__init__(
+            f"Training diverged in phase {phase!r} at step {step}: {what}. The last good weights are those of "
+            f"step {last_good_step}. Try a smaller learning_rate, or precision='float32'."
+        )
+
+
+class Batches:
+    """Endless batches: pass after pass over the rows, each in a new random order."""
+
+    def __init__(self, rows: Tensor, batch_size: int, generator: torch.Generator) -> None:
+        self.rows, self.generator = rows, generator
+        self.size = min(batch_size, len(rows))
+        self.order = torch.empty(0, dtype=torch.int64)
+        self.cursor = 0
+
+    def next(self) -> Tensor:
+        """Return the next ``(size, *shape)``."""
+        index = self.order[self.cursor : self.cursor + self.size]
+        self.cursor += self.size
+        if len(index) < self.size:
+            self.order = torch.randperm(len(self.rows), generator=self.generator)
+            self.cursor = self.size - len(index)
+            index = torch.cat([index, self.order[: self.cursor]])
+        return self.rows[index.to(self.rows.device)]
+
+
+@dataclasses.dataclass
+class _State:
+    """Where a phase stands, apart from weights and generators."""
+
+    phase: int = 0
+    step: int = 0
+    best: float = math.inf
+    best_step: int = 0
+    stale_checks: int = 0
+    first_loss: float | None = None
+    lowest_loss: float = math.inf
+    elapsed: float = 0.0
+    history: History = dataclasses.field(default_factory=list)
+
+
+def train(
+    model: nn.Module,
+    phases: Sequence[Phase],
+    rows: Tensor,
+    held_out: Tensor,
+    *,
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+    checkpointer: Checkpointer | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> History:
+    """Run the phases; leave in ``model`` the weights that were best on ``held_out``.
+
+    Parameters
+    ----------
+    model : Module
+        On the device where it is to be trained.
+    phases : sequence of Phase
+    rows, held_out : (n, *shape) and (m, *shape)
+        On the same device. Held-out rows choose weights and end phases; they are never trained on.
+    seed : int
+        Of the batches' order and of the noise. The same seed gives the same weights.
+    dtype : torch.dtype
+        Arithmetic inside the networks.
+    checkpointer : Checkpointer, optional
+    resume : bool
+        Go on from the checkpoint, bit for bit as if the run had never stopped.
+    progress : Progress, optional
+
+    Returns
+    -------
+    list of dict
+        One record a check: phase, step, loss, validation, learning rate, metrics, gradient norms by group.
+
+    Raises
+    ------
+    TrainingDiverged
+        The loss is not finite, or explodes.
+    KeyboardInterrupt
+        After a checkpoint has been written, if there is a checkpointer.
+    """
+    return _Run(model, phases, rows, held_out, seed, dtype, checkpointer, progress).run(resume)
+
+
+class _Run:
+    def __init__(
+        self,
+        model: nn.Module,
+        phases: Sequence[Phase],
+        rows: Tensor,
+        held_out: Tensor,
+        seed: int,
+        dtype: torch.dtype,
+        checkpointer: Checkpointer | None,
+        progress: Progress | None,
+    ) -> None:
+        self.model, self.phases, self.rows, self.held_out = model, phases, rows, held_out
+        self.dtype, self.checkpointer = dtype, checkpointer
+        self.progress = progress or Progress(verbose=False)
+        self.order_generator = torch.Generator().manual_seed(seed)
+        self.noise_generator = torch.Generator(rows.device).manual_seed(seed + 1)
+        self.state = _State()
+        self._begin_phase()
+
+    def _begin_phase(self) -> None:
+        """Set up what belongs to the current phase; a resumed run overwrites it."""
+        phase = self.phases[self.state.phase]
+        self.batches = Batches(self.rows, phase.batch_size, self.order_generator)
+        self.optimizers = [update.optimizer.build(update.groups) for update in phase.updates]
+        self.best_weights = self._weights()
+        self._total: Tensor | None = None  # sum of the losses since the last check
+        self._counted = 0
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+
+    def run(self, resume: bool) -> History:
+        if resume and self.checkpointer is not None:
+            self._restore(self.checkpointer)
+        began = time.monotonic() - self.state.elapsed
+        self.model.train()
+        with (
+            deferred_interrupt(self.checkpointer is not None) as interruption,
+            computing_in(self.dtype, self.model),
+            self.progress,
+        ):
+            while self.state.phase < len(self.phases):
+                phase = self.phases[self.state.phase]
+                self.progress.start(phase, self.state.step)
+                while self.state.step < phase.steps and self.state.stale_checks < phase.patience:
+                    loss, metrics = self._step(phase)
+                    self.state.elapsed = time.monotonic() - began
+                    if self.state.step % phase.check_every == 0 or self.state.step == phase.steps:
+                        self._check(phase, metrics)
+                    self.progress.advance(self.state.step, self.state.history[-1] if self.state.history else None)
+                    if self.checkpointer is not None and (interruption.requested or self.checkpointer.due):
+                        # What is already lost is not worth keeping: the checkpoint on disk stays the good one.
+                        if bool(torch.isfinite(loss)):
+                            self._save(self.checkpointer)
+                        if interruption.requested:
+                            raise KeyboardInterrupt
+                self.progress.finish(self.state.step)
+                self.model.load_state_dict(self.best_weights)
+                self.state = _State(
+                    phase=self.state.phase + 1, elapsed=self.state.elapsed, history=self.state.history
+                )
+                if self.state.phase < len(self.phases):
+                    self._begin_phase()
+        self.model.eval()
+        return self.state.history
+
+    def _step(self, phase: Phase) -> tuple[Tensor, dict[str, Tensor]]:
+        """Run every update once on one batch; return the first one's loss and all metrics."""
+        batch = self.batches.next()
+        first_loss: Tensor | None = None
+        all_metrics: dict[str, Tensor] = {}
+        for update, optimizer in zip(phase.updates, self.optimizers, strict=True):
+            for group, settings in zip(update.groups, optimizer.param_groups, strict=True):
+                settings["lr"] = update.optimizer.rate(self.state.step, phase.steps) * group.rate_scale
+            loss, metrics = self._apply(update, optimizer, batch)
+            if update.repeat_until is not None:
+                losses = [loss.item()]
+                while not update.repeat_until(losses) and len(losses) < update.most_repeats:
+                    batch = self.batches.next()
+                    loss, metrics = self._apply(update, optimizer, batch)
+                    losses.append(loss.item())
+            first_loss = loss if first_loss is None else first_loss
+            all_metrics |= metrics
+        assert first_loss is not None  # noqa: S101 - a phase has at least one update
+        self._total = first_loss if self._total is None else self._total + first_loss
+        self._counted += 1
+        self.state.step += 1
+        return first_loss, all_metrics
+
+    def _apply(
+        self, update: Update, optimizer: torch.optim.Optimizer, batch: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        values, metrics = update.loss(batch, self.noise_generator)
+        loss = values.mean()
+        parameters = [parameter for group in update.groups for parameter in group.parameters]
+        # Gradients for these parameters alone: whatever else the loss reaches stays untouched.
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+        return loss.detach(), metrics
+
+    def _check(self, phase: Phase, metrics: dict[str, Tensor]) -> None:
+        """Record, compare with the best, and stop a run that has diverged."""
+        state = self.state
+        assert self._total is not None  # noqa: S101 - a check follows a step
+        loss = (self._total / self._counted).item()
+        self._total, self._counted = None, 0
+        validation = self._validate(phase)
+        problem = self._problem(loss, validation)
+        if problem:
+            self.model.load_state_dict(self.best_weights)
+            self.model.eval()
+            raise TrainingDiverged(phase.name, state.step, state.best_step, problem)
+        if state.first_loss is None:
+            state.first_loss = loss
+        state.lowest_loss = min(state.lowest_loss, loss)
+        record: dict[str, Any] = {
+            "phase": phase.name,
+            "step": state.step,
+            "seconds": round(state.elapsed, 3),
+            "loss": loss,
+            "validation": validation,
+            "learning_rate": phase.updates[0].optimizer.rate(state.step - 1, phase.steps),
+            **{name: float(value) for name, value in metrics.items()},
+        }
+        for update in phase.updates:
+            for group in update.groups:
+                gradients = [p.grad for p in group.parameters if p.grad is not None]
+                if gradients:
+                    norm = torch.nn.utils.get_total_norm(gradients)
+                    record[f"gradient_norm/{group.name}"] = norm.item()
+        state.history.append(record)
+        if validation < state.best:
+            state.best, state.best_step, state.stale_checks = validation, state.step, 0
+            self.best_weights = self._weights()
+        else:
+            state.stale_checks += 1
+
+    def _problem(self, loss: float, validation: float) -> str | None:
+        if not math.isfinite(loss):
+            return f"the loss is {loss}"
+        if not math.isfinite(validation):
+            return f"the loss of the held-out rows is {validation}"
+        first = self.state.first_loss
+        if first is not None and loss - self.state.lowest_loss > EXPLOSION * (1 + abs(first)):
+            return f"the loss rose from {self.state.lowest_loss:.3g} to {loss:.3g}"
+        return None
+
+    @torch.no_grad()
+    def _validate(self, phase: Phase) -> float:
+        loss: Loss = phase.validation or phase.updates[0].loss
+        self.model.eval()
+        generator = torch.Generator(self.held_out.device).manual_seed(VALIDATION_SEED)
+        total = sum(loss(part, generator)[0].double().sum() for part in self.held_out.split(VALIDATION_BATCH))
+        self.model.train()
+        return float(total) / len(self.held_out)
+
+    def _save(self, checkpointer: Checkpointer) -> None:
+        tensors = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
+        tensors |= {f"best/{name}": tensor for name, tensor in self.best_weights.items()}
+        for i, optimizer in enumerate(self.optimizers):
+            for j, parameter in enumerate(_parameters(optimizer)):
+                for key, value in optimizer.state.get(parameter, {}).items():
+                    tensors[f"optimizer/{i}/{j}/{key}"] = value
+        tensors["batches/order"] = self.batches.order
+        tensors["generators/order"] = self.order_generator.get_state()
+        tensors["generators/noise"] = self.noise_generator.get_state()
+        if self._total is not None:
+            tensors["running/total"] = self._total
+        state = dataclasses.asdict(self.state) | {"cursor": self.batches.cursor, "counted": self._counted}
+        checkpointer.save(tensors, state)
+
+    def _restore(self, checkpointer: Checkpointer) -> None:
+        tensors, values = checkpointer.load()
+        cursor, counted = values.pop("cursor"), values.pop("counted")
+        self.state = _State(**values)
+        self.model.load_state_dict(_under(tensors, "model/"))
+        self._begin_phase()
+        self.best_weights = {
+            name: torch.empty_like(tensor).copy_(tensors[f"best/{name}"])
+            for name, tensor in self.model.state_dict().items()
+        }
+        for i, optimizer in enumerate(self.optimizers):
+            for j, parameter in enumerate(_parameters(optimizer)):
+                saved = _under(tensors, f"optimizer/{i}/{j}/")
+                if saved:
+                    optimizer.state[parameter] = {
+                        # Fused kernels keep their step count on the device, the others on the CPU.
+                        key: torch.empty_like(parameter).copy_(value)
+                        if key != "step"
+                        else value.to(parameter.device if optimizer.defaults.get("fused") else "cpu")
+                        for key, value in saved.items()
+                    }
+        self.batches.order, self.batches.cursor = tensors["batches/order"], cursor
+        self.order_generator.set_state(tensors["generators/order"])
+        self.noise_generator.set_state(tensors["generators/noise"])
+        self._counted = counted
+        if counted:
+            self._total = tensors["running/total"].to(self.rows.device)
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

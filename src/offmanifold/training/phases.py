@@ -1,0 +1,131 @@
+"""What training consists of: phases of updates, as plain values."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Metrics = dict[str, Tensor]
+# (rows, generator) → (per-row loss, metrics). Unreduced: the loop takes the mean.
+Loss = Callable[[Tensor, torch.Generator], tuple[Tensor, Metrics]]
+
+Schedule = Literal["constant", "one-cycle", "cosine"]
+SCHEDULES = ("constant", "one-cycle", "cosine")
+OPTIMIZERS = ("adam", "adamw", "rmsprop")
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """How parameters move.
+
+    Attributes
+    ----------
+    name : {"adam", "adamw", "rmsprop"}
+    learning_rate : float
+        The peak of the schedule.
+    schedule : {"constant", "one-cycle", "cosine"}
+        One-cycle rises linearly over the first 30 % and falls as a cosine; cosine falls from the start.
+    weight_decay : float
+    """
+
+    learning_rate: float
+    name: str = "adam"
+    schedule: Schedule = "constant"
+    weight_decay: float = 0.0
+
+    def rate(self, step: int, steps: int) -> float:
+        """Return the learning rate at ``step`` of ``steps``: a function of both, with no memory."""
+        done = step / max(1, steps)
+        if self.schedule == "constant":
+            return self.learning_rate
+        if self.schedule == "cosine":
+            return self.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+        if done < 0.3:
+            return self.learning_rate * (0.04 + 0.96 * done / 0.3)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (done - 0.3) / 0.7))
+
+    def build(self, groups: Sequence[ParameterGroup]) -> torch.optim.Optimizer:
+        """Return PyTorch's optimiser over ``groups``."""
+        kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {
+            "adam": torch.optim.Adam,
+            "adamw": torch.optim.AdamW,
+            "rmsprop": torch.optim.RMSprop,
+        }
+        options: dict[str, object] = {"lr": self.learning_rate, "weight_decay": self.weight_decay}
+        if self.name != "rmsprop":
+            options["fused"] = True  # one kernel for all tensors, on the CPU too
+        return kinds[self.name]([{"params": list(group.parameters)} for group in groups], **options)
+
+
+@dataclasses.dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters under one name in the gradient statistics, with a factor on their learning rate."""
+
+    name: str
+    parameters: tuple[nn.Parameter, ...]
+    rate_scale: float = 1.0
+
+    @classmethod
+    def of(cls, name: str, module: nn.Module | Iterable[nn.Parameter], rate_scale: float = 1.0) -> ParameterGroup:
+        """Take a module's trainable parameters."""
+        parameters = module.parameters() if isinstance(module, nn.Module) else module
+        return cls(name, tuple(p for p in parameters if p.requires_grad), rate_scale)
+
+
+@dataclasses.dataclass(frozen=True)
+class Update:
+    """One optimiser step: the mean of ``loss`` over the batch moves ``groups`` and nothing else.
+
+    Attributes
+    ----------
+    repeat_until : callable, optional
+        Given the losses of this update's repetitions so far, say whether it is enough. The update is
+        repeated on fresh batches until then (lagging inference; at most ``most_repeats`` times).
+    """
+
+    groups: tuple[ParameterGroup, ...]
+    loss: Loss
+    optimizer: Optimizer
+    repeat_until: Callable[[Sequence[float]], bool] | None = None
+    most_repeats: int = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """A named stretch of training.
+
+    Attributes
+    ----------
+    name : str
+    updates : tuple of Update
+        Run in order on each batch.
+    steps : int
+        Batches, at most.
+    batch_size : int
+        Rows a batch (all rows, where there are fewer).
+    validation : Loss, optional
+        Its mean over the held-out rows decides which weights are kept, with the same noise each time.
+        Default: the first update's loss.
+    patience : int
+        Stop after so many checks without a better validation loss.
+    checks : int
+        How often in the phase to check: validation, divergence, statistics, best weights.
+    """
+
+    name: str
+    updates: tuple[Update, ...]
+    steps: int
+    batch_size: int
+    validation: Loss | None = None
+    patience: int = 1_000_000
+    checks: int = 40
+
+    @property
+    def check_every(self) -> int:
+        """Steps between two checks."""
+        return max(1, self.steps // self.checks)

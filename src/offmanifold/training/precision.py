@@ -1,0 +1,66 @@
+"""Arithmetic inside the networks: bfloat16 where the processor gains from it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from offmanifold.networks.network import Network
+
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+
+def choose_device(device: str) -> torch.device:
+    """Return the device meant by ``device``; "auto" takes a CUDA GPU where there is one."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device={device!r} cannot be used here: {reason}") from error
+    return chosen
+
+
+def gains_from_bfloat16(device: torch.device) -> bool:
+    """Say whether the processor multiplies bfloat16 faster than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and "amx_bf16" in _processor_flags()
+
+
+def _processor_flags() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next((line for line in file if line.startswith("flags")), "")
+    except OSError:
+        return ""
+
+
+def choose_dtype(precision: str, module: nn.Module, device: torch.device) -> torch.dtype:
+    """Return the arithmetic for training ``module``: "auto" is bfloat16 for convolutions that gain from it.
+
+    Small dense networks stay in float32: they gain nothing, and energies of tables need the digits.
+    """
+    if precision == "auto":
+        convolutional = any(isinstance(part, Network) and part.convolutional for part in module.modules())
+        return torch.bfloat16 if convolutional and gains_from_bfloat16(device) else torch.float32
+    return torch.bfloat16 if precision == "bfloat16" else torch.float32
+
+
+@contextlib.contextmanager
+def computing_in(dtype: torch.dtype, module: nn.Module) -> Iterator[None]:
+    """Let the networks inside ``module`` compute in ``dtype`` within the block."""
+    networks = [part for part in module.modules() if isinstance(part, Network)]
+    before = [network.compute_dtype for network in networks]
+    try:
+        for network in networks:
+            network.compute_dtype = dtype
+        yield
+    finally:
+        for network, old in zip(networks, before, strict=True):
+            network.compute_dtype = old

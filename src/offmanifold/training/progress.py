@@ -1,0 +1,80 @@
+"""A progress bar on a terminal, silence elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Any, Literal
+
+from offmanifold.training.phases import Phase
+
+Verbosity = bool | Literal["auto"]
+
+
+class Progress:
+    """Show phase, loss, rate and time left.
+
+    Parameters
+    ----------
+    verbose : bool or "auto"
+        "auto" shows it where standard error is a terminal.
+    """
+
+    def __init__(self, verbose: Verbosity = "auto") -> None:
+        self._bar: Any = None
+        self._task: Any = None
+        self._shown = 0.0
+        self.enabled = sys.stderr.isatty() if verbose == "auto" else bool(verbose)
+
+    def __enter__(self) -> Progress:
+        if self.enabled:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            self._bar = Bar(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TextColumn("{task.fields[state]}"),
+                TimeRemainingColumn(compact=True),
+                console=Console(stderr=True),
+            )
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def start(self, phase: Phase, step: int) -> None:
+        """Begin a phase at ``step``."""
+        if self._bar is not None:
+            self._task = self._bar.add_task(phase.name, total=phase.steps, completed=step, rate="", state="")
+            self._began = (time.monotonic(), step)
+
+    def advance(self, step: int, record: dict[str, Any] | None) -> None:
+        """Move the bar; ``record`` is the latest entry of the history."""
+        if self._bar is None:
+            return
+        now = time.monotonic()
+        if now - self._shown < 0.1:
+            return
+        self._shown = now
+        began, first = self._began
+        rate = f"{(step - first) / max(now - began, 1e-9):.0f} steps/s"
+        state = ""
+        if record is not None:
+            state = f"loss {record['loss']:.4g}"
+            if "validation" in record:
+                state += f", held-out {record['validation']:.4g}"
+        self._bar.update(self._task, completed=step, rate=rate, state=state)
+
+    def finish(self, step: int) -> None:
+        """End the phase, which may have stopped early."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, total=step, state="done")
