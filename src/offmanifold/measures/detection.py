@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import norm, rankdata
+from scipy.stats import binomtest, norm, rankdata
 from sklearn.metrics import average_precision_score
 
 Scores = npt.NDArray[np.float64]
@@ -136,6 +136,12 @@ def fpr_at_tpr(
         return float((negatives >= threshold).mean())
 
     return _bootstrap(statistic, low_scores, high_scores, level, draws, random_state)
+
+
+def proportion(count: int, total: int, *, level: float = 0.95) -> Estimate:
+    """``count`` of ``total`` with the exact binomial interval of Clopper & Pearson."""
+    interval = binomtest(count, total).proportion_ci(level)
+    return Estimate(count / total, float(interval.low), float(interval.high), level)
 
 
 def _bootstrap(

@@ -1,0 +1,164 @@
+"""What the commands share: options, messages, reading data."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from offmanifold.data.files import Source
+    from offmanifold.detectors import OutlierDetector
+
+# How many bytes of a data file are read at a time.
+CHUNK_BYTES = 32 * 2**20
+
+DataArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="DATA", help="A .csv, .parquet, .npy or .npz file, or a folder of PNG or JPEG pictures of one size."
+    ),
+]
+ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="A model that `offmanifold fit` wrote.")]
+ArrayOption = Annotated[
+    str | None, typer.Option("--array", metavar="NAME", help="Which array of an .npz file holds the rows.")
+]
+DropOption = Annotated[
+    list[str] | None, typer.Option("--drop", metavar="COLUMN", help="Leave out a column of the table (repeatable).")
+]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
+ThreadsOption = Annotated[
+    int | None, typer.Option("--threads", min=1, metavar="N", help="Processor threads to use. Default: PyTorch's.")
+]
+
+
+class UsageError(ValueError):
+    """The command line itself is wrong: exit status 2."""
+
+
+class Stopped(Exception):
+    """The user stopped the command."""
+
+
+def complain(text: str) -> None:
+    """Write an error to standard error as one paragraph."""
+    typer.secho("Error: ", fg="red", bold=True, err=True, nl=False)
+    typer.echo(" ".join(text.split()), err=True)
+
+
+def note(text: str) -> None:
+    """Write a remark to standard error, where it does not mix with results."""
+    typer.echo(text, err=True)
+
+
+def print_json(values: Any) -> None:
+    """Print strict JSON."""
+    typer.echo(json.dumps(strict(values), indent=2, allow_nan=False))
+
+
+def strict(values: Any) -> Any:
+    """Replace infinities and NaN, which JSON has no word for, by None."""
+    if isinstance(values, dict):
+        return {key: strict(value) for key, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [strict(value) for value in values]
+    if isinstance(values, float) and (values != values or values in (float("inf"), float("-inf"))):
+        return None
+    return values
+
+
+def check_output(path: Path, overwrite: bool, suffixes: tuple[str, ...]) -> None:
+    """Refuse an output that exists, lies in no folder, cannot be written, or has an unknown ending."""
+    import os
+
+    if path.suffix.lower() not in suffixes:
+        raise UsageError(f"--out must end in {' or '.join(suffixes)}; got {path}.")
+    if path.exists() and not overwrite:
+        raise UsageError(f"{path} exists. Give --overwrite to replace it, or another --out.")
+    folder = path.parent
+    if not folder.is_dir():
+        raise UsageError(f"The folder {folder} of --out does not exist.")
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"The folder {folder} of --out cannot be written to.")
+
+
+def load_model(path: Path) -> OutlierDetector:
+    """Load a model file."""
+    from offmanifold.storage import load
+
+    return load(path)
+
+
+def open_for(detector: OutlierDetector, data: Path, array: str | None, drop: list[str] | None) -> Source:
+    """Open data that are to be scored by ``detector``."""
+    from offmanifold.data.files import open_source
+
+    return open_source(data, array=array, drop=drop or (), columns=detector.spec_.columns)
+
+
+def scored_chunks(
+    detector: OutlierDetector, source: Source, *, show: bool = True
+) -> Iterator[tuple[int, dict[str, npt.NDArray[np.float64]]]]:
+    """Yield (first row, score terms) chunk by chunk, with progress on a terminal."""
+    rows = max(1, CHUNK_BYTES // (8 * detector.spec_.dimensions))
+    start = 0
+    with _counter(show and sys.stderr.isatty()) as advance:
+        for chunk in source.chunks(rows):
+            terms = detector.score_terms(chunk)
+            yield start, terms
+            count = len(next(iter(terms.values())))
+            start += count
+            advance(count)
+    if start == 0:
+        raise ValueError(f"{source.path} holds no rows.")
+
+
+class _counter:  # noqa: N801 - reads as a block's name
+    def __init__(self, shown: bool) -> None:
+        self._bar: Any = None
+        if shown:
+            from rich.console import Console
+            from rich.progress import Progress, SpinnerColumn, TextColumn
+
+            self._bar = Progress(
+                SpinnerColumn(), TextColumn("scored {task.completed:,} rows"), console=Console(stderr=True)
+            )
+
+    def __enter__(self) -> Any:
+        if self._bar is None:
+            return lambda count: None
+        self._bar.start()
+        task = self._bar.add_task("score", total=None)
+        return lambda count: self._bar.advance(task, count)
+
+    def __exit__(self, *arguments: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def scores_of(detector: OutlierDetector, source: Source) -> npt.NDArray[np.float64]:
+    """Return the scores of a whole source."""
+    import numpy as np
+
+    return np.concatenate([np.sum(list(terms.values()), axis=0) for _, terms in scored_chunks(detector, source)])
+
+
+def table(title: str | None, columns: list[str], rows: list[list[str]]) -> None:
+    """Print a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        shown.add_column(column, overflow="fold")
+    for row in rows:
+        shown.add_row(*row)
+    Console().print(shown)

@@ -1,0 +1,154 @@
+"""``offmanifold fit``."""
+
+from __future__ import annotations
+
+import time
+import tomllib
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from offmanifold.cli import common
+from offmanifold.parameters import did_you_mean
+
+CONFIG_KEYS = ("detector", "array", "drop", "threads", "parameters")
+DEFAULT_DETECTOR = "ae"
+
+
+def fit(
+    data: common.DataArgument,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The model file to write.")] = Path(
+        "model.safetensors"
+    ),
+    detector: Annotated[
+        str | None,
+        typer.Option("--detector", metavar="NAME", help="See `offmanifold detectors`.", show_default=DEFAULT_DETECTOR),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Set a parameter of the detector (repeatable)."),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", metavar="FILE.toml", help="Read detector, array, drop, threads and \\[parameters]."),
+    ] = None,
+    array: common.ArrayOption = None,
+    drop: common.DropOption = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run of the same command.")] = False,
+    overwrite: common.OverwriteOption = False,
+    checkpoint_every: Annotated[
+        float, typer.Option("--checkpoint-every", min=0, metavar="SECONDS", help="How often to save the run.")
+    ] = 30.0,
+    threads: common.ThreadsOption = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary.")] = False,
+    as_json: common.JsonOption = False,
+) -> None:
+    """Learn what normal rows look like, and write a model.
+
+    The rows of DATA are taken as normal. A part of them is kept aside to calibrate decisions with.
+    Ctrl-C saves the run beside the model; the same command with --resume goes on from there.
+
+    [bold]Examples[/bold]
+
+      offmanifold fit normal.csv --out model.safetensors
+
+      offmanifold fit images.npz --array x_train --detector vae --set gamma=learned --set epochs=20
+
+      offmanifold fit sensors.parquet --drop timestamp --set false_alarm_rate=0.01 --resume
+    """
+    chosen = _read_config(config)
+    if threads is not None:
+        chosen["threads"] = threads
+    name = detector or chosen.get("detector", DEFAULT_DETECTOR)
+    array = array or chosen.get("array")
+    drop = drop or chosen.get("drop")
+
+    common.check_output(out, overwrite or resume, (".safetensors",))
+    checkpoint = out.with_suffix(".checkpoint")
+    if checkpoint.exists() and not (resume or overwrite):
+        raise common.UsageError(
+            f"An interrupted run is saved in {checkpoint}. Go on with --resume, or discard it with --overwrite."
+        )
+    from offmanifold.data.files import open_source
+    from offmanifold.detectors import DETECTORS
+    from offmanifold.training.threads import limited_to
+
+    if name not in DETECTORS:
+        raise common.UsageError(f"Unknown detector {name!r}.{did_you_mean(name, DETECTORS)}")
+    known = DETECTORS[name]().get_params()
+    values = {**chosen.get("parameters", {}), **dict(_assignment(text) for text in settings or ())}
+    for key in values:
+        if key not in known:
+            raise common.UsageError(f"{name} has no parameter {key!r}.{did_you_mean(key, known)}")
+    model = DETECTORS[name](**{"verbose": False if quiet else "auto", **values})
+
+    rows = open_source(data, array=array, drop=drop or ()).load()
+    began = time.monotonic()
+    with warnings.catch_warnings(record=True) as caught, limited_to(chosen.get("threads")):
+        warnings.simplefilter("always", UserWarning)
+        try:
+            model.fit(rows, checkpoint=checkpoint, resume=resume, checkpoint_every=checkpoint_every)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"Interrupted; the run is saved in {checkpoint}. Repeat the command with --resume to go on."
+                if checkpoint.exists()
+                else "Interrupted before anything was saved."
+            ) from None
+    seconds = time.monotonic() - began
+    model.save(out)
+    checkpoint.unlink(missing_ok=True)
+    for warning in caught:
+        common.note(f"Warning: {warning.message}")
+    summary: dict[str, Any] = {
+        "model": str(out),
+        "detector": name,
+        "input": model.spec_.describe(),
+        "rows": model.rows_,
+        "false_alarm_rate": model.false_alarm_rate,
+        "steps": model.history_[-1]["step"] if model.history_ else 0,
+        "seconds": round(seconds, 2),
+    }
+    if as_json:
+        common.print_json(summary)
+    elif not quiet:
+        counts = model.rows_
+        typer.echo(
+            f"Learned {summary['input']} with {name} in {seconds:.1f} s: {counts['training']:,} rows to train on, "
+            f"{counts['stopping']:,} to stop by, {counts['calibration']:,} to calibrate with.\n"
+            f"Wrote {out}. Next:  offmanifold score {out} NEW_DATA --out scores.csv"
+        )
+
+
+def _read_config(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        values = tomllib.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise common.UsageError(f"{path} does not exist.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise common.UsageError(f"{path} is not valid TOML: {error}") from error
+    for key in values:
+        if key not in CONFIG_KEYS:
+            raise common.UsageError(f"{path}: unknown key {key!r}.{did_you_mean(key, CONFIG_KEYS)}")
+    kinds = {"detector": str, "array": str, "drop": list, "threads": int, "parameters": dict}
+    for key, value in values.items():
+        if not isinstance(value, kinds[key]):
+            raise common.UsageError(f"{path}: {key} must be a {kinds[key].__name__}; got {value!r}.")
+    return values
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    """Read KEY=VALUE; values as in TOML, other words as text, ``none`` as None."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise common.UsageError(f"--set takes KEY=VALUE; got {text!r}.")
+    value = value.strip()
+    if value.lower() in ("none", "null"):
+        return key.strip(), None
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), {"True": True, "False": False}.get(value, value)

@@ -1,0 +1,82 @@
+"""``offmanifold inspect``."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from offmanifold.cli import common
+
+if TYPE_CHECKING:
+    from offmanifold.detectors import OutlierDetector
+
+
+def inspect(model: common.ModelArgument, as_json: common.JsonOption = False) -> None:
+    """Say what a model is, what it was learned on, and what it can promise.
+
+    [bold]Example[/bold]
+
+      offmanifold inspect model.safetensors
+    """
+    detector = common.load_model(model)
+    from offmanifold.storage import read
+
+    header, _ = read(model)
+    facts = _facts(detector, header)
+    if as_json:
+        common.print_json({**facts, "history": detector.history_})
+        return
+    rows = [[name.replace("_", " "), _shown(value)] for name, value in facts.items()]
+    common.table(str(model), ["", ""], rows)
+
+
+def _facts(detector: OutlierDetector, header: dict[str, Any]) -> dict[str, Any]:
+    from offmanifold import calibration
+
+    count = len(detector.calibration_scores_)
+    best = min(detector.history_, key=lambda record: float(record["validation"]))
+    facts: dict[str, Any] = {
+        "detector": detector.key,
+        "input": detector.spec_.describe(),
+        "columns": list(detector.spec_.columns) if detector.spec_.columns else None,
+        "rows": detector.rows_,
+        "settings": detector.settings_,
+        "network_parameters": sum(p.numel() for p in detector.module_.parameters()),
+        "training": {
+            "steps": detector.history_[-1]["step"],
+            "weights_kept_from_step": best["step"],
+            "held_out_loss": best["validation"],
+            "seconds": detector.history_[-1]["seconds"],
+        },
+        "score_unit": detector.score_unit,
+        "calibration": {
+            "rows": count,
+            "false_alarm_rate": detector.false_alarm_rate,
+            "smallest_rate": calibration.smallest_rate(count),
+            "threshold": detector.offset_,
+        },
+        "probes": "16 random rows score here as they did when the model was saved",
+        "made_with": header["made_with"],
+    }
+    gamma = getattr(detector, "gamma_", None)
+    if gamma is not None:
+        facts["gamma"] = {
+            "mean": float(gamma.mean()),
+            "least": float(gamma.min()),
+            "at_floor": detector.module_.likelihood.touches_floor,
+        }
+    return facts
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key.replace('_', ' ')} {_shown(inner)}" for key, inner in value.items())
+    if isinstance(value, float):
+        return "none can be" if math.isinf(value) else f"{value:.4g}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    if isinstance(value, list):
+        shown = ", ".join(map(str, value[:12]))
+        return shown + (f" … ({len(value)})" if len(value) > 12 else "")
+    return {None: "–", True: "yes", False: "no"}.get(value, str(value)) if value in (None, True, False) else str(value)
+

@@ -1,0 +1,78 @@
+"""``offmanifold``: the commands together, and how errors are shown."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+import offmanifold
+from offmanifold.cli import common, demo, detectors, evaluate, fit, inspect, score, study
+
+app = typer.Typer(
+    name="offmanifold",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (fit, score, evaluate, inspect, detectors, demo):
+    app.command(rich_help_panel="Commands")(getattr(command, command.__name__.rsplit(".", 1)[-1]))
+app.add_typer(study.app, name="study", rich_help_panel="Commands")
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"offmanifold {offmanifold.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main_options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error.")] = False,
+) -> None:
+    """Learn what normal data look like, and tell what does not belong.
+
+    [bold]First steps[/bold]
+
+      offmanifold demo                                  the whole job on real data, in a minute
+
+      offmanifold fit normal.csv --out model.safetensors
+
+      offmanifold score model.safetensors new.csv --out scores.csv
+
+    Exit status: 0 fine, 1 failed, 2 wrong usage.
+    """
+
+
+def main() -> None:
+    """Run the command line; show a user's mistake as a paragraph, not as a traceback."""
+    arguments = sys.argv[1:]
+    debug = "--debug" in arguments
+    if debug:
+        arguments = ["--debug", *(a for a in arguments if a != "--debug")]
+    try:
+        app(args=arguments, prog_name="offmanifold")
+    except common.UsageError as error:
+        _fail(error, 2, debug)
+    except KeyboardInterrupt as error:
+        _fail(common.Stopped(str(error) or "Interrupted."), 1, False)
+    except (ValueError, TypeError, RuntimeError, OSError, MemoryError) as error:
+        _fail(error, 1, debug)
+
+
+def _fail(error: BaseException, status: int, debug: bool) -> None:
+    if debug:
+        raise error
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    elif isinstance(error, MemoryError):
+        text = "Out of memory. Give fewer rows, or a smaller batch_size or network."
+    common.complain(text or type(error).__name__)
+    sys.exit(status)

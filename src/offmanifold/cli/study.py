@@ -1,0 +1,90 @@
+"""``offmanifold study``: reproduce the papers' tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from offmanifold.cli import common
+from offmanifold.parameters import did_you_mean
+
+if TYPE_CHECKING:
+    from offmanifold.studies import Study
+
+app = typer.Typer(no_args_is_help=True, help="Reproduce the tables of the papers.", rich_markup_mode="rich")
+
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="See `offmanifold study list`.")]
+ScaleOption = Annotated[
+    str, typer.Option("--scale", metavar="SCALE", help="smoke (seconds), laptop (2 cores, minutes) or paper (a GPU).")
+]
+ResultsOption = Annotated[Path, typer.Option("--results", metavar="FOLDER", help="Where results lie.")]
+
+
+@app.command("list")
+def list_(as_json: common.JsonOption = False) -> None:
+    """List the studies."""
+    from offmanifold.studies import STUDIES
+
+    if as_json:
+        common.print_json({name: {"title": study.title, "paper": study.paper} for name, study in STUDIES.items()})
+    else:
+        rows = [[name, study.title, study.paper] for name, study in STUDIES.items()]
+        common.table(None, ["name", "question", "paper"], rows)
+
+
+@app.command()
+def run(
+    name: NameArgument,
+    scale: ScaleOption = "laptop",
+    seed: Annotated[
+        list[int] | None, typer.Option("--seed", metavar="N", help="Run this seed alone (repeatable).")
+    ] = None,
+    results: ResultsOption = Path("results"),
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Jobs side by side; they share the cores.")] = 1,
+) -> None:
+    """Run a study's missing jobs, then write its table and figure. Stop and start it as you like.
+
+    [bold]Example[/bold]
+
+      offmanifold study run fashion-vs-mnist --scale laptop
+    """
+    study = _find(name, scale)
+    from offmanifold.data.benchmarks import DataMissing
+    from offmanifold.studies.core import folder_of, run_study
+
+    try:
+        run_study(study, scale, results=results, seeds=seed, jobs=jobs, report=common.note)
+    except DataMissing as error:
+        common.note(f"Skipped: {error}")
+        return
+    folder = folder_of(study, scale, results)
+    typer.echo((folder / "table.md").read_text())
+    typer.echo(f"Figure: {folder / 'figure.png'}")
+
+
+@app.command()
+def show(name: NameArgument, scale: ScaleOption = "laptop", results: ResultsOption = Path("results")) -> None:
+    """Print a study's table from the results at hand."""
+    study = _find(name, scale)
+    from offmanifold.studies.core import summarise
+
+    records = summarise(study, scale, results=results)
+    if not records:
+        raise ValueError(
+            f"There are no results of {name} at scale {scale} in {results}. "
+            f"Run  offmanifold study run {name} --scale {scale}  first."
+        )
+    typer.echo(study.table(records))
+
+
+def _find(name: str, scale: str) -> Study:
+    from offmanifold.studies import STUDIES
+    from offmanifold.studies.core import SCALES
+
+    if scale not in SCALES:
+        raise common.UsageError(f"Unknown scale {scale!r}.{did_you_mean(scale, SCALES)}")
+    if name not in STUDIES:
+        raise common.UsageError(f"Unknown study {name!r}.{did_you_mean(name, STUDIES)}")
+    return STUDIES[name]

@@ -1,0 +1,80 @@
+"""Real data sets for studies and benchmarks, found on disk; the library itself never needs them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+VARIABLE = "OFFMANIFOLD_DATA"
+
+
+class DataMissing(FileNotFoundError):
+    """A data set is not on this machine."""
+
+
+def data_folder() -> Path:
+    """Return the folder of data sets: ``$OFFMANIFOLD_DATA``, or ``../shared/data`` if that is there."""
+    folder = Path(os.environ.get(VARIABLE, "../shared/data"))
+    if not folder.is_dir():
+        raise DataMissing(
+            f"The data folder {folder} does not exist. Set {VARIABLE} to a folder of .npz files "
+            "(x_train, y_train, x_test, y_test), as docs/data.md describes."
+        )
+    return folder
+
+
+class Images(NamedTuple):
+    """A set of images, uint8 ``(n, H, W)`` or ``(n, H, W, 3)``."""
+
+    train: npt.NDArray[np.uint8]
+    test: npt.NDArray[np.uint8]
+
+
+def images(name: str) -> Images:
+    """Load ``name.npz`` from the data folder; a missing part is empty."""
+    path = data_folder() / f"{name}.npz"
+    if not path.is_file():
+        raise DataMissing(f"{path} does not exist; docs/data.md says where {name} comes from.")
+    with np.load(path, allow_pickle=False) as arrays:
+        test = arrays["x_test"]
+        return Images(arrays["x_train"] if "x_train" in arrays else test[:0], test)
+
+
+class Table(NamedTuple):
+    """A table split for outlier detection: normal rows to learn, normal rows and outliers to test."""
+
+    name: str
+    train: npt.NDArray[Any]
+    normal: npt.NDArray[Any]
+    outliers: npt.NDArray[Any]
+
+
+def tables(seed: int, *, most_rows: int = 10_000) -> Iterator[Table]:
+    """Yield the ADBench tables of ``tables/`` under the inliers-only protocol.
+
+    The first half of the shuffled normal rows trains; the rest and all outliers test, at most ``most_rows``
+    of each.
+    """
+    folder = data_folder() / "tables"
+    paths = sorted(folder.glob("*.npz"), key=lambda path: (path.stat().st_size, path.name))
+    if not paths:
+        raise DataMissing(f"{folder} holds no tables; docs/data.md says where they come from.")
+    for path in paths:
+        with np.load(path, allow_pickle=False) as arrays:
+            rows, is_outlier = arrays["X"].astype(np.float64), arrays["y"].astype(bool)
+        rng = np.random.default_rng(seed)
+        normal, outliers = np.flatnonzero(~is_outlier), np.flatnonzero(is_outlier)
+        rng.shuffle(normal)
+        rng.shuffle(outliers)
+        half = len(normal) // 2
+        yield Table(
+            path.stem,
+            rows[normal[:half][:most_rows]],
+            rows[normal[half:][:most_rows]],
+            rows[outliers[:most_rows]],
+        )

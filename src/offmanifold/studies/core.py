@@ -1,0 +1,187 @@
+"""Studies: a table or figure of a paper, as independent jobs whose results are files."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+import offmanifold
+from offmanifold import atomic
+from offmanifold.training.threads import cores, limited_to, share
+
+SCALES = ("smoke", "laptop", "paper")
+Job = dict[str, Any]
+Record = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A table or figure to reproduce.
+
+    Attributes
+    ----------
+    name, title, paper : str
+    seeds : mapping of scale → seeds
+        The default seeds of each scale; all of them are reported.
+    jobs : (scale, seed) → list of job
+        Independent jobs as JSON-able dicts with a ``"name"``; each is complete in itself.
+    run : job → metrics
+        Does one job and returns JSON-able metrics; arrays under ``"arrays"`` are stored beside it.
+    table : records → str
+        The Markdown table, with the paper's numbers beside ours.
+    figure : (records, path) → None
+    """
+
+    name: str
+    title: str
+    paper: str
+    seeds: Mapping[str, Sequence[int]]
+    jobs: Callable[[str, int], list[Job]]
+    run: Callable[[Job], dict[str, Any]]
+    table: Callable[[list[Record]], str]
+    figure: Callable[[list[Record], Path], None]
+
+
+def digest(array: npt.NDArray[Any]) -> str:
+    """Return a short digest of raw scores, so that two runs can be compared."""
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:16]
+
+
+def folder_of(study: Study, scale: str, results: Path) -> Path:
+    """Return where the results of a study at a scale lie."""
+    return results / study.name / scale
+
+
+def run_study(
+    study: Study,
+    scale: str,
+    *,
+    results: Path = Path("results"),
+    seeds: Sequence[int] | None = None,
+    jobs: int = 1,
+    report: Callable[[str], None] = lambda text: None,
+) -> list[Record]:
+    """Run the jobs of a study that have no result yet, then write its table and figure.
+
+    Parameters
+    ----------
+    study : Study
+    scale : {"smoke", "laptop", "paper"}
+    results : path
+    seeds : sequence of int, optional
+        Default: the study's own for this scale.
+    jobs : int
+        Jobs side by side, each with its share of the cores.
+    report : callable
+        Is told about progress.
+    """
+    folder = folder_of(study, scale, results)
+    folder.mkdir(parents=True, exist_ok=True)
+    chosen = study.seeds[scale] if seeds is None else seeds
+    all_jobs = [job for seed in chosen for job in study.jobs(scale, seed)]
+    waiting = [job for job in all_jobs if _finished(folder, job) is None]
+    done = len(all_jobs) - len(waiting)
+    if done:
+        report(f"{done} of {len(all_jobs)} jobs were done before.")
+    if jobs == 1:
+        for job in waiting:
+            record = _run_one(study.run, job, folder, None)
+            done += 1
+            report(f"[{done}/{len(all_jobs)}] {job['name']}: {record['seconds']:.0f} s")
+    elif waiting:
+        # Fresh processes: a forked one inherits PyTorch's thread pool in an unusable state.
+        with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+            pending: dict[Future[Record], Job] = {
+                pool.submit(_run_one, study.run, job, folder, share(jobs)): job for job in waiting
+            }
+            while pending:
+                for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                    done += 1
+                    report(f"[{done}/{len(all_jobs)}] {pending.pop(future)['name']}: {future.result()['seconds']:.0f} s")
+    return summarise(study, scale, results=results)
+
+
+def summarise(study: Study, scale: str, *, results: Path = Path("results")) -> list[Record]:
+    """Write table and figure from the result files alone, and return the records."""
+    folder = folder_of(study, scale, results)
+    records = load_records(study, scale, results=results)
+    if records:
+        atomic.write(folder / "table.md", study.table(records))
+        study.figure(records, folder / "figure.png")
+    return records
+
+
+def load_records(study: Study, scale: str, *, results: Path = Path("results")) -> list[Record]:
+    """Read the result files of a study, sorted by job name."""
+    folder = folder_of(study, scale, results)
+    return [json.loads(path.read_text()) | {"_folder": str(folder)} for path in sorted(folder.glob("*.json"))]
+
+
+def arrays_of(record: Record) -> dict[str, npt.NDArray[Any]]:
+    """Return the arrays stored beside a record."""
+    path = Path(record["_folder"]) / f"{record['job']['name']}.npz"
+    with np.load(path, allow_pickle=False) as stored:
+        return {name: stored[name] for name in stored.files}
+
+
+def over_seeds(values: Sequence[float]) -> tuple[float, float, float]:
+    """Return mean and Student's 95 % interval over seeds (the mean alone for one seed)."""
+    from scipy.stats import t
+
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return mean, mean, mean
+    half = float(t.ppf(0.975, len(values) - 1)) * float(np.std(values, ddof=1)) / len(values) ** 0.5
+    return mean, mean - half, mean + half
+
+
+def _finished(folder: Path, job: Job) -> Record | None:
+    path = folder / f"{job['name']}.json"
+    if not path.is_file():
+        return None
+    record: Record = json.loads(path.read_text())
+    return record if record["job"] == json.loads(json.dumps(job)) else None
+
+
+def _run_one(run: Callable[[Job], dict[str, Any]], job: Job, folder: Path, threads: int | None) -> Record:
+    began = time.monotonic()
+    with limited_to(threads):
+        metrics = run(job)
+    arrays = metrics.pop("arrays", None)
+    if arrays:
+        with atomic.replacing(folder / f"{job['name']}.npz") as part, part.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+    record: Record = {
+        "job": job,
+        "metrics": metrics,
+        "digests": {name: digest(array) for name, array in (arrays or {}).items()},
+        "seconds": round(time.monotonic() - began, 2),
+        "versions": {
+            "offmanifold": offmanifold.__version__,
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "python": sys.version.split()[0],
+        },
+        "hardware": {
+            "machine": platform.machine(),
+            "cores": cores(),
+            "threads": threads or torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    atomic.write(folder / f"{job['name']}.json", json.dumps(record, indent=1) + "\n")
+    return record
