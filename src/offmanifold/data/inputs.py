@@ -162,7 +162,8 @@ class Rows:
 def _as_frame(X: Any) -> nw.DataFrame[Any] | None:
     frame = nw.from_native(X, eager_only=True, pass_through=True)
     if isinstance(frame, nw.DataFrame):
-        return frame
+        # Columns numbered by pandas have no names to remember: such a frame is an array.
+        return frame if all(isinstance(name, str) for name in frame.columns) else None
     if isinstance(nw.from_native(X, pass_through=True), nw.LazyFrame):
         raise TypeError("X is a lazy frame; call .collect() on it first.")
     return None

@@ -475,9 +475,9 @@ class OutlierDetector(OutlierMixin, BaseEstimator, abc.ABC):  # type: ignore[mis
 class LatentMixin(TransformerMixin):  # type: ignore[misc]
     """For detectors with an encoder and a decoder: latent codes and reconstructions."""
 
-    def transform(self: Any, X: Any) -> npt.NDArray[np.float32]:
+    def transform(self: Any, X: Any) -> Float64Array:
         """Return latent codes ``(n, latent_dim)``: the posterior's means where codes are random."""
-        return np.concatenate([codes.cpu().numpy() for codes in self._through("encode", X)])
+        return np.concatenate([codes.double().cpu().numpy() for codes in self._through("encode", X)])
 
     def reconstruct(self: Any, X: Any) -> Float64Array:
         """Return the rows as the model sees them, in the units and layout of ``X``."""

@@ -81,9 +81,10 @@ class VAE(LatentMixin, OutlierDetector):
         optimum given the networks; or a fixed number. "auto": learned for images, TABLE_GAMMA for tables.
     beta : float
         Weight of the KL term in training.
-    score : {"elbo", "reconstruction", "kl", "iwae"}
+    score_by : {"auto", "elbo", "reconstruction", "kl", "iwae"}
         All in nats, high = normal: E_q log p(x|z) − KL; its first term; minus the KL; the
-        importance-weighted bound.
+        importance-weighted bound. "auto": the bound for images, its first term for tables. (Not ``score``,
+        which is a method of scikit-learn's estimators.)
     samples : int
         Draws of z that a score averages over, the same for every row.
     network, hidden, capacity, steps, epochs, batch_size, learning_rate, optimizer, schedule, weight_decay
@@ -116,7 +117,7 @@ class VAE(LatentMixin, OutlierDetector):
         likelihood: str = "gaussian",
         gamma: str | float = "auto",
         beta: float = 1.0,
-        score: str = "elbo",
+        score_by: str = "auto",
         samples: int = 8,
         network: str = "auto",
         hidden: str | int | Sequence[int] = "auto",
@@ -159,7 +160,7 @@ class VAE(LatentMixin, OutlierDetector):
         self.likelihood = likelihood
         self.gamma = gamma
         self.beta = beta
-        self.score = score
+        self.score_by = score_by
         self.samples = samples
 
     @property
@@ -182,14 +183,16 @@ class VAE(LatentMixin, OutlierDetector):
                 gamma = 0.05 if table else "learned"
         else:
             gamma = parameters.real("gamma", self.gamma, above=0)
-        parameters.choice("score", self.score, SCORES)
+        score_by = parameters.choice("score_by", self.score_by, ("auto", *SCORES))
+        if score_by == "auto":
+            score_by = "reconstruction" if table else "elbo"
         latent_dim = 32 if self.latent_dim == "auto" else parameters.integer("latent_dim", self.latent_dim)
         return {
             "latent_dim": latent_dim,
             "likelihood": self.likelihood,
             "gamma": gamma,
             "beta": parameters.real("beta", self.beta, minimum=0),
-            "score": self.score,
+            "score_by": score_by,
             "samples": parameters.integer("samples", self.samples),
             **self._network_settings(spec),
         }
@@ -240,7 +243,7 @@ class VAE(LatentMixin, OutlierDetector):
         return [Phase("vae", (update,), settings["steps"], settings["batch_size"])]
 
     def _energy_terms(self, model: VariationalAutoencoder, rows: Tensor) -> dict[str, Tensor]:
-        score = self.settings_["score"]
+        score = self.settings_["score_by"]
         mean, log_std = model.posterior(rows)
         if score == "kl":
             return {"kl": kl_to_standard_normal(mean, log_std).sum(1)}

@@ -1,0 +1,53 @@
+"""What the tests share: small data of known structure, and detectors that train in a moment."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from offmanifold.data.benchmarks import DataMissing, data_folder
+from offmanifold.detectors import DETECTORS, OutlierDetector
+
+QUICK: dict[str, Any] = {"steps": 60, "hidden": (32,), "verbose": False, "random_state": 0}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _two_threads() -> None:
+    torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+@pytest.fixture(params=sorted(DETECTORS))
+def detector_class(request: pytest.FixtureRequest) -> type[OutlierDetector]:
+    """Every entry of the table of detectors."""
+    return DETECTORS[request.param]
+
+
+@pytest.fixture(scope="session")
+def plane() -> tuple[np.ndarray, np.ndarray]:
+    """Rows near a plane in five dimensions, and rows far from it."""
+    rng = np.random.default_rng(0)
+    basis = rng.normal(size=(2, 5))
+    normal = rng.normal(size=(400, 2)) @ basis + 0.05 * rng.normal(size=(400, 5))
+    outliers = rng.normal(size=(100, 5)) * 6
+    return normal, outliers
+
+
+@pytest.fixture(scope="session")
+def digits() -> tuple[np.ndarray, np.ndarray]:
+    """scikit-learn's 8×8 digits in [0, 1] and their labels."""
+    from sklearn.datasets import load_digits
+
+    loaded = load_digits()
+    return loaded.images / 16.0, loaded.target
+
+
+@pytest.fixture
+def real_data() -> None:
+    """Skip where the folder of real data is not at hand."""
+    try:
+        data_folder()
+    except DataMissing as error:
+        pytest.skip(str(error))

@@ -1,0 +1,244 @@
+"""One suite for every entry of DETECTORS."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import check_estimator
+
+from conftest import QUICK
+from offmanifold import auroc, load
+from offmanifold.detectors import OutlierDetector
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*cannot promise:UserWarning")
+
+
+@pytest.fixture
+def fitted(detector_class: type[OutlierDetector], plane: Any) -> OutlierDetector:
+    return detector_class(**QUICK).fit(plane[0])
+
+
+@pytest.fixture
+def fitted_on_images(detector_class: type[OutlierDetector], digits: Any) -> OutlierDetector:
+    return detector_class(**QUICK).fit(digits[0][:300])
+
+
+def test_scikit_learns_checks(detector_class: type[OutlierDetector]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scikit-learn's tiny data sets: too few calibration rows
+        results = check_estimator(detector_class(steps=60, hidden=(32,), verbose=False), on_fail="raise")
+    # The array API is tried only under an environment variable that is set before SciPy is imported.
+    skipped = {result["check_name"] for result in results if result["status"] != "passed"}
+    assert skipped <= {"check_array_api_input"}
+    assert len(results) > 40
+
+
+def test_defaults_find_far_outliers_and_an_untrained_model_does_not(
+    detector_class: type[OutlierDetector], plane: Any
+) -> None:
+    normal, _ = plane
+    # Off the plane, yet within the range of every column: no model finds them without learning.
+    rng = np.random.default_rng(1)
+    permuted = np.column_stack([rng.permutation(column) for column in normal.T])
+    trained = detector_class(random_state=0, verbose=False).fit(normal[:300])
+    untrained = detector_class(random_state=0, verbose=False, steps=1, learning_rate=1e-12).fit(normal[:300])
+    trained_auroc = auroc(trained.score_samples(normal[300:]), trained.score_samples(permuted)).value
+    untrained_auroc = auroc(untrained.score_samples(normal[300:]), untrained.score_samples(permuted)).value
+    assert trained_auroc > 0.85
+    assert untrained_auroc < 0.75
+    assert trained.score_samples(1e3 + normal[:5]).max() < trained.score_samples(normal).min()
+
+
+def test_same_seed_same_model_other_seed_another(detector_class: type[OutlierDetector], plane: Any) -> None:
+    normal, outliers = plane
+    one, two = (detector_class(**QUICK).fit(normal) for _ in range(2))
+    other = clone(one).set_params(random_state=1).fit(normal)
+    np.testing.assert_array_equal(one.score_samples(outliers), two.score_samples(outliers))
+    for name, tensor in one.module_.state_dict().items():
+        assert torch.equal(tensor, two.module_.state_dict()[name]), name
+    assert not np.array_equal(one.score_samples(outliers), other.score_samples(outliers))
+
+
+def test_the_users_global_generators_are_left_alone(detector_class: type[OutlierDetector], plane: Any) -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(3)
+    torch.manual_seed(3)
+    np.random.seed(3)  # noqa: NPY002 - the legacy global state is what must stay untouched
+    state = np.random.get_state()[1].copy()  # noqa: NPY002
+    threads = torch.get_num_threads()
+    detector = detector_class(**QUICK).fit(plane[0])
+    detector.score_samples(plane[1])
+    assert torch.equal(torch.rand(3), expected)
+    np.testing.assert_array_equal(np.random.get_state()[1], state)  # noqa: NPY002
+    assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize("kind", ["table", "images"])
+def test_a_rows_score_is_its_own(
+    kind: str, fitted: OutlierDetector, fitted_on_images: OutlierDetector, plane: Any, digits: Any
+) -> None:
+    """Not its batch-mates', its position's, its chunk's, an earlier call's."""
+    detector = fitted if kind == "table" else fitted_on_images
+    rows = np.concatenate(plane) if kind == "table" else digits[0][:200]
+    whole = detector.score_samples(rows)
+    np.testing.assert_array_equal(whole, detector.score_samples(rows))
+    np.testing.assert_array_equal(whole[::-1], detector.score_samples(rows[::-1]))
+    np.testing.assert_array_equal(whole[7:8], detector.score_samples(rows[7:8]))
+    pieces = [detector.score_samples(rows[start : start + 13]) for start in range(0, len(rows), 13)]
+    np.testing.assert_array_equal(whole, np.concatenate(pieces))
+    odd_mates = np.concatenate([rows[:1], np.full((70, *rows.shape[1:]), rows.max())])
+    np.testing.assert_array_equal(whole[:1], detector.score_samples(odd_mates)[:1])
+
+
+def test_scores_survive_a_reload_and_another_process(fitted: OutlierDetector, plane: Any, tmp_path: Path) -> None:
+    rows = np.concatenate(plane)
+    expected = fitted.score_samples(rows)
+    fitted.save(tmp_path / "model.safetensors")
+    loaded = load(tmp_path / "model.safetensors")
+    np.testing.assert_array_equal(loaded.score_samples(rows), expected)
+    np.testing.assert_array_equal(loaded.predict(rows), fitted.predict(rows))
+    np.testing.assert_array_equal(loaded.p_values(rows), fitted.p_values(rows))
+    assert loaded.get_params() | {"device": "auto"} == fitted.get_params() | {"hidden": (32,)}
+    np.save(tmp_path / "rows.npy", rows)
+    script = (
+        "import sys, numpy, offmanifold, torch; torch.set_num_threads(int(sys.argv[2])); "
+        "d = offmanifold.load(sys.argv[1] + '/model.safetensors'); "
+        "numpy.save(sys.argv[1] + '/scores.npy', d.score_samples(numpy.load(sys.argv[1] + '/rows.npy')))"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path), str(torch.get_num_threads())], check=True)
+    np.testing.assert_array_equal(np.load(tmp_path / "scores.npy"), expected)
+
+
+def test_pickle_and_clone(fitted: OutlierDetector, plane: Any) -> None:
+    copy = pickle.loads(pickle.dumps(fitted))
+    np.testing.assert_array_equal(copy.score_samples(plane[1]), fitted.score_samples(plane[1]))
+    fresh = clone(fitted)
+    assert fresh.get_params() == fitted.get_params()
+    with pytest.raises(NotFittedError):
+        fresh.score_samples(plane[1])
+    with pytest.raises(NotFittedError):
+        fresh.save("never.safetensors")
+
+
+def test_works_in_a_pipeline(detector_class: type[OutlierDetector], plane: Any) -> None:
+    normal, outliers = plane
+    pipeline = make_pipeline(StandardScaler(), detector_class(**QUICK)).fit(normal)
+    assert pipeline.predict(outliers).mean() < pipeline.predict(normal).mean()
+
+
+def test_terms_sum_to_the_score(fitted: OutlierDetector, fitted_on_images: OutlierDetector, plane: Any, digits: Any) -> None:
+    for detector, rows in ((fitted, plane[1]), (fitted_on_images, digits[0][:50])):
+        terms = detector.score_terms(rows)
+        np.testing.assert_array_equal(sum(terms.values()), detector.score_samples(rows))
+        assert all(term.shape == (len(rows),) and term.dtype == np.float64 for term in terms.values())
+
+
+def test_decision_follows_the_p_value(fitted: OutlierDetector, plane: Any) -> None:
+    rows = np.concatenate(plane)
+    flagged = fitted.predict(rows) == -1
+    np.testing.assert_array_equal(flagged, fitted.p_values(rows) <= fitted.false_alarm_rate + 1e-12)
+    np.testing.assert_array_equal(flagged, fitted.decision_function(rows) < 0)
+    np.testing.assert_array_equal(fitted.decision_function(rows), fitted.score_samples(rows) - fitted.offset_)
+    assert 0 < flagged.mean() < 1
+
+
+def test_far_values_score_finite_and_low(fitted: OutlierDetector, plane: Any) -> None:
+    far = np.array([[1e30] * 5, [-1e300] * 5, [1e5] * 5])
+    scores = fitted.score_samples(far)
+    assert np.isfinite(scores).all()
+    assert scores.max() < fitted.score_samples(plane[0]).min()
+
+
+def test_losses_are_per_row(fitted: OutlierDetector, plane: Any) -> None:
+    model, settings = fitted.module_, fitted.settings_
+    rows = torch.from_numpy(plane[0][:8].astype(np.float32))
+    for phase in fitted._phases(model, settings):
+        for update in phase.updates:
+            values, metrics = update.loss(rows, torch.Generator().manual_seed(0))
+            assert values.shape == (8,)
+            assert all(metric.ndim == 0 and not metric.requires_grad for metric in metrics.values())
+            # Another last row leaves the other rows' losses as they were.
+            changed = rows.clone()
+            changed[-1] += 5
+            others, _ = update.loss(changed, torch.Generator().manual_seed(0))
+            torch.testing.assert_close(others[:-1], values[:-1])
+            assert others[-1] != values[-1]
+
+
+def test_calibration_rows_take_part_in_nothing_else(detector_class: type[OutlierDetector], plane: Any) -> None:
+    """Spoiling the calibration rows changes the calibration and not one weight."""
+    normal = plane[0]
+    order = np.random.default_rng(int(np.random.RandomState(0).randint(2**31 - 1))).permutation(len(normal))
+    clean = detector_class(**QUICK).fit(normal)
+    calibration_rows = order[: clean.rows_["calibration"]]
+    spoiled = normal.copy()
+    spoiled[calibration_rows] += 100
+    other = detector_class(**QUICK).fit(spoiled)
+    for name, tensor in clean.module_.state_dict().items():
+        assert torch.equal(tensor, other.module_.state_dict()[name]), name
+    np.testing.assert_array_equal(clean._standardiser.scale, other._standardiser.scale)
+    assert other.calibration_scores_.max() < clean.calibration_scores_.min()
+    np.testing.assert_array_equal(np.sort(clean.score_samples(normal[calibration_rows])), clean.calibration_scores_)
+
+
+@pytest.mark.parametrize("layout", ["hw", "chw", "hwc"])
+def test_reconstructions_come_back_in_the_users_layout(
+    detector_class: type[OutlierDetector], digits: Any, layout: str
+) -> None:
+    images = digits[0][:120]
+    rows = {"hw": images, "chw": images[:, None].repeat(3, 1), "hwc": images[..., None].repeat(3, -1)}[layout]
+    detector = detector_class(**QUICK).fit(rows)
+    made = detector.reconstruct(rows[:10])
+    assert made.shape == rows[:10].shape
+    assert made.min() >= 0 and made.max() <= 1
+    eight_bit = (rows[:10] * 255).round().astype(np.uint8)
+    np.testing.assert_array_equal(detector.score_samples(eight_bit), detector.score_samples(eight_bit / np.float32(255)))
+
+
+def test_tables_are_reconstructed_in_the_users_units(detector_class: type[OutlierDetector], plane: Any) -> None:
+    rows = plane[0] * [1, 10, 100, 1e4, 1e-3] + [0, 5, -300, 1e5, 7]
+    detector = detector_class(**(QUICK | {"steps": 600})).fit(rows)
+    error = np.abs(detector.reconstruct(rows) - rows).mean(0)
+    assert (error < 0.7 * rows.std(0)).all()
+    assert detector.transform(rows).shape == (len(rows), detector.settings_["latent_dim"])
+
+
+def test_the_input_is_enforced(fitted: OutlierDetector, fitted_on_images: OutlierDetector) -> None:
+    with pytest.raises(ValueError, match="X has 4 features, but .* is expecting 5 features"):
+        fitted.score_samples(np.zeros((3, 4)))
+    with pytest.raises(ValueError, match="trained on a table of 5 columns; got grey images of 8×8"):
+        fitted.score_samples(np.zeros((3, 8, 8)))
+    with pytest.raises(ValueError, match="trained on grey images of 8×8 pixels; got RGB images of 8×8"):
+        fitted_on_images.score_samples(np.zeros((3, 8, 8, 3)))
+    with pytest.raises(ValueError, match="trained on grey images of 8×8 pixels; got grey images of 9×8"):
+        fitted_on_images.score_samples(np.zeros((3, 9, 8)))
+
+
+def test_constant_and_repeated_data_stay_finite(detector_class: type[OutlierDetector]) -> None:
+    rows = np.ones((60, 3))
+    detector = detector_class(**QUICK).fit(rows)
+    assert np.isfinite(detector.score_samples(rows)).all()
+    assert detector.predict(np.array([[1.0, 1.0, 900.0]])).tolist() == [-1]
+    wide = np.c_[np.random.default_rng(0).normal(size=(60, 2)), np.full(60, 7.0)]
+    assert np.isfinite(detector_class(**QUICK).fit(wide).score_samples(wide)).all()
+
+
+def test_few_rows_warn_with_the_rate_that_can_be_promised(detector_class: type[OutlierDetector]) -> None:
+    rows = np.random.default_rng(0).normal(size=(20, 3))
+    with pytest.warns(UserWarning, match=r"4 calibration rows cannot promise false_alarm_rate=0.05.* is 0\.2"):
+        detector = detector_class(**QUICK).fit(rows)
+    assert (detector.predict(rows * 100) == 1).all()
+    with pytest.raises(ValueError, match="n_samples = 3: .* needs at least 4 rows"):
+        detector_class(**QUICK).fit(rows[:3])

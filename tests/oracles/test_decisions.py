@@ -1,0 +1,129 @@
+"""Conformal p-values, thresholds, false discoveries, and detection measures, against brute force."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import binom
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from offmanifold import calibration
+from offmanifold.detectors import AE
+from offmanifold.measures.detection import auroc, aupr, fpr_at_tpr, proportion
+
+
+def test_p_values_by_counting() -> None:
+    held = np.array([0.3, -1.0, 2.0, 0.3])
+    found = calibration.p_values(held, np.array([-2.0, -1.0, 0.3, 0.31, 5.0]))
+    np.testing.assert_allclose(found, np.array([1, 2, 4, 4, 5]) / 5)
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.05, 0.1, 1 / 3])
+@pytest.mark.parametrize("rows", [1, 19, 20, 99, 200])
+def test_the_threshold_is_the_p_value_rule(rate: float, rows: int) -> None:
+    rng = np.random.default_rng(rows)
+    held = rng.normal(size=rows).round(1)  # with ties
+    scores = np.r_[rng.normal(size=300).round(1), -50]
+    below = scores < calibration.threshold(held, rate)
+    np.testing.assert_array_equal(below, calibration.p_values(held, scores) <= rate + 1e-12)
+
+
+def test_p_values_hold_their_rate_over_repeated_draws() -> None:
+    """P(p ≤ α) is ⌊α(n + 1)⌋/(n + 1) exactly; the count over independent draws is binomial."""
+    rng = np.random.default_rng(0)
+    n, draws = 39, 4000
+    p = np.array([calibration.p_values(rng.normal(size=n), rng.normal(size=1))[0] for _ in range(draws)])
+    for rate in (0.05, 0.1, 0.3):
+        exact = math.floor(rate * (n + 1) + 1e-9) / (n + 1)
+        low, high = binom.interval(0.9999, draws, exact)
+        assert low <= (p <= rate + 1e-12).sum() <= high
+
+
+def test_a_fitted_detector_keeps_its_false_alarm_rate() -> None:
+    """Over repeated fits, each judging one fresh normal row set: the mean rate is at most the asked one."""
+    rng = np.random.default_rng(1)
+    alarms = []
+    for seed in range(25):
+        detector = AE(steps=30, hidden=(16,), false_alarm_rate=0.1, random_state=seed, verbose=False)
+        detector.fit(rng.normal(size=(150, 3)))
+        alarms.append((detector.predict(rng.normal(size=(200, 3))) == -1).mean())
+    # 30 calibration rows: the rate of one fit is Beta(3, 28), standard deviation .05; of the mean of 25, .0105.
+    assert abs(np.mean(alarms) - 3 / 31) < 4 * 0.0105
+
+
+def test_benjamini_hochberg_by_the_book_and_its_rate() -> None:
+    p = np.array([0.01, 0.02, 0.03, 0.5, 0.04])
+    assert calibration.false_discoveries(p, 0.05).tolist() == [True, True, True, False, True]
+    assert not calibration.false_discoveries(np.array([0.5, 0.9]), 0.1).any()
+    rng = np.random.default_rng(2)
+    shares = []
+    for _ in range(300):
+        held = rng.normal(size=500)
+        scores = np.r_[rng.normal(size=180), rng.normal(size=20) - 6]
+        called = calibration.false_discoveries(calibration.p_values(held, scores), 0.2)
+        shares.append(called[:180].sum() / max(1, called.sum()))
+    assert np.mean(shares) <= 0.2 * 0.9 + 4 * np.std(shares) / math.sqrt(300)
+    assert np.mean(shares) > 0.1  # the procedure has power: it uses most of what it is allowed
+
+
+def test_split_sizes() -> None:
+    assert calibration.split_sizes(1000, 0.05, None) == (200, 100)
+    assert calibration.split_sizes(60, 0.05, None) == (19, 6)  # 12 could not promise 5 %
+    assert calibration.split_sizes(20, 0.05, None) == (4, 2)  # nor can half of 20
+    assert calibration.split_sizes(10**6, 0.05, None) == (5000, 2000)
+    assert calibration.split_sizes(100, 0.05, 0.5) == (50, 10)
+    assert calibration.rows_needed(0.05) == 19
+    assert calibration.smallest_rate(19) == 0.05
+
+
+def test_auroc_and_its_interval() -> None:
+    rng = np.random.default_rng(0)
+    normal, odd = rng.normal(1, 1, 60).round(1), rng.normal(0, 1, 40).round(1)
+    found = auroc(normal, odd)
+    labels = np.r_[np.zeros(60), np.ones(40)]
+    assert found.value == pytest.approx(roc_auc_score(labels, -np.r_[normal, odd]))
+    # DeLong's variance by its definition: placements, one row at a time.
+    placed = (odd[:, None] < normal).astype(float) + 0.5 * (odd[:, None] == normal)
+    variance = placed.mean(1).var(ddof=1) / 40 + placed.mean(0).var(ddof=1) / 60
+    a = found.value
+    spread = 1.959964 * math.sqrt(variance) / (a * (1 - a))
+    assert found.high == pytest.approx(1 / (1 + math.exp(-(math.log(a / (1 - a)) + spread))), rel=1e-5)
+
+
+def test_aurocs_interval_covers() -> None:
+    rng = np.random.default_rng(3)
+    true = 0.760250  # Φ(1/√2)
+    draws = [auroc(rng.normal(1, 1, 50), rng.normal(0, 1, 50)) for _ in range(600)]
+    covered = np.mean([d.low <= true <= d.high for d in draws])
+    assert 0.92 <= covered <= 0.98
+
+
+def test_perfect_separation_still_has_an_interval() -> None:
+    perfect = auroc([2.0, 3.0, 4.0], [0.0, 1.0])
+    assert (perfect.value, perfect.high) == (1.0, 1.0)
+    assert perfect.low == pytest.approx(math.sqrt(0.025))
+    assert auroc([0.0], [1.0]).value == 0.0
+
+
+def test_aupr_and_fpr() -> None:
+    rng = np.random.default_rng(0)
+    normal, odd = rng.normal(1, 1, 500), rng.normal(-1, 1, 300)
+    labels = np.r_[np.zeros(500), np.ones(300)]
+    found = aupr(normal, odd)
+    assert found.value == pytest.approx(average_precision_score(labels, -np.r_[normal, odd]))
+    rate = fpr_at_tpr(normal, odd)
+    threshold = min(t for t in odd if (odd <= t).mean() >= 0.95)
+    assert rate.value == (normal <= threshold).mean()
+    for estimate in (found, rate):
+        assert estimate.low < estimate.value < estimate.high
+    assert fpr_at_tpr([5.0] * 10, [1.0] * 10).value == 0
+    assert proportion(0, 10).high == pytest.approx(0.3085, abs=1e-4)
+
+
+def test_measures_refuse_what_is_no_list_of_scores() -> None:
+    with pytest.raises(ValueError, match="outliers must be a non-empty"):
+        auroc([1.0], [])
+    with pytest.raises(ValueError, match="normal holds NaN"):
+        auroc([float("nan")], [1.0])
