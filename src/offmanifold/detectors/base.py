@@ -288,8 +288,8 @@ class OutlierDetector(OutlierMixin, BaseEstimator, abc.ABC):  # type: ignore[mis
         """Resolve what depends on the network alone."""
         network = choose.choose(spec.shape) if self.network == "auto" else self.network
         if network in choose.CONVOLUTIONAL and spec.kind == "table":
-            raise ValueError(f"network={network!r} takes images; the data are a table. Use 'mlp' or 'fcres2'.")
-        widths = {"mlp": (128, 128), "fcres2": (256, 1024)}.get(network, ())
+            raise ValueError(f"network={network!r} takes images; the data are a table. Use {', '.join(map(repr, choose.DENSE))}.")
+        widths = {"resmlp": (128,), "mlp": (128, 128), "fcres2": (256, 1024)}.get(network, ())
         hidden = widths if self.hidden == "auto" else parameters.sizes("hidden", self.hidden)
         dense = network in choose.DENSE
         return {

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from offmanifold.networks import conv
 from offmanifold.networks.mlp import mlp
 from offmanifold.networks.network import Network
-from offmanifold.networks.residual import fcres2
+from offmanifold.networks.residual import fcres2, resmlp
 from offmanifold.parameters import choice
 
 CONVOLUTIONAL: dict[str, Callable[[tuple[int, ...], int, int, float], tuple[Network, Network]]] = {
@@ -20,6 +20,7 @@ CONVOLUTIONAL: dict[str, Callable[[tuple[int, ...], int, int, float], tuple[Netw
     "p1-colour": conv.p1_colour,
 }
 DENSE: dict[str, Callable[[tuple[int, ...], int, int, Sequence[int]], tuple[Network, Network]]] = {
+    "resmlp": resmlp,
     "mlp": mlp,
     "fcres2": fcres2,
 }
@@ -30,8 +31,10 @@ SMALLEST_PICTURE = 16
 
 
 def choose(shape: tuple[int, ...]) -> str:
-    """Return the network for rows of ``shape``: "mlp" for tables and tiny images, else "strided"."""
-    return "strided" if len(shape) == 3 and min(shape[1:]) >= SMALLEST_PICTURE else "mlp"
+    """Return the network for rows of ``shape``: "resmlp" for tables, "mlp" for tiny images, else "strided"."""
+    if len(shape) == 1:
+        return "resmlp"
+    return "strided" if min(shape[1:]) >= SMALLEST_PICTURE else "mlp"
 
 
 def build(

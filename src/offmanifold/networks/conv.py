@@ -156,9 +156,14 @@ def p1_colour(shape: tuple[int, ...], into_latent: int, latent_dim: int, capacit
     decoder: list[nn.Module] = [nn.Linear(latent_dim, base * 16), Reshape(base, 4, 4)]
     rising = [base, *_scaled(capacity, 128, 64, 32)]
     for before, after in zip(rising, rising[1:], strict=False):
-        decoder += [nn.Upsample(scale_factor=2), nn.Conv2d(before, after, 4, padding="same"), nn.GroupNorm(1, after), nn.ReLU()]  # fmt: skip # noqa: E501
-    decoder.append(nn.Conv2d(rising[-1], shape[0], 4, padding="same"))
+        decoder += [nn.Upsample(scale_factor=2), *_same4(before, after), nn.GroupNorm(1, after), nn.ReLU()]
+    decoder += _same4(rising[-1], shape[0])
     return _pair(encoder, decoder)
+
+
+def _same4(before: int, after: int) -> list[nn.Module]:
+    """Return a 4×4 convolution that keeps the size: one pixel of padding before, two after."""
+    return [nn.ZeroPad2d((1, 2, 1, 2)), nn.Conv2d(before, after, 4)]
 
 
 def _require(name: str, shape: tuple[int, ...], size: int) -> None:

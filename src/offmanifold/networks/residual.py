@@ -1,4 +1,4 @@
-"""P3's FCRes2: fully connected residual networks (Table 10)."""
+"""Fully connected residual networks: a small one for tables, and P3's FCRes2 (Table 10)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,35 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from offmanifold.networks.network import Network, Reshape
+
+
+class Block(nn.Module):
+    """h + L₂(SiLU(L₁(norm(h)))): each row is normalised by itself."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width)
+        )
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs + self.layers(inputs)  # type: ignore[no-any-return]
+
+
+def resmlp(
+    shape: tuple[int, ...], into_latent: int, latent_dim: int, hidden: Sequence[int]
+) -> tuple[Network, Network]:
+    """Build a residual network with one block for each entry of ``hidden``, all of one width."""
+    if len(set(hidden)) != 1:
+        raise ValueError(f"network='resmlp' takes hidden of one width, once for each block; got {tuple(hidden)}.")
+    width, size = hidden[0], math.prod(shape)
+
+    def blocks() -> list[nn.Module]:
+        return [Block(width) for _ in hidden]
+
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(size, width), *blocks(), nn.Linear(width, into_latent))
+    decoder = nn.Sequential(nn.Linear(latent_dim, width), *blocks(), nn.Linear(width, size), Reshape(*shape))
+    return Network(encoder), Network(decoder)
 
 
 class FCRes(nn.Module):

@@ -1,0 +1,157 @@
+"""Whatever a user has: accepted and described, or refused with what is wrong and what is wanted."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+import narwhals as nw
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+import scipy.sparse
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from offmanifold.data.inputs import InputSpec, Rows
+from offmanifold.data.tables import Standardiser
+
+NUMBERS = np.arange(12.0).reshape(4, 3)
+
+
+@pytest.mark.parametrize(
+    ("X", "kind", "shape", "layout"),
+    [
+        (NUMBERS, "table", (3,), "columns"),
+        (NUMBERS.astype(int).tolist(), "table", (3,), "columns"),
+        (NUMBERS.astype(object), "table", (3,), "columns"),
+        (torch.tensor(NUMBERS), "table", (3,), "columns"),
+        (torch.zeros(4, 3, dtype=torch.bfloat16, requires_grad=True), "table", (3,), "columns"),
+        (np.zeros((4, 8, 9), np.uint8), "image", (1, 8, 9), "hw"),
+        (np.zeros((4, 3, 8, 9)), "image", (3, 8, 9), "chw"),
+        (np.zeros((4, 8, 9, 3)), "image", (3, 8, 9), "hwc"),
+        (np.zeros((4, 3, 8, 3)), "image", (3, 8, 3), "chw"),  # ambiguous: PyTorch's order wins
+        (np.zeros((4, 8, 9), bool), "image", (1, 8, 9), "hw"),
+        (pd.DataFrame(NUMBERS), "table", (3,), "columns"),
+    ],
+)
+def test_what_rows_are(X: Any, kind: str, shape: tuple[int, ...], layout: str) -> None:
+    rows = Rows(X)
+    assert (rows.spec.kind, rows.spec.shape, rows.spec.layout) == (kind, shape, layout)
+    assert len(rows) == 4
+    assert rows.take(slice(1, 3)).shape == (2, *shape)
+    assert rows.take(np.array([3, 0])).shape == (2, *shape)
+    assert InputSpec.from_json(rows.spec.to_json()) == rows.spec
+
+
+@pytest.mark.parametrize(
+    ("X", "error", "message"),
+    [
+        (np.array([[1.0, np.nan]]), ValueError, "contains NaN in column 1"),
+        (np.array([[1.0, np.inf]]), ValueError, r"contains infinity \(inf\) in column 1"),
+        (np.zeros((0, 3)), ValueError, r"0 sample\(s\)"),
+        (np.zeros((3, 0)), ValueError, r"0 feature\(s\)"),
+        (pl.DataFrame(), ValueError, r"0 feature\(s\)"),
+        (np.zeros(3), ValueError, "Reshape your data"),
+        (3.0, ValueError, "must be an array of rows; got a single value of type float"),
+        (np.zeros((2, 3, 4, 5, 6)), ValueError, "got 5 dimensions"),
+        (np.zeros((2, 5, 5, 5)), ValueError, r"need 1, 3 or 4 channels .* got shape \(2, 5, 5, 5\)"),
+        (np.zeros((2, 0, 5)), ValueError, "hold no pixel"),
+        (np.ones((2, 3)) * 1j, ValueError, "Complex data not supported"),
+        (scipy.sparse.eye(3), TypeError, "Sparse data was passed.*toarray"),
+        (np.array([[{}, 1]], dtype=object), TypeError, "not numbers: .*argument must be"),
+        (np.array([["a", "b"]]), ValueError, "could not convert string.*Encode text"),
+        (np.full((2, 4, 4), 200.0), ValueError, r"must lie in \[0, 1\]; got 200 … 200.*look like 0–255: divide by 255"),
+        (np.full((2, 4, 4), -1.0), ValueError, r"got -1 … -1. Rescale"),
+        (np.full((2, 4, 4), np.nan), ValueError, "contains NaN: every pixel"),
+        (np.zeros((2, 4, 4), np.int64), TypeError, "must be uint8 or floats.*int64"),
+        (pl.LazyFrame({"a": [1]}), TypeError, "lazy frame; call .collect"),
+        (pl.DataFrame({"a": [1.0], "b": ["x"], "when": [datetime.date(2020, 1, 1)]}), ValueError,
+         r"Only numeric and boolean columns.*'b' \(String\), 'when'.*Drop them"),
+        (pd.DataFrame({"a": [1.0, 2.0], "c": pd.Categorical(["u", "v"])}), ValueError, "'c' .*Categorical"),
+        (pl.DataFrame({"a": [1.0, None], "b": [1, 2]}), ValueError, "Missing values in 'a'. Drop those rows or fill"),
+        (pd.DataFrame({"a": [1.0, np.nan], "b": [1, 2]}), ValueError, "'a'"),
+    ],
+)  # fmt: skip
+def test_what_is_refused(X: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        Rows(X).take(slice(0, None))
+
+
+@pytest.mark.parametrize("make", [pd.DataFrame, pl.DataFrame, pa.table])
+def test_frames_are_read_by_name(make: Any) -> None:
+    data = {"a": [1.0, 2.0], "b": [3, 4], "c": [True, False]}
+    spec = Rows(make(data)).spec
+    assert spec.columns == ("a", "b", "c")
+    shuffled = make({name: data[name] for name in ("c", "a", "b")})
+    np.testing.assert_array_equal(Rows(shuffled, spec).take(slice(0, 2)), [[1, 3, 1], [2, 4, 0]])
+    with pytest.raises(ValueError, match=r"missing: 'c'; not seen in training: 'd', 'e'"):
+        Rows(make({"a": [1], "b": [1], "d": [1], "e": [1]}), spec)
+    np.testing.assert_array_equal(Rows(np.ones((1, 3)), spec).take(slice(0, 1)), np.ones((1, 3)))
+    assert Rows(make(data), Rows(NUMBERS).spec).spec.columns is None
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=arrays(np.float64, st.tuples(st.integers(1, 6), st.integers(1, 5)), elements=st.floats(-1e6, 1e6)),
+    order=st.randoms(),
+)
+def test_column_order_never_matters(rows: np.ndarray, order: Any) -> None:
+    names = [f"c{i}" for i in range(rows.shape[1])]
+    spec = Rows(pl.DataFrame(rows, schema=names, orient="row")).spec
+    shuffled = names.copy()
+    order.shuffle(shuffled)
+    frame = pd.DataFrame(rows, columns=names)[shuffled]
+    np.testing.assert_array_equal(Rows(frame, spec).take(slice(0, None)), rows)
+    assert isinstance(nw.from_native(frame), nw.DataFrame)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    arrays(
+        np.float64,
+        st.tuples(st.integers(2, 8), st.integers(1, 4)),
+        elements=st.floats(allow_nan=False, allow_infinity=False, width=32),
+    )
+)
+def test_standardised_columns_are_finite_and_come_back(rows: np.ndarray) -> None:
+    fitted = Standardiser.fit(rows)
+    standard = fitted.transform(rows)
+    assert np.isfinite(standard).all()
+    assert (fitted.scale > 0).all()
+    np.testing.assert_allclose(standard.mean(0), 0, atol=1e-3)
+    spread = np.abs(rows).max(0)
+    np.testing.assert_allclose(fitted.inverse(standard.astype(float)), rows, atol=1e-5 * spread.max() + 1e-30)
+    assert np.isfinite(fitted.transform(np.full((1, rows.shape[1]), 1e308))).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    n=st.integers(1, 4), c=st.sampled_from([1, 3, 4]), h=st.integers(5, 9), w=st.integers(5, 9),
+    layout=st.sampled_from(["chw", "hwc"]), eight_bit=st.booleans(),
+)  # fmt: skip
+def test_images_come_back_in_their_layout(n: int, c: int, h: int, w: int, layout: str, eight_bit: bool) -> None:
+    shape = (n, c, h, w) if layout == "chw" else (n, h, w, c)
+    X = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+    rows = Rows(X if eight_bit else X / 255)
+    canonical = rows.take(slice(0, None))
+    assert canonical.shape == (n, c, h, w) and canonical.dtype == np.float32
+    np.testing.assert_allclose(rows.spec.arrange(canonical.astype(float)), X / 255, atol=1e-7)
+
+
+def test_pixels_a_rounding_error_outside_are_clipped() -> None:
+    X = np.full((1, 4, 4), 1 + 5e-7)
+    assert Rows(X).take(slice(0, 1)).max() == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"shape": [0]}, {"shape": [3, 4]}, {"layout": "hw"}, {"kind": "sound"}, {"columns": ["a"]}, {"shape": "x"}, {"shape": None}],  # noqa: E501
+)
+def test_a_damaged_spec_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="input description"):
+        InputSpec.from_json(Rows(NUMBERS).spec.to_json() | change)

@@ -1,0 +1,259 @@
+"""The one loop: resume, divergence, early stopping, several updates, precision, threads."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from conftest import QUICK
+from offmanifold.detectors import AE, VAE, OutlierDetector
+from offmanifold.networks import choose
+from offmanifold.training.checkpoints import Checkpointer
+from offmanifold.training.loop import Batches, TrainingDiverged, train
+from offmanifold.training.phases import Optimizer, ParameterGroup, Phase, Update
+from offmanifold.training.precision import choose_device, choose_dtype, computing_in
+from offmanifold.training.threads import cores, limited_to, share
+
+ROWS = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+
+
+def linear(seed: int = 0) -> nn.Linear:
+    layer = nn.Linear(3, 3)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.normal_(generator=torch.Generator().manual_seed(seed))
+    return layer
+
+
+def phase_of(model: nn.Module, *, name: str = "first", steps: int = 20, optimizer: Optimizer | None = None, **options: Any) -> Phase:  # noqa: E501
+    def loss(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        noise = torch.empty_like(rows).normal_(generator=generator)
+        return (model(rows + 0.1 * noise) - rows).square().mean(1), {}
+
+    update = Update((ParameterGroup.of("all", model),), loss, optimizer or Optimizer(0.05, "adam", "one-cycle"))
+    return Phase(name, (update,), steps, 16, **options)
+
+
+def test_batches_pass_over_every_row_before_any_comes_twice() -> None:
+    batches = Batches(torch.arange(10.0)[:, None], 4, torch.Generator().manual_seed(0))
+    seen = torch.cat([batches.next() for _ in range(5)]).flatten()
+    assert sorted(seen[:10].tolist()) == sorted(seen[10:].tolist()) == list(range(10))
+    assert seen[:10].tolist() != seen[10:].tolist()
+    assert len(Batches(torch.zeros(3, 1), 128, torch.Generator()).next()) == 3
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "rmsprop"])
+def test_a_run_cut_anywhere_resumes_bit_for_bit(name: str, tmp_path: Path) -> None:
+    """Two phases, cut after every number of steps; weights and history must not show it."""
+
+    def phases(model: nn.Module) -> list[Phase]:
+        optimizer = Optimizer(0.05, name, "one-cycle", weight_decay=0.01)
+        return [phase_of(model, steps=7, optimizer=optimizer, checks=3), phase_of(model, name="second", steps=6, optimizer=optimizer)]  # noqa: E501
+
+    whole = linear()
+    history = train(whole, phases(whole), ROWS[:30], ROWS[30:], seed=5)
+    for cut in range(1, 13):
+        path = tmp_path / f"{cut}.checkpoint"
+        model = linear()
+
+        class Cutter(Checkpointer):
+            left = cut
+
+            def save(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+                super().save(tensors, state)
+                self.left -= 1
+                if not self.left:
+                    raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            train(model, phases(model), ROWS[:30], ROWS[30:], seed=5, checkpointer=Cutter(path, "x", 5, every=0))
+        resumed = linear(seed=99)  # whatever it starts from is overwritten
+        checkpointer = Checkpointer(path, "x", 5)
+        again = train(resumed, phases(resumed), ROWS[:30], ROWS[30:], seed=5, checkpointer=checkpointer, resume=True)
+        for parameter, expected in zip(resumed.parameters(), whole.parameters(), strict=True):
+            assert torch.equal(parameter, expected), f"cut after {cut}"
+        strip = [{k: v for k, v in record.items() if k != "seconds"} for record in again]
+        assert strip == [{k: v for k, v in record.items() if k != "seconds"} for record in history]
+
+
+def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run.checkpoint"
+    model = linear()
+    train(model, [phase_of(model)], ROWS[:30], ROWS[30:], seed=5, checkpointer=Checkpointer(path, "x", 5, every=0))
+    for content, fingerprint, message in (
+        (path.read_bytes(), "y", "belongs to a run with other data or settings"),
+        (path.read_bytes()[:100], "x", "not a whole offmanifold checkpoint"),
+        (b"hello", "x", "not a whole offmanifold checkpoint"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            Checkpointer(path, fingerprint, 5).load()
+
+
+@pytest.mark.parametrize("how", ["nan", "explosion"])
+def test_divergence_stops_with_phase_step_and_the_last_good_weights(how: str) -> None:
+    model = linear()
+    calls = 0
+
+    def loss(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        nonlocal calls
+        calls += model.training
+        factor = 1.0 if calls <= 10 else (math.nan if how == "nan" else 1e9)
+        return (model(rows) - rows).square().mean(1) * factor, {}
+
+    phase = dataclasses.replace(phase_of(model, steps=40, checks=40), updates=(Update((ParameterGroup.of("all", model),), loss, Optimizer(1e-3)),))  # noqa: E501
+    with pytest.raises(TrainingDiverged, match="diverged in phase 'first' at step 11") as caught:
+        train(model, [phase], ROWS[:30], ROWS[30:], seed=0)
+    assert (caught.value.phase, caught.value.step, caught.value.last_good_step) == ("first", 11, 10)
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+
+
+def test_the_best_held_out_weights_are_kept_and_patience_ends_the_phase() -> None:
+    model = linear()
+    # On its way to the identity the weight passes a circle, which is what validation wants.
+    phase = phase_of(model, steps=400, optimizer=Optimizer(0.05), patience=3, checks=400)
+    def validation(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        value = (model.weight - torch.eye(3)).square().sum()
+        return (value - 4.0).abs().expand(len(rows)), {}
+
+    history = train(model, [dataclasses.replace(phase, validation=validation)], ROWS[:30], ROWS[30:], seed=0)
+    best = min(record["validation"] for record in history)
+    assert abs((model.weight - torch.eye(3)).square().sum().item() - 4.0) == pytest.approx(best, rel=1e-5)
+    assert history[-1]["step"] < 400
+    assert [record["validation"] for record in history[-3:]] > [best] * 3
+
+
+def test_an_update_moves_its_own_parameters_and_may_repeat() -> None:
+    model = nn.Sequential(linear(0), linear(1))
+    counts = {"encoder": 0, "decoder": 0}
+
+    def loss_of(name: str) -> Any:
+        def loss(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+            counts[name] += model.training
+            return (model(rows) - rows).square().mean(1), {}
+
+        return loss
+
+    encoder = Update((ParameterGroup.of("encoder", model[0]),), loss_of("encoder"), Optimizer(0.01), repeat_until=lambda losses: len(losses) == 3)  # noqa: E501
+    before = [parameter.detach().clone() for parameter in model[1].parameters()]
+    history = train(model, [Phase("lagging", (encoder,), 5, 16)], ROWS[:30], ROWS[30:], seed=0)
+    assert counts["encoder"] == 15
+    assert all(torch.equal(a, b) for a, b in zip(before, model[1].parameters(), strict=True))
+    decoder = Update((ParameterGroup.of("decoder", model[1]),), loss_of("decoder"), Optimizer(0.01))
+    history = train(model, [Phase("alternating", (encoder, decoder), 5, 16)], ROWS[:30], ROWS[30:], seed=0)
+    assert counts["decoder"] == 5
+    assert {"gradient_norm/encoder", "gradient_norm/decoder", "loss", "validation"} <= set(history[-1])
+
+
+def test_learning_rates_follow_the_schedule_and_the_groups_scale() -> None:
+    cycle = Optimizer(1.0, schedule="one-cycle")
+    rates = [cycle.rate(step, 100) for step in range(101)]
+    assert rates[30] == max(rates) == 1.0
+    assert rates[0] == 0.04 and rates[100] == pytest.approx(0, abs=1e-12)
+    assert Optimizer(1.0, schedule="cosine").rate(50, 100) == pytest.approx(0.5)
+    detector = VAE(gamma="learned", **QUICK).fit(ROWS.numpy())
+    gammas = [record["gamma"] for record in detector.history_]
+    assert gammas[0] != gammas[-1]
+
+
+def test_ctrl_c_saves_first(tmp_path: Path, plane: Any) -> None:
+    path = tmp_path / "run.checkpoint"
+    detector = AE(**(QUICK | {"steps": 500}))
+
+    fired = []
+    original = AE._phases
+
+    def phases(self: AE, model: Any, settings: Any) -> list[Phase]:
+        (phase,) = original(self, model, settings)
+        inner = phase.updates[0].loss
+
+        def loss(rows: Tensor, generator: torch.Generator) -> Any:
+            fired.append(1)
+            if len(fired) == 100:
+                signal.raise_signal(signal.SIGINT)
+            return inner(rows, generator)
+
+        return [dataclasses.replace(phase, updates=(dataclasses.replace(phase.updates[0], loss=loss),))]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AE, "_phases", phases)
+        with pytest.raises(KeyboardInterrupt):
+            detector.fit(plane[0], checkpoint=path)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert path.exists()
+    resumed = AE(**(QUICK | {"steps": 500})).fit(plane[0], checkpoint=path, resume=True)
+    straight = AE(**(QUICK | {"steps": 500})).fit(plane[0])
+    np.testing.assert_array_equal(resumed.score_samples(plane[1]), straight.score_samples(plane[1]))
+
+
+def test_resuming_without_a_seed_keeps_the_runs_own(tmp_path: Path, plane: Any) -> None:
+    path = tmp_path / "run.checkpoint"
+    settings = QUICK | {"random_state": None}
+    first = AE(**settings).fit(plane[0], checkpoint=path, checkpoint_every=0)
+    second = AE(**settings).fit(plane[0], checkpoint=path, resume=True)
+    np.testing.assert_array_equal(first.score_samples(plane[1]), second.score_samples(plane[1]))
+    with pytest.raises(ValueError, match="other data or settings"):
+        AE(**settings).fit(plane[0] ** 3, checkpoint=path, resume=True)
+
+
+@pytest.mark.parametrize("network", choose.NETWORKS)
+def test_bfloat16_is_close_to_float32_inside_every_network(network: str) -> None:
+    size = {"conv32": 32, "conv32big": 32, "p1-colour": 32, "conv64": 64}.get(network, 28)
+    shape = (3, size, size) if size != 28 else (1, size, size)
+    encoder, decoder = choose.build(
+        network, shape, into_latent=8, latent_dim=8, hidden=(16, 16), capacity=1 / 16
+    )
+    x = torch.rand(4, *shape, generator=torch.Generator().manual_seed(0))
+    model = nn.ModuleList([encoder, decoder]).eval()
+    exact = decoder(encoder(x))
+    assert exact.shape == x.shape and exact.dtype == torch.float32
+    with computing_in(torch.bfloat16, model):
+        rough = decoder(encoder(x))
+    assert rough.dtype == torch.float32
+    assert not torch.equal(rough, exact)
+    assert (rough - exact).norm() < 0.05 * exact.norm()
+    torch.testing.assert_close(decoder(encoder(x)), exact, rtol=0, atol=0)  # the setting was put back
+
+
+def test_precision_is_chosen_by_network_and_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    dense, conv = (
+        nn.ModuleList(choose.build(name, (1, 28, 28), into_latent=2, latent_dim=2, hidden=(4,)))
+        for name in ("mlp", "strided")
+    )
+    cpu = torch.device("cpu")
+    monkeypatch.setattr("offmanifold.training.precision._processor_flags", lambda: "flags: amx_bf16")
+    assert choose_dtype("auto", conv, cpu) == torch.bfloat16
+    assert choose_dtype("auto", dense, cpu) == torch.float32
+    assert choose_dtype("float32", conv, cpu) == torch.float32
+    monkeypatch.setattr("offmanifold.training.precision._processor_flags", lambda: "flags: sse2")
+    assert choose_dtype("auto", conv, cpu) == torch.float32
+    assert choose_dtype("bfloat16", dense, cpu) == torch.bfloat16
+    with pytest.raises(ValueError, match="device='warp' cannot be used here"):
+        choose_device("warp")
+
+
+def test_threads_are_shared_out_and_restored() -> None:
+    before = torch.get_num_threads()
+    with limited_to(1):
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == before
+    assert share(1) == cores()
+    assert share(10**6) == 1
+
+
+@pytest.mark.parametrize("detector_class", [AE, VAE])
+def test_a_convolutional_detector_trains_in_either_precision(detector_class: type[OutlierDetector]) -> None:
+    images = np.random.default_rng(0).random((60, 20, 18)).astype(np.float32)
+    for precision in ("float32", "bfloat16"):
+        detector = detector_class(capacity=1 / 16, steps=5, precision=precision, verbose=False, random_state=0)
+        scores = detector.fit(images).score_samples(images)
+        assert detector.settings_["network"] == "strided"
+        assert np.isfinite(scores).all()
