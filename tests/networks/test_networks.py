@@ -80,9 +80,8 @@ def test_initialisation_has_pytorchs_spread() -> None:
 
 
 def test_the_choice_and_its_errors() -> None:
-    assert choose.choose((5,)) == "resmlp"
-    assert choose.choose((1, 8, 8)) == "mlp"
-    assert choose.choose((3, 32, 32)) == "strided"
+    assert choose.for_images((1, 8, 8)) == "mlp"
+    assert choose.for_images((3, 32, 32)) == "strided"
     build = lambda name, shape, **o: choose.build(name, shape, into_latent=2, latent_dim=2, hidden=(4,), **o)  # noqa: E731
     with pytest.raises(ValueError, match="Did you mean 'conv28'"):
         build("conv288", (1, 28, 28))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import final
 
@@ -61,12 +62,12 @@ class AE(LatentMixin, OutlierDetector):
     Parameters
     ----------
     latent_dim : int or "auto"
-        Size of the code. "auto": {latent_auto}.
+        Size of the code. "auto": three quarters of a table's columns, 32 for images.
     network : str
-        "auto" is "mlp" for tables and tiny images, "strided" for other images; or "fcres2", "conv28",
-        "conv32", "conv32big", "conv64", "p1-grey", "p1-colour".
+        "auto" is "resmlp" for tables, "mlp" for images below 16 pixels, "strided" for others; or "fcres2",
+        "conv28", "conv32", "conv32big", "conv64", "p1-grey", "p1-colour".
     hidden : sequence of int or "auto"
-        Widths of dense networks. "auto": (128, 128).
+        Widths of dense networks. "auto": (128,) for "resmlp", (128, 128) for "mlp".
     capacity : float
         Factor on the channels of convolutional networks.
     distance : {"squared", "l1", "ssim"}
@@ -75,13 +76,14 @@ class AE(LatentMixin, OutlierDetector):
         Where codes live.
     noise : float or "auto"
         Standard deviation of the noise to be undone, in the units the network sees (standardised columns;
-        pixels in [0, 1]). 0 is a plain autoencoder, 0.3 is P3's DAE. "auto": {noise_auto}.
+        pixels in [0, 1]). 0 is a plain autoencoder, 0.3 is P3's DAE. "auto": 0.6 for tables,
+        0 for images.
     error_penalty : {"identity", "sqrt", "log", "ratio", "huber"}
         g.
     latent_penalty : None or one of the same names
         h. Needs ``weight_decay``, or codes shrink while the decoder's weights grow.
     steps : int or "auto"
-        Batches to train on, at most: held-out rows choose the weights that are kept. "auto": 1 000.
+        Batches to train on, at most: held-out rows choose the weights that are kept. "auto": 800.
     epochs : int, optional
         The same as passes over the training rows; wins over ``steps``.
     batch_size : int
@@ -185,8 +187,11 @@ class AE(LatentMixin, OutlierDetector):
         parameters.choice("error_penalty", self.error_penalty, PENALTIES)
         if self.latent_penalty is not None:
             parameters.choice("latent_penalty", self.latent_penalty, PENALTIES)
-        noise = (0.5 if table else 0.0) if self.noise == "auto" else parameters.real("noise", self.noise, minimum=0)
-        latent_dim = 32 if self.latent_dim == "auto" else parameters.integer("latent_dim", self.latent_dim)
+        noise = (0.6 if table else 0.0) if self.noise == "auto" else parameters.real("noise", self.noise, minimum=0)
+        if self.latent_dim == "auto":
+            latent_dim = max(2, math.ceil(0.75 * spec.dimensions)) if table else 32
+        else:
+            latent_dim = parameters.integer("latent_dim", self.latent_dim)
         if self.latent == "sphere" and latent_dim == 1:
             raise ValueError("latent_dim=1 on the sphere leaves two points; use at least 2, or latent='euclidean'.")
         return {
@@ -196,7 +201,7 @@ class AE(LatentMixin, OutlierDetector):
             "noise": noise,
             "error_penalty": self.error_penalty,
             "latent_penalty": self.latent_penalty,
-            **self._network_settings(spec),
+            **self._network_settings(spec, for_tables="resmlp"),
         }
 
     def _build(self, spec: InputSpec, settings: Settings) -> Autoencoder:

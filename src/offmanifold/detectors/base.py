@@ -29,6 +29,7 @@ from offmanifold.training.loop import History, train
 from offmanifold.training.phases import OPTIMIZERS, SCHEDULES, Optimizer, Phase
 from offmanifold.training.precision import PRECISIONS, choose_device, choose_dtype, computing_in
 from offmanifold.training.progress import Progress, Verbosity
+from offmanifold.training.threads import limited_to, worth_having
 
 Settings: TypeAlias = dict[str, Any]
 
@@ -210,23 +211,25 @@ class OutlierDetector(OutlierMixin, BaseEstimator, abc.ABC):  # type: ignore[mis
         data = self._prepare(training_rows)
         held_out = self._prepare(rows.take(for_stopping))
         self._check_prepared(data, settings)
+        rows.take(for_calibration)  # a bad value among them is better found now than after training
 
         model = self._new_module(rows.spec, settings, seed)
         checkpointer = None
         if path is not None:
             digest = fingerprint({"detector": self.key, **settings}, data, held_out)
             checkpointer = Checkpointer(path, digest, seed, checkpoint_every)
-        self.history_: History = train(
-            model,
-            self._phases(model, settings),
-            data.to(self._device),
-            held_out.to(self._device),
-            seed=seed,
-            dtype=choose_dtype(self.precision, model, self._device),
-            checkpointer=checkpointer,
-            resume=resume,
-            progress=Progress(self.verbose),
-        )
+        with limited_to(self._threads(model, settings)):
+            self.history_: History = train(
+                model,
+                self._phases(model, settings),
+                data.to(self._device),
+                held_out.to(self._device),
+                seed=seed,
+                dtype=choose_dtype(self.precision, model, self._device),
+                checkpointer=checkpointer,
+                resume=resume,
+                progress=Progress(self.verbose),
+            )
         self.module_ = model.requires_grad_(False)
         self.rows_ = {
             "training": len(for_training),
@@ -284,9 +287,11 @@ class OutlierDetector(OutlierMixin, BaseEstimator, abc.ABC):  # type: ignore[mis
             "scale": self.scale if table else None,
         }
 
-    def _network_settings(self, spec: InputSpec) -> Settings:
-        """Resolve what depends on the network alone."""
-        network = choose.choose(spec.shape) if self.network == "auto" else self.network
+    def _network_settings(self, spec: InputSpec, for_tables: str) -> Settings:
+        """Resolve what depends on the network alone; ``for_tables`` is what "auto" means for a table."""
+        network = self.network
+        if network == "auto":
+            network = for_tables if spec.kind == "table" else choose.for_images(spec.shape)
         if network in choose.CONVOLUTIONAL and spec.kind == "table":
             raise ValueError(f"network={network!r} takes images; the data are a table. Use {', '.join(map(repr, choose.DENSE))}.")
         widths = {"resmlp": (128,), "mlp": (128, 128), "fcres2": (256, 1024)}.get(network, ())
@@ -295,7 +300,7 @@ class OutlierDetector(OutlierMixin, BaseEstimator, abc.ABC):  # type: ignore[mis
         return {
             "network": network,
             "hidden": list(hidden),
-            "default_steps": 1000,
+            "default_steps": 800,
             "default_rate": 2e-3 if dense else 1e-3,
         }
 
@@ -311,6 +316,13 @@ class OutlierDetector(OutlierMixin, BaseEstimator, abc.ABC):  # type: ignore[mis
             model = self._build(spec, settings)
         initialise(model, torch.Generator().manual_seed(seed + 2))
         return model.to(self._device)
+
+    @staticmethod
+    def _threads(model: nn.Module, settings: Settings) -> int | None:
+        """Return the limit of threads for training: one for small dense networks."""
+        if settings["network"] not in choose.DENSE:
+            return None
+        return worth_having(settings["batch_size"] * sum(p.numel() for p in model.parameters()))
 
     def _prepare(self, block: npt.NDArray[Any]) -> Tensor:
         """Turn canonical rows into what the network takes: float32."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import final
 
@@ -73,12 +74,13 @@ class VAE(LatentMixin, OutlierDetector):
     Parameters
     ----------
     latent_dim : int or "auto"
-        Number of latents. "auto": 32. Superfluous ones are pruned by training (P0 §3.1).
+        Number of latents. "auto": three quarters of a table's columns, 32 for images, where training prunes the
+        superfluous ones (P0 §3.1).
     likelihood : {"gaussian", "bernoulli"}
         "bernoulli" takes values in [0, 1].
     gamma : {"auto", "learned", "per-dimension", "closed-form"} or float
         The decoder's variance γ: learned, one or one for each dimension; the running mean squared error, its
-        optimum given the networks; or a fixed number. "auto": learned for images, TABLE_GAMMA for tables.
+        optimum given the networks; or a fixed number. "auto": learned for images, 0.02 for tables.
     beta : float
         Weight of the KL term in training.
     score_by : {"auto", "elbo", "reconstruction", "kl", "iwae"}
@@ -87,7 +89,9 @@ class VAE(LatentMixin, OutlierDetector):
         which is a method of scikit-learn's estimators.)
     samples : int
         Draws of z that a score averages over, the same for every row.
-    network, hidden, capacity, steps, epochs, batch_size, learning_rate, optimizer, schedule, weight_decay
+    network : str
+        As for :class:`AE`, but "auto" is "mlp" for tables.
+    hidden, capacity, steps, epochs, batch_size, learning_rate, optimizer, schedule, weight_decay
         As for :class:`AE`.
     scale, false_alarm_rate, calibration_fraction, device, precision, random_state, verbose
         As for :class:`AE`.
@@ -180,13 +184,16 @@ class VAE(LatentMixin, OutlierDetector):
         if isinstance(self.gamma, str):
             gamma: str | float = parameters.choice("gamma", self.gamma, ("auto", *GAMMAS))
             if gamma == "auto":
-                gamma = 0.05 if table else "learned"
+                gamma = 0.02 if table else "learned"
         else:
             gamma = parameters.real("gamma", self.gamma, above=0)
         score_by = parameters.choice("score_by", self.score_by, ("auto", *SCORES))
         if score_by == "auto":
             score_by = "reconstruction" if table else "elbo"
-        latent_dim = 32 if self.latent_dim == "auto" else parameters.integer("latent_dim", self.latent_dim)
+        if self.latent_dim == "auto":
+            latent_dim = max(2, math.ceil(0.75 * spec.dimensions)) if table else 32
+        else:
+            latent_dim = parameters.integer("latent_dim", self.latent_dim)
         return {
             "latent_dim": latent_dim,
             "likelihood": self.likelihood,
@@ -194,7 +201,7 @@ class VAE(LatentMixin, OutlierDetector):
             "beta": parameters.real("beta", self.beta, minimum=0),
             "score_by": score_by,
             "samples": parameters.integer("samples", self.samples),
-            **self._network_settings(spec),
+            **self._network_settings(spec, for_tables="mlp"),
         }
 
     def _build(self, spec: InputSpec, settings: Settings) -> VariationalAutoencoder:

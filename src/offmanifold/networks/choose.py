@@ -30,10 +30,8 @@ NETWORKS = (*DENSE, *CONVOLUTIONAL)
 SMALLEST_PICTURE = 16
 
 
-def choose(shape: tuple[int, ...]) -> str:
-    """Return the network for rows of ``shape``: "resmlp" for tables, "mlp" for tiny images, else "strided"."""
-    if len(shape) == 1:
-        return "resmlp"
+def for_images(shape: tuple[int, ...]) -> str:
+    """Return the network for images ``(C, H, W)``: "mlp" for tiny ones, else "strided"."""
     return "strided" if min(shape[1:]) >= SMALLEST_PICTURE else "mlp"
 
 

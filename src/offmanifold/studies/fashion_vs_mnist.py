@@ -14,7 +14,7 @@ from offmanifold.report.figures import dot_rows
 from offmanifold.studies.core import Job, Record, Study, over_seeds
 
 # Scale → training images, epochs, test images of each kind. P1: all 60 000, 100 epochs, all 10 000.
-SIZES = {"smoke": (400, 1, 200), "laptop": (20_000, 10, 5_000), "paper": (60_000, 100, 10_000)}
+SIZES = {"smoke": (150, 1, 60), "laptop": (20_000, 10, 5_000), "paper": (60_000, 100, 10_000)}
 
 # Row → hyper-parameters, and the paper's AUROC (its standard deviation) by bits/dim and by KL. The settings of
 # the optimiser and the network are P1's, appendix A; only the likelihood differs from row to row.

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 import torch
 
+SMALL_STEP = 30_000_000
+
 
 def cores() -> int:
     """Return how many cores this process may use."""
@@ -17,6 +19,15 @@ def cores() -> int:
 def share(jobs: int) -> int:
     """Return how many threads each of ``jobs`` processes side by side should use."""
     return max(1, cores() // max(1, jobs))
+
+
+def worth_having(multiplications: int) -> int | None:
+    """Return the limit of threads for steps of so many multiplications: 1 for small ones, else None.
+
+    Threads bring nothing to small steps (measured: 13 million multiplications a step took as long on two
+    cores as on one), and cost dearly where another process wants the cores too.
+    """
+    return 1 if multiplications < SMALL_STEP else None
 
 
 @contextlib.contextmanager

@@ -1,0 +1,347 @@
+"""Every command, run as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from PIL import Image
+
+import offmanifold
+from offmanifold import storage
+from offmanifold.cli.main import main
+from offmanifold.detectors import DETECTORS
+
+COMMAND = [sys.executable, "-m", "offmanifold.cli"]
+QUICK = ["--set", "steps=60", "--set", "hidden=[32]", "--set", "random_state=0"]
+
+
+def run(*arguments: object, cwd: Path, status: int = 0, **options: Any) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [*COMMAND, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, check=False, **options
+    )
+    assert done.returncode == status, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def complaint(*arguments: object, cwd: Path, status: int) -> str:
+    """Run what must fail; return the one paragraph that says why."""
+    done = run(*arguments, cwd=cwd, status=status)
+    assert "Traceback" not in done.stderr
+    return " ".join(done.stderr.replace("│", " ").split())
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory, plane: Any) -> Path:
+    """A folder with normal rows, odd ones, labelled ones, and a model."""
+    folder = tmp_path_factory.mktemp("work")
+    normal, odd = plane
+    names = list("abcde")
+    pl.DataFrame(normal, schema=names, orient="row").write_csv(folder / "normal.csv")
+    pl.DataFrame(odd, schema=names, orient="row").write_csv(folder / "odd.csv")
+    both = pl.DataFrame(np.concatenate([normal, odd]), schema=names, orient="row")
+    both.with_columns(bad=pl.Series([0] * len(normal) + [1] * len(odd))).write_parquet(folder / "both.parquet")
+    run("fit", "normal.csv", *QUICK, "--out", "model.safetensors", cwd=folder)
+    return folder
+
+
+# --- the main road -------------------------------------------------------------------------------------
+
+
+def test_fit_says_what_it_did_and_what_to_do_next(work: Path) -> None:
+    done = run("fit", "normal.csv", *QUICK, "-o", "again.safetensors", cwd=work)
+    assert "a table of 5 columns" in done.stdout
+    assert "Next:  offmanifold score again.safetensors" in done.stdout
+    assert done.stderr == ""
+    assert not (work / "again.checkpoint").exists()
+    one, two = (storage.read(work / name)[1] for name in ("model.safetensors", "again.safetensors"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    shown = json.loads(run("fit", "normal.csv", *QUICK, "-o", "j.safetensors", "--json", cwd=work).stdout)
+    assert shown["rows"] == {"training": 280, "stopping": 40, "calibration": 80}
+
+
+def test_score_writes_what_the_library_says(work: Path) -> None:
+    run("score", "model.safetensors", "odd.csv", "--out", "scores.csv", cwd=work)
+    table = pl.read_csv(work / "scores.csv")
+    detector = offmanifold.load(work / "model.safetensors")
+    rows = pl.read_csv(work / "odd.csv")
+    assert table.columns == ["row", "score", "p_value", "outlier", *(f"term_{t}" for t in detector.score_terms(rows))]
+    np.testing.assert_array_equal(table["score"].to_numpy(), detector.score_samples(rows))
+    np.testing.assert_array_equal(table["p_value"].to_numpy(), detector.p_values(rows))
+    np.testing.assert_array_equal(table["outlier"].to_numpy(), detector.predict(rows) == -1)
+    assert table["row"].to_list() == list(range(len(rows)))
+
+
+def test_score_with_false_discovery_control(work: Path) -> None:
+    shown = json.loads(
+        run("score", "model.safetensors", "both.parquet", "--drop", "bad", "--fdr", 0.1, "-o", "s.parquet", "--json", cwd=work).stdout  # noqa: E501
+    )
+    table = pl.read_parquet(work / "s.parquet")
+    expected = offmanifold.false_discoveries(table["p_value"].to_numpy(), 0.1)
+    np.testing.assert_array_equal(table["outlier"].to_numpy(), expected)
+    assert shown["outliers"] == expected.sum() > 0
+    assert shown["rows"] == len(table) == 500
+
+
+def test_evaluate_by_other_rows_and_by_labels(work: Path) -> None:
+    by_rows = json.loads(run("evaluate", "model.safetensors", "normal.csv", "--outliers", "odd.csv", "--json", cwd=work).stdout)  # noqa: E501
+    by_labels = json.loads(run("evaluate", "model.safetensors", "both.parquet", "--labels", "bad", "--json", cwd=work).stdout)  # noqa: E501
+    assert by_rows == by_labels
+    assert by_rows["auroc"]["low"] < by_rows["auroc"]["value"] <= by_rows["auroc"]["high"]
+    assert by_rows["auroc"]["value"] > 0.9
+    text = run("evaluate", "model.safetensors", "normal.csv", "--outliers", "odd.csv", cwd=work).stdout
+    assert "AUROC" in text and "false alarms (asked 0.05)" in text
+    signs = pl.read_parquet(work / "both.parquet").with_columns(bad=1 - 2 * pl.col("bad"))
+    signs.write_csv(work / "signs.csv")
+    assert json.loads(run("evaluate", "model.safetensors", "signs.csv", "--labels", "bad", "--json", cwd=work).stdout) == by_rows  # noqa: E501
+
+
+def test_inspect(work: Path) -> None:
+    facts = json.loads(run("inspect", "model.safetensors", "--json", cwd=work).stdout)
+    assert facts["columns"] == list("abcde")
+    assert facts["calibration"]["rows"] == 80
+    assert facts["history"][-1]["step"] == 60
+    assert "a table of 5 columns" in run("inspect", "model.safetensors", cwd=work).stdout
+
+
+def test_detectors(tmp_path: Path) -> None:
+    text = run("detectors", cwd=tmp_path).stdout
+    assert all(name in text for name in DETECTORS)
+    shown = json.loads(run("detectors", "vae", "--json", cwd=tmp_path).stdout)
+    assert shown["vae"]["parameters"]["beta"] == 1.0
+    assert "Parameters" in run("detectors", "ae", cwd=tmp_path).stdout
+    assert "Did you mean 'vae'" in complaint("detectors", "vea", cwd=tmp_path, status=2)
+
+
+def test_pictures_and_arrays(tmp_path: Path, digits: Any) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i, image in enumerate(digits[0][:40]):
+        Image.fromarray((image * 255).astype(np.uint8)).save(folder / f"{i:03}.png")
+    np.savez(tmp_path / "d.npz", x=(digits[0][:100] * 255).astype(np.uint8), y=digits[1][:100])
+    run("fit", "d.npz", "--array", "x", "--detector", "vae", *QUICK, "-o", "m.safetensors", cwd=tmp_path)
+    run("score", "m.safetensors", "pictures", cwd=tmp_path)
+    table = pl.read_csv(tmp_path / "scores.csv")
+    assert table.columns[:3] == ["row", "file", "score"]
+    assert table["file"].to_list()[:2] == ["000.png", "001.png"]
+    run("score", "m.safetensors", "d.npz", "--array", "x", "-o", "a.csv", cwd=tmp_path)
+    np.testing.assert_array_equal(pl.read_csv(tmp_path / "a.csv")["score"][:40].to_numpy(), table["score"].to_numpy())
+
+
+def test_a_config_file_and_what_overrides_it(work: Path) -> None:
+    (work / "run.toml").write_text(
+        'detector = "vae"\ndrop = ["e"]\nthreads = 1\n[parameters]\nsteps = 5\nhidden = [8]\nbeta = 0.5\n'
+    )
+    run("fit", "normal.csv", "--config", "run.toml", "--set", "beta=2", "-o", "c.safetensors", cwd=work)
+    detector = offmanifold.load(work / "c.safetensors")
+    assert (detector.key, detector.beta, detector.hidden) == ("vae", 2, (8,))
+    assert detector.spec_.columns == tuple("abcd")
+
+
+def test_the_demo(tmp_path: Path) -> None:
+    done = run("demo", "--digit", 0, cwd=tmp_path)
+    folder = tmp_path / "offmanifold-demo"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert set(summary) >= {"auroc", "false_alarm_rate_asked", "false_alarm_rate", "caught", "seconds"}
+    assert summary["auroc"]["value"] > 0.9
+    assert summary["false_alarm_rate"]["low"] <= 0.05 <= summary["false_alarm_rate"]["high"]
+    assert Image.open(folder / "picture.png").size[0] > 800
+    assert len(pl.read_csv(folder / "scores.csv")) > 400
+    assert "offmanifold fit normal.csv" in done.stdout
+    assert offmanifold.load(folder / "model.safetensors").key == summary["detector"]
+
+
+def test_a_study_runs_resumes_and_shows(tmp_path: Path, real_data: None) -> None:
+    environment = os.environ | {"OFFMANIFOLD_DATA": str(offmanifold_data())}
+    done = run("study", "run", "fashion-vs-mnist", "--scale", "smoke", cwd=tmp_path, env=environment)
+    assert "P1, Table I" in done.stdout and "0.46 (0.05)" in done.stdout
+    results = sorted((tmp_path / "results" / "fashion-vs-mnist" / "smoke").iterdir())
+    stamps = {path: path.stat().st_mtime_ns for path in results if path.suffix == ".json"}
+    assert len(stamps) == 3
+    record = json.loads(next(iter(stamps)).read_text())
+    assert {"job", "metrics", "digests", "versions", "hardware"} <= set(record)
+    again = run("study", "run", "fashion-vs-mnist", "--scale", "smoke", cwd=tmp_path, env=environment)
+    assert "3 of 3 jobs were done before" in again.stderr
+    assert stamps == {path: path.stat().st_mtime_ns for path in stamps}
+    assert "Bernoulli" in run("study", "show", "fashion-vs-mnist", "--scale", "smoke", cwd=tmp_path).stdout
+    next(iter(stamps)).unlink()
+    two = run("study", "run", "fashion-vs-mnist", "--scale", "smoke", "--jobs", 2, cwd=tmp_path, env=environment)
+    assert "[3/3]" in two.stderr
+    assert json.loads(next(iter(stamps)).read_text())["digests"].keys() == record["digests"].keys()
+
+
+def offmanifold_data() -> Path:
+    from offmanifold.data.benchmarks import data_folder
+
+    return data_folder().resolve()
+
+
+def test_a_study_without_data_says_so(tmp_path: Path) -> None:
+    assert "fashion-vs-mnist" in run("study", "list", cwd=tmp_path).stdout
+    environment = os.environ | {"OFFMANIFOLD_DATA": "/nowhere"}
+    done = run("study", "run", "fashion-vs-mnist", "--scale", "smoke", cwd=tmp_path, env=environment)
+    assert "Skipped: The data folder /nowhere does not exist. Set OFFMANIFOLD_DATA" in done.stderr
+    assert "There are no results" in complaint("study", "show", "fashion-vs-mnist", cwd=tmp_path, status=1)
+    assert "Did you mean 'fashion-vs-mnist'" in complaint("study", "run", "fashion-vs-mnits", cwd=tmp_path, status=2)
+    assert "Did you mean 'smoke'" in complaint("study", "run", "fashion-vs-mnist", "--scale", "smoek", cwd=tmp_path, status=2)  # noqa: E501
+
+
+@pytest.mark.parametrize("command", [[], ["fit"], ["score"], ["evaluate"], ["inspect"], ["detectors"], ["demo"], ["study"], ["study", "run"]])  # noqa: E501
+def test_every_help_has_an_example_and_needs_no_torch(command: list[str], tmp_path: Path) -> None:
+    text = run(*command, "--help", cwd=tmp_path).stdout
+    assert "Usage" in text
+    assert "offmanifold " in text
+    code = f"import sys; sys.argv = ['offmanifold', *{command!r}, '--help']\nimport atexit\natexit.register(lambda: print('torch' in sys.modules))\nfrom offmanifold.cli.main import main; main()"  # noqa: E501
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip().endswith("False")
+
+
+# --- mistakes ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["fit", "normal.csv", "--detector", "vea"], 2, "Unknown detector 'vea'. Did you mean 'vae'?"),
+        (["fit", "normal.csv", "--set", "latentdim=3"], 2, "no parameter 'latentdim'. Did you mean 'latent_dim'?"),
+        (["fit", "normal.csv", "--set", "latent_dim"], 2, "--set takes KEY=VALUE; got 'latent_dim'"),
+        (["fit", "normal.csv", "--set", "latent_dim=0"], 1, "latent_dim must be an integer of at least 1; got 0"),
+        (["fit", "normal.csv", "--set", "false_alarm_rate=1.5"], 1, "false_alarm_rate must be .* got 1.5"),
+        (["fit", "normal.csv", "--set", "learning_rate=-1"], 1, "learning_rate must be .* above 0; got -1"),
+        (["fit", "normal.csv", "--set", "device=warp"], 1, "device='warp' cannot be used here"),
+        (["fit", "normal.csv", "--config", "none.toml"], 2, "none.toml does not exist"),
+        (["fit", "normal.csv", "--config", "bad.toml"], 2, "bad.toml is not valid TOML"),
+        (["fit", "normal.csv", "--config", "odd.toml"], 2, "unknown key 'detectr'. Did you mean 'detector'?"),
+        (["fit", "nothing.csv"], 1, "nothing.csv does not exist"),
+        (["fit", "text.csv"], 1, r"Only numeric and boolean columns .*'name' \(String\).*--drop NAME"),
+        (["fit", "ragged.csv"], 1, "ragged.csv cannot be read as a table"),
+        (["fit", "holes.csv"], 1, "Missing values in 'b'"),
+        (["fit", "one.csv"], 1, "n_samples = 1: AE needs at least 4 rows"),
+        (["fit", "normal.csv", "-o", "model.safetensors"], 2, "model.safetensors exists. Give --overwrite"),
+        (["fit", "normal.csv", "-o", "model.pkl"], 2, "--out must end in .safetensors"),
+        (["fit", "normal.csv", "-o", "no/where.safetensors"], 2, "folder no of --out does not exist"),
+        (["fit", "empty"], 1, "empty holds no pictures"),
+        (["score", "normal.csv", "odd.csv"], 1, "normal.csv is not a whole safetensors file"),
+        (["score", "gone.safetensors", "odd.csv"], 1, "gone.safetensors does not exist"),
+        (["score", "model.safetensors", "text.csv"], 1, "The columns differ .* missing: 'b', 'c', 'd', 'e'"),
+        (["score", "model.safetensors", "odd.csv", "--fdr", "2"], 2, "--fdr must lie between 0 and 1"),
+        (["score", "model.safetensors", "odd.csv", "-o", "x.txt"], 2, "--out must end in .csv or .parquet"),
+        (["evaluate", "model.safetensors", "odd.csv"], 2, "either --outliers OTHER or --labels COLUMN"),
+        (["evaluate", "model.safetensors", "both.parquet", "--labels", "bda"], 1, "no column 'bda'. Did you mean 'bad'"),
+        (["evaluate", "model.safetensors", "both.parquet", "--labels", "a"], 1, "Labels must be 0 and 1"),
+        (["fti"], 2, "fit"),
+        (["fit"], 2, "Missing argument"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_explained(
+    work: Path, arguments: list[str], status: int, message: str, monkeypatch: Any, capfd: Any
+) -> None:
+    """In this process, which has imported PyTorch already: there are many of them."""
+    (work / "bad.toml").write_text("detector = \n")
+    (work / "odd.toml").write_text("detectr = 'vae'\n")
+    (work / "text.csv").write_text("a,name\n1,x\n2,y\n")
+    (work / "ragged.csv").write_text("a,b\n1,2\n3,4,5\n")
+    (work / "holes.csv").write_text("a,b\n1,2\n3,\n4,5\n5,6\n6,7\n")
+    (work / "one.csv").write_text("a,b\n1,2\n")
+    (work / "empty").mkdir(exist_ok=True)
+    new = {"fit": "new.safetensors", "score": "new.csv"}.get(arguments[0])
+    if new and "-o" not in arguments and len(arguments) > 1:
+        arguments = [*arguments, "-o", new]
+    monkeypatch.chdir(work)
+    monkeypatch.setattr(sys, "argv", ["offmanifold", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    shown = capfd.readouterr()
+    assert stopped.value.code == status, shown.err
+    found = " ".join(shown.err.replace("│", " ").split())
+    assert re.search(message, found), found
+    assert "Traceback" not in found
+    assert not any((work / name).exists() for name in ("new.safetensors", "new.csv"))
+
+
+def test_debug_shows_the_traceback(work: Path) -> None:
+    done = run("fit", "nothing.csv", "-o", "new.safetensors", "--debug", cwd=work, status=1)
+    assert "Traceback" in done.stderr
+
+
+def test_a_folder_that_cannot_be_written(work: Path) -> None:
+    folder = work / "readonly"
+    folder.mkdir()
+    folder.chmod(0o500)
+    # The superuser may write anywhere but to what the kernel itself keeps.
+    target = folder if os.geteuid() else Path("/proc")
+    assert complaint("fit", work / "normal.csv", *QUICK, "-o", target / "m.safetensors", cwd=work, status=1)
+    assert complaint("score", work / "model.safetensors", work / "odd.csv", "-o", target / "s.csv", cwd=work, status=1)
+
+
+def test_a_full_disk_leaves_the_earlier_output_whole(work: Path, tmp_path: Path) -> None:
+    run("score", work / "model.safetensors", work / "odd.csv", "-o", "scores.csv", cwd=tmp_path)
+    before = (tmp_path / "scores.csv").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes((work / "model.safetensors").read_bytes())
+    model = (tmp_path / "model.safetensors").read_bytes()
+
+    def small_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+
+    score = ["score", work / "model.safetensors", work / "odd.csv", "-o", "scores.csv", "--overwrite"]
+    done = run(*score, cwd=tmp_path, status=1, preexec_fn=small_files)
+    assert "Error" in done.stderr and "Traceback" not in done.stderr
+    fit = ["fit", work / "normal.csv", *QUICK, "-o", "model.safetensors", "--overwrite"]
+    run(*fit, cwd=tmp_path, status=1, preexec_fn=small_files)
+    assert (tmp_path / "scores.csv").read_bytes() == before
+    assert (tmp_path / "model.safetensors").read_bytes() == model
+    assert {path.name for path in tmp_path.iterdir()} == {"scores.csv", "model.safetensors"}
+
+
+# --- interruption --------------------------------------------------------------------------------------
+
+
+def fitting(*more: str, out: str) -> list[str]:
+    return [
+        *COMMAND, "fit", "normal.csv", "-o", out, "--checkpoint-every", "0", "--threads", "1", *more,
+        *(part for key in ("steps=1500", "hidden=[32]", "random_state=0") for part in ("--set", key)),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_killed_at_random_moments_and_resumed_it_is_the_same_model(work: Path, how: signal.Signals) -> None:
+    rng = random.Random(int(how))
+    subprocess.run(fitting("--overwrite", out="straight.safetensors"), cwd=work, check=True, capture_output=True)
+    out, checkpoint = work / f"cut{int(how)}.safetensors", work / f"cut{int(how)}.checkpoint"
+    cuts = 0
+    for _ in range(40):
+        child = subprocess.Popen(fitting("--resume", out=out.name), cwd=work, stderr=subprocess.PIPE, text=True)
+        began = time.monotonic()
+        known = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+        while child.poll() is None and (not checkpoint.exists() or checkpoint.stat().st_mtime_ns == known):
+            time.sleep(0.005)
+            assert time.monotonic() - began < 120
+        if cuts < 4:
+            time.sleep(rng.uniform(0, 0.6))
+            child.send_signal(how)
+        _, errors = child.communicate()
+        if child.returncode == 0:
+            break
+        cuts += 1
+        if how == signal.SIGINT and "Interrupted; the run is saved" in errors:
+            refused = complaint("fit", "normal.csv", "-o", out.name, cwd=work, status=2)
+            assert "Go on with --resume, or discard it with --overwrite" in refused
+    assert cuts >= 2, "the run was too short to be cut"
+    one, two = storage.read(work / "straight.safetensors")[1], storage.read(out)[1]
+    assert one.keys() == two.keys()
+    for name in one:
+        assert torch.equal(one[name], two[name]), name
+    assert not checkpoint.exists()

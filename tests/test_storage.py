@@ -1,0 +1,155 @@
+"""Model files: whole, ours and unaltered, or a ValueError that says which is not the case."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import resource
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conftest import QUICK
+from offmanifold import AE, VAE, atomic, load, storage
+
+
+@pytest.fixture(scope="module")
+def model_file(tmp_path_factory: pytest.TempPathFactory, plane: Any) -> Path:
+    path = tmp_path_factory.mktemp("model") / "model.safetensors"
+    AE(**QUICK).fit(plane[0]).save(path)
+    return path
+
+
+def sealed(header: dict[str, Any], tensors: dict[str, torch.Tensor], version: str = "1") -> bytes:
+    """Write a file with a valid digest, as someone who means harm would."""
+    text = json.dumps(header)
+    metadata = {"format": "offmanifold", "version": version, "header": text, "digest": storage._digest(text, tensors)}
+    return safetensors.torch.save(tensors, metadata)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_no_flipped_bit_goes_unnoticed(model_file: Path, data: st.DataObject) -> None:
+    content = bytearray(model_file.read_bytes())
+    length = int.from_bytes(content[:8], "little")
+    # The header is short beside the tensors: look into both.
+    end = 8 + length if data.draw(st.booleans()) else len(content)
+    bit = data.draw(st.integers(0, 8 * end - 1))
+    content[bit // 8] ^= 1 << bit % 8
+    other = model_file.with_name("flipped.safetensors")
+    other.write_bytes(content)
+    with pytest.raises(ValueError, match="flipped.safetensors"):
+        load(other)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_no_truncated_file_goes_unnoticed(model_file: Path, data: st.DataObject) -> None:
+    content = model_file.read_bytes()
+    other = model_file.with_name("short.safetensors")
+    other.write_bytes(content[: data.draw(st.integers(0, len(content) - 1))])
+    with pytest.raises(ValueError, match="truncated, damaged or another format|is not an offmanifold model"):
+        load(other)
+
+
+def test_foreign_newer_and_missing_files(model_file: Path, tmp_path: Path) -> None:
+    header, tensors = storage.read(model_file)
+    path = tmp_path / "x.safetensors"
+    with pytest.raises(ValueError, match="does not exist"):
+        load(path)
+    with pytest.raises(ValueError, match="cannot be read: Is a directory"):
+        load(tmp_path)
+    path.write_bytes(safetensors.torch.save({"a": torch.zeros(2)}))
+    with pytest.raises(ValueError, match="is not an offmanifold model"):
+        load(path)
+    path.write_bytes(sealed(header, tensors, version="2"))
+    with pytest.raises(ValueError, match="format version 2; this offmanifold .* reads up to 1. Upgrade"):
+        load(path)
+    path.write_bytes(sealed(header, tensors))
+    assert load(path).key == "ae"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda h, t: h.update(detector="os.system"), "holds a detector 'os.system'"),
+        (lambda h, t: h.pop("settings"), "inconsistent: 'settings'"),
+        (lambda h, t: h["settings"].update(hidden=[64]), "inconsistent|cannot be loaded"),
+        (lambda h, t: h["settings"].update(network="conv28"), "takes images"),
+        (lambda h, t: h["input"].update(shape=[9]), "cannot be loaded"),
+        (lambda h, t: h["parameters"].update(extra=1), "inconsistent: .*extra"),
+        (lambda h, t: h["parameters"].update(batch_size=-1), "batch_size"),
+        (lambda h, t: t["calibration/scores"].fill_(float("nan")), "'calibration/scores' is not finite"),
+        (lambda h, t: t["calibration/scores"].copy_(t["calibration/scores"].flip(0)), "not a sorted list"),
+        (lambda h, t: t.pop("probes/rows"), "inconsistent: 'probes/rows'"),
+        (lambda h, t: t["standardiser/scale"].zero_(), "standardisation does not fit"),
+        (lambda h, t: t["module/decoder.body.0.weight"].mul_(1.1), "probe rows score differently here"),
+        (lambda h, t: t.update({"module/other": torch.zeros(1)}), "inconsistent"),
+    ],
+)  # fmt: skip
+def test_a_resealed_file_must_still_make_sense(model_file: Path, tmp_path: Path, change: Any, message: str) -> None:
+    header, tensors = storage.read(model_file)
+    change(header, tensors)
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(sealed(header, tensors))
+    with pytest.raises(ValueError, match=message):
+        load(path)
+
+
+def test_a_failed_save_leaves_the_earlier_file(model_file: Path, tmp_path: Path, plane: Any) -> None:
+    """A full disk, simulated by a limit on the size of files."""
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(model_file.read_bytes())
+    before = hashlib.sha256(path.read_bytes()).digest()
+    detector = VAE(**QUICK).fit(plane[0])
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+    try:
+        with pytest.raises(OSError):
+            detector.save(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert hashlib.sha256(path.read_bytes()).digest() == before
+    assert list(tmp_path.iterdir()) == [path]
+    detector.save(path)
+    assert load(path).key == "vae"
+
+
+def test_atomic_writes_keep_ordinary_permissions(tmp_path: Path) -> None:
+    (tmp_path / "plain").write_text("x")
+    atomic.write(tmp_path / "ours", "x")
+    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    with pytest.raises(RuntimeError), atomic.replacing(tmp_path / "ours") as part:
+        part.write_text("half")
+        raise RuntimeError
+    assert (tmp_path / "ours").read_text() == "x"
+
+
+def test_models_of_images_and_of_frames_come_back(tmp_path: Path, plane: Any, digits: Any) -> None:
+    import polars as pl
+
+    images = digits[0][:200]
+    detector = VAE(**QUICK, likelihood="bernoulli").fit(images)
+    detector.save(tmp_path / "i.safetensors")
+    loaded = load(tmp_path / "i.safetensors")
+    np.testing.assert_array_equal(loaded.sample(3, random_state=1), detector.sample(3, random_state=1))
+    np.testing.assert_array_equal(loaded.reconstruct(images), detector.reconstruct(images))
+    frame = pl.DataFrame(plane[0], schema=list("abcde"), orient="row")
+    AE(**QUICK, scale=None).fit(frame).save(tmp_path / "f.safetensors")
+    loaded = load(tmp_path / "f.safetensors")
+    assert loaded.feature_names_in_.tolist() == list("abcde")
+    assert loaded.n_features_in_ == 5
+    with pytest.raises(ValueError, match="missing: 'a'"):
+        loaded.score_samples(frame.drop("a"))
+
+
+def test_a_random_state_object_is_not_stored(tmp_path: Path, plane: Any) -> None:
+    detector = AE(**(QUICK | {"random_state": np.random.RandomState(0)})).fit(plane[0])
+    detector.save(tmp_path / "m.safetensors")
+    assert load(tmp_path / "m.safetensors").random_state is None
