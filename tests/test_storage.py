@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from conftest import QUICK
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import QUICK
 from offmanifold import AE, VAE, atomic, load, storage
 
 
@@ -29,7 +29,12 @@ def model_file(tmp_path_factory: pytest.TempPathFactory, plane: Any) -> Path:
 def sealed(header: dict[str, Any], tensors: dict[str, torch.Tensor], version: str = "1") -> bytes:
     """Write a file with a valid digest, as someone who means harm would."""
     text = json.dumps(header)
-    metadata = {"format": "offmanifold", "version": version, "header": text, "digest": storage._digest(text, tensors)}
+    metadata = {
+        "format": "offmanifold",
+        "version": version,
+        "header": text,
+        "digest": storage._digest(text, tensors),
+    }
     return safetensors.torch.save(tensors, metadata)
 
 

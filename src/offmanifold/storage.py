@@ -103,7 +103,9 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor
         length = int.from_bytes(content[:8], "little")
         metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
     except (SafetensorError, ValueError, KeyError, RuntimeError, TypeError, OverflowError) as error:
-        raise ValueError(f"{path} is not a whole safetensors file: truncated, damaged or another format ({error}).") from error
+        raise ValueError(
+            f"{path} is not a whole safetensors file: truncated, damaged or another format ({error})."
+        ) from error
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise ValueError(f"{path} is not an offmanifold model.")
     version = str(metadata.get("version", ""))
@@ -156,7 +158,9 @@ def _rebuild(header: dict[str, Any], tensors: dict[str, Tensor], device: str) ->
     found = detector._probe_scores(tensors["probes/rows"])
     if not np.allclose(found, expected, rtol=PROBE_TOLERANCE, atol=PROBE_TOLERANCE):
         worst = float(np.abs(found - expected).max())
-        raise ValueError(f"its probe rows score differently here (by up to {worst:.3g}); it would not give its own scores.")
+        raise ValueError(
+            f"its probe rows score differently here (by up to {worst:.3g}); it would not give its own scores."
+        )
     return detector
 
 

@@ -78,7 +78,13 @@ def test_score_writes_what_the_library_says(work: Path) -> None:
     table = pl.read_csv(work / "scores.csv")
     detector = offmanifold.load(work / "model.safetensors")
     rows = pl.read_csv(work / "odd.csv")
-    assert table.columns == ["row", "score", "p_value", "outlier", *(f"term_{t}" for t in detector.score_terms(rows))]
+    assert table.columns == [
+        "row",
+        "score",
+        "p_value",
+        "outlier",
+        *(f"term_{t}" for t in detector.score_terms(rows)),
+    ]
     np.testing.assert_array_equal(table["score"].to_numpy(), detector.score_samples(rows))
     np.testing.assert_array_equal(table["p_value"].to_numpy(), detector.p_values(rows))
     np.testing.assert_array_equal(table["outlier"].to_numpy(), detector.predict(rows) == -1)
@@ -87,7 +93,19 @@ def test_score_writes_what_the_library_says(work: Path) -> None:
 
 def test_score_with_false_discovery_control(work: Path) -> None:
     shown = json.loads(
-        run("score", "model.safetensors", "both.parquet", "--drop", "bad", "--fdr", 0.1, "-o", "s.parquet", "--json", cwd=work).stdout  # noqa: E501
+        run(
+            "score",
+            "model.safetensors",
+            "both.parquet",
+            "--drop",
+            "bad",
+            "--fdr",
+            0.1,
+            "-o",
+            "s.parquet",
+            "--json",
+            cwd=work,
+        ).stdout
     )
     table = pl.read_parquet(work / "s.parquet")
     expected = offmanifold.false_discoveries(table["p_value"].to_numpy(), 0.1)
@@ -97,8 +115,12 @@ def test_score_with_false_discovery_control(work: Path) -> None:
 
 
 def test_evaluate_by_other_rows_and_by_labels(work: Path) -> None:
-    by_rows = json.loads(run("evaluate", "model.safetensors", "normal.csv", "--outliers", "odd.csv", "--json", cwd=work).stdout)  # noqa: E501
-    by_labels = json.loads(run("evaluate", "model.safetensors", "both.parquet", "--labels", "bad", "--json", cwd=work).stdout)  # noqa: E501
+    by_rows = json.loads(
+        run("evaluate", "model.safetensors", "normal.csv", "--outliers", "odd.csv", "--json", cwd=work).stdout
+    )
+    by_labels = json.loads(
+        run("evaluate", "model.safetensors", "both.parquet", "--labels", "bad", "--json", cwd=work).stdout
+    )
     assert by_rows == by_labels
     assert by_rows["auroc"]["low"] < by_rows["auroc"]["value"] <= by_rows["auroc"]["high"]
     assert by_rows["auroc"]["value"] > 0.9
@@ -106,7 +128,10 @@ def test_evaluate_by_other_rows_and_by_labels(work: Path) -> None:
     assert "AUROC" in text and "false alarms (asked 0.05)" in text
     signs = pl.read_parquet(work / "both.parquet").with_columns(bad=1 - 2 * pl.col("bad"))
     signs.write_csv(work / "signs.csv")
-    assert json.loads(run("evaluate", "model.safetensors", "signs.csv", "--labels", "bad", "--json", cwd=work).stdout) == by_rows  # noqa: E501
+    assert (
+        json.loads(run("evaluate", "model.safetensors", "signs.csv", "--labels", "bad", "--json", cwd=work).stdout)
+        == by_rows
+    )
 
 
 def test_inspect(work: Path) -> None:
@@ -196,10 +221,15 @@ def test_a_study_without_data_says_so(tmp_path: Path) -> None:
     assert "Skipped: The data folder /nowhere does not exist. Set OFFMANIFOLD_DATA" in done.stderr
     assert "There are no results" in complaint("study", "show", "fashion-vs-mnist", cwd=tmp_path, status=1)
     assert "Did you mean 'fashion-vs-mnist'" in complaint("study", "run", "fashion-vs-mnits", cwd=tmp_path, status=2)
-    assert "Did you mean 'smoke'" in complaint("study", "run", "fashion-vs-mnist", "--scale", "smoek", cwd=tmp_path, status=2)  # noqa: E501
+    assert "Did you mean 'smoke'" in complaint(
+        "study", "run", "fashion-vs-mnist", "--scale", "smoek", cwd=tmp_path, status=2
+    )
 
 
-@pytest.mark.parametrize("command", [[], ["fit"], ["score"], ["evaluate"], ["inspect"], ["detectors"], ["demo"], ["study"], ["study", "run"]])  # noqa: E501
+@pytest.mark.parametrize(
+    "command",
+    [[], ["fit"], ["score"], ["evaluate"], ["inspect"], ["detectors"], ["demo"], ["study"], ["study", "run"]],
+)
 def test_every_help_has_an_example_and_needs_no_torch(command: list[str], tmp_path: Path) -> None:
     text = run(*command, "--help", cwd=tmp_path).stdout
     assert "Usage" in text

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import QUICK
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
-from conftest import QUICK
 from offmanifold import auroc, load
 from offmanifold.detectors import OutlierDetector
 
@@ -138,7 +138,9 @@ def test_works_in_a_pipeline(detector_class: type[OutlierDetector], plane: Any) 
     assert pipeline.predict(outliers).mean() < pipeline.predict(normal).mean()
 
 
-def test_terms_sum_to_the_score(fitted: OutlierDetector, fitted_on_images: OutlierDetector, plane: Any, digits: Any) -> None:
+def test_terms_sum_to_the_score(
+    fitted: OutlierDetector, fitted_on_images: OutlierDetector, plane: Any, digits: Any
+) -> None:
     for detector, rows in ((fitted, plane[1]), (fitted_on_images, digits[0][:50])):
         terms = detector.score_terms(rows)
         np.testing.assert_array_equal(sum(terms.values()), detector.score_samples(rows))
@@ -204,7 +206,9 @@ def test_reconstructions_come_back_in_the_users_layout(
     assert made.shape == rows[:10].shape
     assert made.min() >= 0 and made.max() <= 1
     eight_bit = (rows[:10] * 255).round().astype(np.uint8)
-    np.testing.assert_array_equal(detector.score_samples(eight_bit), detector.score_samples(eight_bit / np.float32(255)))
+    np.testing.assert_array_equal(
+        detector.score_samples(eight_bit), detector.score_samples(eight_bit / np.float32(255))
+    )
 
 
 def test_tables_are_reconstructed_in_the_users_units(detector_class: type[OutlierDetector], plane: Any) -> None:

@@ -150,7 +150,15 @@ def test_pixels_a_rounding_error_outside_are_clipped() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"shape": [0]}, {"shape": [3, 4]}, {"layout": "hw"}, {"kind": "sound"}, {"columns": ["a"]}, {"shape": "x"}, {"shape": None}],  # noqa: E501
+    [
+        {"shape": [0]},
+        {"shape": [3, 4]},
+        {"layout": "hw"},
+        {"kind": "sound"},
+        {"columns": ["a"]},
+        {"shape": "x"},
+        {"shape": None},
+    ],
 )
 def test_a_damaged_spec_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="input description"):

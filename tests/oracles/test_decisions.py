@@ -11,7 +11,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from offmanifold import calibration
 from offmanifold.detectors import AE
-from offmanifold.measures.detection import auroc, aupr, fpr_at_tpr, proportion
+from offmanifold.measures.detection import aupr, auroc, fpr_at_tpr, proportion
 
 
 def test_p_values_by_counting() -> None:

@@ -12,8 +12,8 @@ from scipy.integrate import quad
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from offmanifold.detectors.vae import VAE, VariationalAutoencoder
 from offmanifold.data.inputs import InputSpec
+from offmanifold.detectors.vae import VAE, VariationalAutoencoder
 from offmanifold.networks.network import initialise
 from offmanifold.probability import bounds, divergences, latents
 from offmanifold.probability.distances import distance, ssim
@@ -138,7 +138,10 @@ def test_mmd_agrees_with_brute_force(kernel: str) -> None:
 
 
 def test_mmd_is_unbiased() -> None:
-    values = [divergences.mmd(normal(20, 2, seed=2 * s), normal(20, 2, seed=2 * s + 1), bandwidth=1.0).item() for s in range(300)]  # noqa: E501
+    values = [
+        divergences.mmd(normal(20, 2, seed=2 * s), normal(20, 2, seed=2 * s + 1), bandwidth=1.0).item()
+        for s in range(300)
+    ]
     assert abs(np.mean(values)) < 4 * np.std(values) / math.sqrt(len(values))
     assert min(values) < 0 < divergences.mmd(normal(50, 2), normal(50, 2, seed=1) + 2).item()
 

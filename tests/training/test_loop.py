@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import QUICK
 from torch import Tensor, nn
 
-from conftest import QUICK
 from offmanifold.detectors import AE, VAE, OutlierDetector
 from offmanifold.networks import choose
 from offmanifold.training.checkpoints import Checkpointer
@@ -33,7 +33,14 @@ def linear(seed: int = 0) -> nn.Linear:
     return layer
 
 
-def phase_of(model: nn.Module, *, name: str = "first", steps: int = 20, optimizer: Optimizer | None = None, **options: Any) -> Phase:  # noqa: E501
+def phase_of(
+    model: nn.Module,
+    *,
+    name: str = "first",
+    steps: int = 20,
+    optimizer: Optimizer | None = None,
+    **options: Any,
+) -> Phase:
     def loss(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         noise = torch.empty_like(rows).normal_(generator=generator)
         return (model(rows + 0.1 * noise) - rows).square().mean(1), {}
@@ -56,7 +63,10 @@ def test_a_run_cut_anywhere_resumes_bit_for_bit(name: str, tmp_path: Path) -> No
 
     def phases(model: nn.Module) -> list[Phase]:
         optimizer = Optimizer(0.05, name, "one-cycle", weight_decay=0.01)
-        return [phase_of(model, steps=7, optimizer=optimizer, checks=3), phase_of(model, name="second", steps=6, optimizer=optimizer)]  # noqa: E501
+        return [
+            phase_of(model, steps=7, optimizer=optimizer, checks=3),
+            phase_of(model, name="second", steps=6, optimizer=optimizer),
+        ]
 
     whole = linear()
     history = train(whole, phases(whole), ROWS[:30], ROWS[30:], seed=5)
@@ -87,7 +97,14 @@ def test_a_run_cut_anywhere_resumes_bit_for_bit(name: str, tmp_path: Path) -> No
 def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "run.checkpoint"
     model = linear()
-    train(model, [phase_of(model)], ROWS[:30], ROWS[30:], seed=5, checkpointer=Checkpointer(path, "x", 5, every=0))
+    train(
+        model,
+        [phase_of(model)],
+        ROWS[:30],
+        ROWS[30:],
+        seed=5,
+        checkpointer=Checkpointer(path, "x", 5, every=0),
+    )
     for content, fingerprint, message in (
         (path.read_bytes(), "y", "belongs to a run with other data or settings"),
         (path.read_bytes()[:100], "x", "not a whole offmanifold checkpoint"),
@@ -109,7 +126,10 @@ def test_divergence_stops_with_phase_step_and_the_last_good_weights(how: str) ->
         factor = 1.0 if calls <= 10 else (math.nan if how == "nan" else 1e9)
         return (model(rows) - rows).square().mean(1) * factor, {}
 
-    phase = dataclasses.replace(phase_of(model, steps=40, checks=40), updates=(Update((ParameterGroup.of("all", model),), loss, Optimizer(1e-3)),))  # noqa: E501
+    phase = dataclasses.replace(
+        phase_of(model, steps=40, checks=40),
+        updates=(Update((ParameterGroup.of("all", model),), loss, Optimizer(1e-3)),),
+    )
     with pytest.raises(TrainingDiverged, match="diverged in phase 'first' at step 11") as caught:
         train(model, [phase], ROWS[:30], ROWS[30:], seed=0)
     assert (caught.value.phase, caught.value.step, caught.value.last_good_step) == ("first", 11, 10)
@@ -120,6 +140,7 @@ def test_the_best_held_out_weights_are_kept_and_patience_ends_the_phase() -> Non
     model = linear()
     # On its way to the identity the weight passes a circle, which is what validation wants.
     phase = phase_of(model, steps=400, optimizer=Optimizer(0.05), patience=3, checks=400)
+
     def validation(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         value = (model.weight - torch.eye(3)).square().sum()
         return (value - 4.0).abs().expand(len(rows)), {}
@@ -142,7 +163,12 @@ def test_an_update_moves_its_own_parameters_and_may_repeat() -> None:
 
         return loss
 
-    encoder = Update((ParameterGroup.of("encoder", model[0]),), loss_of("encoder"), Optimizer(0.01), repeat_until=lambda losses: len(losses) == 3)  # noqa: E501
+    encoder = Update(
+        (ParameterGroup.of("encoder", model[0]),),
+        loss_of("encoder"),
+        Optimizer(0.01),
+        repeat_until=lambda losses: len(losses) == 3,
+    )
     before = [parameter.detach().clone() for parameter in model[1].parameters()]
     history = train(model, [Phase("lagging", (encoder,), 5, 16)], ROWS[:30], ROWS[30:], seed=0)
     assert counts["encoder"] == 15
@@ -208,9 +234,7 @@ def test_resuming_without_a_seed_keeps_the_runs_own(tmp_path: Path, plane: Any) 
 def test_bfloat16_is_close_to_float32_inside_every_network(network: str) -> None:
     size = {"conv32": 32, "conv32big": 32, "p1-colour": 32, "conv64": 64}.get(network, 28)
     shape = (3, size, size) if size != 28 else (1, size, size)
-    encoder, decoder = choose.build(
-        network, shape, into_latent=8, latent_dim=8, hidden=(16, 16), capacity=1 / 16
-    )
+    encoder, decoder = choose.build(network, shape, into_latent=8, latent_dim=8, hidden=(16, 16), capacity=1 / 16)
     x = torch.rand(4, *shape, generator=torch.Generator().manual_seed(0))
     model = nn.ModuleList([encoder, decoder]).eval()
     exact = decoder(encoder(x))

@@ -23,7 +23,8 @@ CHUNK_BYTES = 32 * 2**20
 DataArgument = Annotated[
     Path,
     typer.Argument(
-        metavar="DATA", help="A .csv, .parquet, .npy or .npz file, or a folder of PNG or JPEG pictures of one size."
+        metavar="DATA",
+        help="A .csv, .parquet, .npy or .npz file, or a folder of PNG or JPEG pictures of one size.",
     ),
 ]
 ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="A model that `offmanifold fit` wrote.")]
@@ -31,12 +32,14 @@ ArrayOption = Annotated[
     str | None, typer.Option("--array", metavar="NAME", help="Which array of an .npz file holds the rows.")
 ]
 DropOption = Annotated[
-    list[str] | None, typer.Option("--drop", metavar="COLUMN", help="Leave out a column of the table (repeatable).")
+    list[str] | None,
+    typer.Option("--drop", metavar="COLUMN", help="Leave out a column of the table (repeatable)."),
 ]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 ThreadsOption = Annotated[
-    int | None, typer.Option("--threads", min=1, metavar="N", help="Processor threads to use. Default: PyTorch's.")
+    int | None,
+    typer.Option("--threads", min=1, metavar="N", help="Processor threads to use. Default: PyTorch's."),
 ]
 
 
@@ -121,7 +124,7 @@ def scored_chunks(
         raise ValueError(f"{source.path} holds no rows.")
 
 
-class _counter:  # noqa: N801 - reads as a block's name
+class _counter:
     def __init__(self, shown: bool) -> None:
         self._bar: Any = None
         if shown:
@@ -148,7 +151,9 @@ def scores_of(detector: OutlierDetector, source: Source) -> npt.NDArray[np.float
     """Return the scores of a whole source."""
     import numpy as np
 
-    return np.concatenate([np.sum(list(terms.values()), axis=0) for _, terms in scored_chunks(detector, source)])
+    from offmanifold.detectors.base import sum_terms
+
+    return np.concatenate([sum_terms(terms) for _, terms in scored_chunks(detector, source)])
 
 
 def table(title: str | None, columns: list[str], rows: list[list[str]]) -> None:

@@ -29,13 +29,13 @@ def detectors(
         raise common.UsageError(f"Unknown detector {name!r}.{did_you_mean(name, DETECTORS)}")
     if as_json:
         shown = DETECTORS if name is None else {name: DETECTORS[name]}
-        common.print_json({key: {"summary": _summary(cls), "parameters": _defaults(cls)} for key, cls in shown.items()})
+        common.print_json({key: {"summary": _summary(cls), "parameters": defaults(cls)} for key, cls in shown.items()})
     elif name is None:
         common.table(None, ["name", "what it does"], [[key, _summary(cls)] for key, cls in DETECTORS.items()])
         typer.echo("\nA detector's parameters:  offmanifold detectors NAME")
     else:
         typer.echo(introspection.getdoc(DETECTORS[name]))
-        rows = [[key, repr(value)] for key, value in _defaults(DETECTORS[name]).items()]
+        rows = [[key, repr(value)] for key, value in defaults(DETECTORS[name]).items()]
         common.table("\nDefaults (set with --set KEY=VALUE)", ["parameter", "default"], rows)
 
 
@@ -43,6 +43,6 @@ def _summary(cls: type) -> str:
     return (introspection.getdoc(cls) or "").splitlines()[0]
 
 
-def _defaults(cls: Any) -> dict[str, Any]:
+def defaults(cls: Any) -> dict[str, Any]:
     defaults: dict[str, Any] = cls().get_params()
     return defaults

@@ -59,7 +59,7 @@ def evaluate(
                 raise ValueError(f"{data} has {len(scores)} rows but {len(is_outlier)} labels.")
             normal, odd = scores[~is_outlier], scores[is_outlier]
         else:
-            assert outliers is not None  # noqa: S101 - checked above
+            assert outliers is not None
             normal = common.scores_of(detector, common.open_for(detector, data, array, drop))
             odd = common.scores_of(detector, common.open_for(detector, outliers, outliers_array, drop))
     for name, scores in (("normal", normal), ("outlier", odd)):

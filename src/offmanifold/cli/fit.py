@@ -5,13 +5,18 @@ from __future__ import annotations
 import time
 import tomllib
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from offmanifold.cli import common
+from offmanifold.cli.detectors import defaults
 from offmanifold.parameters import did_you_mean
+
+if TYPE_CHECKING:
+    from offmanifold.detectors import OutlierDetector
 
 CONFIG_KEYS = ("detector", "array", "drop", "threads", "parameters")
 DEFAULT_DETECTOR = "ae"
@@ -36,7 +41,9 @@ def fit(
     ] = None,
     array: common.ArrayOption = None,
     drop: common.DropOption = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run of the same command.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted run of the same command.")
+    ] = False,
     overwrite: common.OverwriteOption = False,
     checkpoint_every: Annotated[
         float, typer.Option("--checkpoint-every", min=0, metavar="SECONDS", help="How often to save the run.")
@@ -77,12 +84,13 @@ def fit(
 
     if name not in DETECTORS:
         raise common.UsageError(f"Unknown detector {name!r}.{did_you_mean(name, DETECTORS)}")
-    known = DETECTORS[name]().get_params()
+    known = defaults(DETECTORS[name])
     values = {**chosen.get("parameters", {}), **dict(_assignment(text) for text in settings or ())}
     for key in values:
         if key not in known:
             raise common.UsageError(f"{name} has no parameter {key!r}.{did_you_mean(key, known)}")
-    model = DETECTORS[name](**{"verbose": False if quiet else "auto", **values})
+    make: Callable[..., OutlierDetector] = DETECTORS[name]
+    model = make(**{"verbose": False if quiet else "auto", **values})
 
     rows = open_source(data, array=array, drop=drop or ()).load()
     began = time.monotonic()

@@ -79,4 +79,3 @@ def _shown(value: Any) -> str:
         shown = ", ".join(map(str, value[:12]))
         return shown + (f" … ({len(value)})" if len(value) > 12 else "")
     return {None: "–", True: "yes", False: "no"}.get(value, str(value)) if value in (None, True, False) else str(value)
-

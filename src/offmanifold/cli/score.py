@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 def score(
     model: common.ModelArgument,
     data: common.DataArgument,
-    out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="FILE", help="A .csv or .parquet file to write.")
-    ] = Path("scores.csv"),
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="A .csv or .parquet file to write.")] = Path(
+        "scores.csv"
+    ),
     array: common.ArrayOption = None,
     drop: common.DropOption = None,
     fdr: Annotated[
@@ -60,7 +60,9 @@ def score(
     if as_json:
         common.print_json(summary)
     else:
-        rule = f"at most {fdr:.3g} of them false" if fdr is not None else f"false-alarm rate {detector.false_alarm_rate:g}"
+        rule = (
+            f"at most {fdr:.3g} of them false" if fdr is not None else f"false-alarm rate {detector.false_alarm_rate:g}"
+        )
         typer.echo(f"{summary['outliers']:,} of {summary['rows']:,} rows called outliers ({rule}). Wrote {out}.")
 
 
@@ -72,12 +74,13 @@ def _write(
     import polars as pl
 
     from offmanifold import calibration
+    from offmanifold.detectors.base import sum_terms
 
     all_p: list[Any] = []
     rows, names = 0, []
     with draft.open("wb") as file:
         for start, terms in common.scored_chunks(detector, source):
-            scores = np.sum(list(terms.values()), axis=0)
+            scores = sum_terms(terms)
             p = calibration.p_values(detector.calibration_scores_, scores)
             rows, names = start + len(scores), list(terms)
             frame = pl.DataFrame({"row": np.arange(start, rows), "score": scores, "p_value": p, **_prefixed(terms)})

@@ -101,7 +101,7 @@ def read_column(path: str | os.PathLike[str], name: str) -> npt.NDArray[Any]:
         return frame.select(name).collect().to_series().to_numpy()
 
 
-class _polars_errors:  # noqa: N801 - reads as a block's name
+class _polars_errors:
     """Turn polars' errors about a file's content into one sentence."""
 
     def __init__(self, path: Path) -> None:
@@ -126,7 +126,10 @@ def _scan(path: Path, columns: Sequence[str] | None = None) -> pl.LazyFrame:
     # Types from all rows, not the first hundred: a decimal point may turn up late.
     everything_known = len(known) == len(names)
     return pl.scan_csv(
-        path, schema_overrides=known, infer_schema_length=0 if everything_known else None, try_parse_dates=True
+        path,
+        schema_overrides=known,
+        infer_schema_length=0 if everything_known else None,
+        try_parse_dates=True,
     )
 
 
@@ -223,7 +226,7 @@ class _Folder(Source):
         return np.stack(arrays)
 
 
-class _picture:  # noqa: N801 - reads as a block's name
+class _picture:
     """Open a picture; a damaged one is a ``ValueError`` that names it."""
 
     def __init__(self, path: Path) -> None:

@@ -220,9 +220,7 @@ def _array_spec(array: npt.NDArray[Any], expected: InputSpec | None) -> InputSpe
         )
     if array.ndim == 2:
         if array.shape[1] == 0:
-            raise ValueError(
-                f"Found array with 0 feature(s) (shape={array.shape}) while a minimum of 1 is required."
-            )
+            raise ValueError(f"Found array with 0 feature(s) (shape={array.shape}) while a minimum of 1 is required.")
         columns = expected.columns if expected is not None else None
         if columns is not None and len(columns) != array.shape[1]:
             columns = None

@@ -43,6 +43,12 @@ TABLE_PASS, IMAGE_PASS = 1024, 64
 BLOCK_BYTES = 32 * 2**20
 
 
+def sum_terms(terms: dict[str, Float64Array]) -> Float64Array:
+    """Return the score that terms are parts of."""
+    total: Float64Array = np.sum(list(terms.values()), axis=0)
+    return total
+
+
 class OutlierDetector(OutlierMixin, BaseEstimator, abc.ABC):  # type: ignore[misc]
     """Base of all detectors: scikit-learn's outlier-detector interface over a PyTorch density model.
 
@@ -192,9 +198,7 @@ class OutlierDetector(OutlierMixin, BaseEstimator, abc.ABC):  # type: ignore[mis
             if resume and path is not None
             else int(check_random_state(self.random_state).randint(2**31 - 1))
         )
-        n_calibration, n_stopping = calibration.split_sizes(
-            len(rows), self.false_alarm_rate, self.calibration_fraction
-        )
+        n_calibration, n_stopping = calibration.split_sizes(len(rows), self.false_alarm_rate, self.calibration_fraction)
         order = np.random.default_rng(seed).permutation(len(rows))
         for_calibration = np.sort(order[:n_calibration])
         for_stopping = np.sort(order[n_calibration : n_calibration + n_stopping])
@@ -230,7 +234,7 @@ class OutlierDetector(OutlierMixin, BaseEstimator, abc.ABC):  # type: ignore[mis
                 resume=resume,
                 progress=Progress(self.verbose),
             )
-        self.module_ = model.requires_grad_(False)
+        self.module_: Any = model.requires_grad_(False)
         self.rows_ = {
             "training": len(for_training),
             "stopping": n_stopping,
@@ -293,7 +297,9 @@ class OutlierDetector(OutlierMixin, BaseEstimator, abc.ABC):  # type: ignore[mis
         if network == "auto":
             network = for_tables if spec.kind == "table" else choose.for_images(spec.shape)
         if network in choose.CONVOLUTIONAL and spec.kind == "table":
-            raise ValueError(f"network={network!r} takes images; the data are a table. Use {', '.join(map(repr, choose.DENSE))}.")
+            raise ValueError(
+                f"network={network!r} takes images; the data are a table. Use {', '.join(map(repr, choose.DENSE))}."
+            )
         widths = {"resmlp": (128,), "mlp": (128, 128), "fcres2": (256, 1024)}.get(network, ())
         hidden = widths if self.hidden == "auto" else parameters.sizes("hidden", self.hidden)
         dense = network in choose.DENSE
@@ -368,7 +374,7 @@ class OutlierDetector(OutlierMixin, BaseEstimator, abc.ABC):  # type: ignore[mis
         total = len(rows) if index is None else len(index)
         for start in range(0, total, block_rows):
             where = slice(start, min(start + block_rows, total)) if index is None else index[start : start + block_rows]
-            for part in self._prepare(rows.take(where)).split(size):
+            for part in torch.split(self._prepare(rows.take(where)), size):
                 real = len(part)
                 if real < size:
                     part = torch.cat([part, part[-1:].expand(size - real, *part.shape[1:])])
@@ -390,7 +396,7 @@ class OutlierDetector(OutlierMixin, BaseEstimator, abc.ABC):  # type: ignore[mis
         return {name: np.concatenate(values) for name, values in parts.items()}
 
     def _scores(self, rows: Rows, index: npt.NDArray[np.intp] | None = None) -> Float64Array:
-        return np.sum(list(self._terms(rows, index).values()), axis=0)
+        return sum_terms(self._terms(rows, index))
 
     def score_samples(self, X: Any) -> Float64Array:
         """Return how normal each row is: ``(n,)`` float64, high = normal, in ``score_unit``.

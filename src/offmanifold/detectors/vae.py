@@ -269,5 +269,6 @@ class VAE(LatentMixin, OutlierDetector):
         parameters.integer("n", n)
         generator = self._generator(random_state)
         codes = prior_sample(n, self.settings_["latent_dim"], "euclidean", generator, self._device)
+        model: VariationalAutoencoder = self.module_
         with torch.no_grad():
-            return self._restore(self.module_.likelihood.sample(self.module_.decoder(codes), generator))
+            return self._restore(model.likelihood.sample(model.decoder(codes), generator))

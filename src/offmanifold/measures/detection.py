@@ -90,7 +90,12 @@ def auroc(normal: npt.ArrayLike, outliers: npt.ArrayLike, *, level: float = 0.95
 
 
 def aupr(
-    normal: npt.ArrayLike, outliers: npt.ArrayLike, *, level: float = 0.95, draws: int = 200, random_state: int = 0
+    normal: npt.ArrayLike,
+    outliers: npt.ArrayLike,
+    *,
+    level: float = 0.95,
+    draws: int = 200,
+    random_state: int = 0,
 ) -> Estimate:
     """Average precision with the outliers as the positive class, with a bootstrap interval.
 

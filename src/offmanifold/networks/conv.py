@@ -6,6 +6,8 @@ likelihood needs the logits. ``capacity`` multiplies every channel count (P0 and
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -117,7 +119,7 @@ def conv64(shape: tuple[int, ...], into_latent: int, latent_dim: int, capacity: 
     decoder: list[nn.Module] = [
         Reshape(latent_dim, 1, 1), nn.ConvTranspose2d(latent_dim, rising[0], 8), nn.GroupNorm(8, rising[0]), nn.ReLU(),
     ]  # fmt: skip
-    for before, after in zip(rising, rising[1:], strict=False):
+    for before, after in itertools.pairwise(rising):
         decoder += [nn.ConvTranspose2d(before, after, 4, 2, 1), nn.GroupNorm(8, after), nn.ReLU()]
     decoder.append(nn.ConvTranspose2d(rising[-1], shape[0], 1))
     return _pair(encoder, decoder)
@@ -155,7 +157,7 @@ def p1_colour(shape: tuple[int, ...], into_latent: int, latent_dim: int, capacit
     base = widths[-1]
     decoder: list[nn.Module] = [nn.Linear(latent_dim, base * 16), Reshape(base, 4, 4)]
     rising = [base, *_scaled(capacity, 128, 64, 32)]
-    for before, after in zip(rising, rising[1:], strict=False):
+    for before, after in itertools.pairwise(rising):
         decoder += [nn.Upsample(scale_factor=2), *_same4(before, after), nn.GroupNorm(1, after), nn.ReLU()]
     decoder += _same4(rising[-1], shape[0])
     return _pair(encoder, decoder)
@@ -169,8 +171,7 @@ def _same4(before: int, after: int) -> list[nn.Module]:
 def _require(name: str, shape: tuple[int, ...], size: int) -> None:
     if shape[1:] != (size, size):
         raise ValueError(
-            f"network={name!r} takes {size}×{size} images; got {shape[1]}×{shape[2]}. "
-            "network='strided' takes any size."
+            f"network={name!r} takes {size}×{size} images; got {shape[1]}×{shape[2]}. network='strided' takes any size."
         )
 
 
@@ -198,7 +199,8 @@ class _ResAtt(nn.Module):
         self.value, self.gate = _Res(width, width, hidden), _Res(width, width, hidden)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return inputs + self.value(inputs) * torch.sigmoid(self.gate(inputs))
+        gated: Tensor = self.value(inputs) * torch.sigmoid(self.gate(inputs))
+        return inputs + gated
 
 
 class _ResUp(nn.Module):

@@ -66,9 +66,7 @@ def initialise(module: nn.Module, generator: torch.Generator) -> None:
             layer.reset_parameters()  # ones and zeros: nothing random
         elif isinstance(layer, _SpectralNorm):
             for vector in (layer._u, layer._v):
-                torch.nn.functional.normalize(
-                    torch.empty_like(vector).normal_(generator=generator), dim=0, out=vector
-                )
+                torch.nn.functional.normalize(torch.empty_like(vector).normal_(generator=generator), dim=0, out=vector)
 
 
 class Reshape(nn.Module):

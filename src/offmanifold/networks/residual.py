@@ -15,17 +15,13 @@ class Block(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width)
-        )
+        self.layers = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, inputs: Tensor) -> Tensor:
         return inputs + self.layers(inputs)  # type: ignore[no-any-return]
 
 
-def resmlp(
-    shape: tuple[int, ...], into_latent: int, latent_dim: int, hidden: Sequence[int]
-) -> tuple[Network, Network]:
+def resmlp(shape: tuple[int, ...], into_latent: int, latent_dim: int, hidden: Sequence[int]) -> tuple[Network, Network]:
     """Build a residual network with one block for each entry of ``hidden``, all of one width."""
     if len(set(hidden)) != 1:
         raise ValueError(f"network='resmlp' takes hidden of one width, once for each block; got {tuple(hidden)}.")
@@ -50,9 +46,7 @@ class FCRes(nn.Module):
         return inputs + self.layers(inputs)  # type: ignore[no-any-return]
 
 
-def fcres2(
-    shape: tuple[int, ...], into_latent: int, latent_dim: int, hidden: Sequence[int]
-) -> tuple[Network, Network]:
+def fcres2(shape: tuple[int, ...], into_latent: int, latent_dim: int, hidden: Sequence[int]) -> tuple[Network, Network]:
     """Build P3's FCRes2: six residual blocks in the encoder, five in the decoder.
 
     ``hidden`` is (width, width inside a block), (256, 1024) in the paper.
@@ -65,9 +59,7 @@ def fcres2(
     def blocks(count: int) -> list[nn.Module]:
         return [FCRes(width, inner) for _ in range(count)]
 
-    encoder = nn.Sequential(
-        nn.Flatten(), nn.Linear(size, width), *blocks(6), nn.ReLU(), nn.Linear(width, into_latent)
-    )
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(size, width), *blocks(6), nn.ReLU(), nn.Linear(width, into_latent))
     decoder = nn.Sequential(
         nn.Linear(latent_dim, width), *blocks(5), nn.ReLU(), nn.Linear(width, size), Reshape(*shape)
     )

@@ -66,7 +66,7 @@ def demo_figure(
     ``pictures`` and ``reconstructions`` are ``(n, H, W)`` in [0, 1].
     """
     figure = new_figure(9, 6.4)
-    top, bottom = figure.subfigures(2, 1, height_ratios=[1.2, 1])
+    top, bottom = np.ravel(figure.subfigures(2, 1, height_ratios=[1.2, 1], squeeze=False))
     score_histogram(top.subplots(), normal, outliers, threshold, unit)
     top.suptitle(title, fontsize=12)
     bottom.suptitle("The most abnormal inputs (above) and what the model makes of them (below)", fontsize=10)

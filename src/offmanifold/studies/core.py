@@ -110,7 +110,9 @@ def run_study(
             while pending:
                 for future in wait(pending, return_when=FIRST_COMPLETED).done:
                     done += 1
-                    report(f"[{done}/{len(all_jobs)}] {pending.pop(future)['name']}: {future.result()['seconds']:.0f} s")
+                    report(
+                        f"[{done}/{len(all_jobs)}] {pending.pop(future)['name']}: {future.result()['seconds']:.0f} s"
+                    )
     return summarise(study, scale, results=results)
 
 

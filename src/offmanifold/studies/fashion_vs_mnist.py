@@ -106,7 +106,10 @@ def table(records: list[Record]) -> str:
         lines.append(f"| {row} | {SCORES[score]} | {theirs} | {ours} | {len(values)} |")
     gammas = [r["metrics"]["gamma"] for r in records if r["job"]["row"] == "Gaussian, γ learned"]
     if gammas:
-        lines += ["", f"Learned γ: {np.mean(gammas):.4f}. KL scores: high KL = abnormal, against the prior N(0, I)."]
+        lines += [
+            "",
+            f"Learned γ: {np.mean(gammas):.4f}. KL scores: high KL = abnormal, against the prior N(0, I).",
+        ]
     return "\n".join(lines) + "\n"
 
 

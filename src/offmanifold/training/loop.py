@@ -183,9 +183,7 @@ class _Run:
                             raise KeyboardInterrupt
                 self.progress.finish(self.state.step)
                 self.model.load_state_dict(self.best_weights)
-                self.state = _State(
-                    phase=self.state.phase + 1, elapsed=self.state.elapsed, history=self.state.history
-                )
+                self.state = _State(phase=self.state.phase + 1, elapsed=self.state.elapsed, history=self.state.history)
                 if self.state.phase < len(self.phases):
                     self._begin_phase()
         self.model.eval()
@@ -208,7 +206,7 @@ class _Run:
                     losses.append(loss.item())
             first_loss = loss if first_loss is None else first_loss
             all_metrics |= metrics
-        assert first_loss is not None  # noqa: S101 - a phase has at least one update
+        assert first_loss is not None
         self._total = first_loss if self._total is None else self._total + first_loss
         self._counted += 1
         self.state.step += 1
@@ -230,7 +228,7 @@ class _Run:
     def _check(self, phase: Phase, metrics: dict[str, Tensor]) -> None:
         """Record, compare with the best, and stop a run that has diverged."""
         state = self.state
-        assert self._total is not None  # noqa: S101 - a check follows a step
+        assert self._total is not None
         loss = (self._total / self._counted).item()
         self._total, self._counted = None, 0
         validation = self._validate(phase)
@@ -279,9 +277,10 @@ class _Run:
         loss: Loss = phase.validation or phase.updates[0].loss
         self.model.eval()
         generator = torch.Generator(self.held_out.device).manual_seed(VALIDATION_SEED)
-        total = sum(loss(part, generator)[0].double().sum() for part in self.held_out.split(VALIDATION_BATCH))
+        batches = torch.split(self.held_out, VALIDATION_BATCH)
+        total = sum(float(loss(part, generator)[0].double().sum()) for part in batches)
         self.model.train()
-        return float(total) / len(self.held_out)
+        return total / len(self.held_out)
 
     def _save(self, checkpointer: Checkpointer) -> None:
         tensors = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}

@@ -29,7 +29,7 @@ def choose_device(device: str) -> torch.device:
 def gains_from_bfloat16(device: torch.device) -> bool:
     """Say whether the processor multiplies bfloat16 faster than float32."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type == "cpu" and "amx_bf16" in _processor_flags()
 
 
