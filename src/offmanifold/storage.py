@@ -113,8 +113,8 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor
         raise ValueError(f"{path} is damaged: its version is {version!r}.")
     if int(version) > VERSION:
         raise ValueError(
-            f"{path} is of format version {version}; this offmanifold ({offmanifold.__version__}) reads up to {VERSION}. "
-            "Upgrade offmanifold."
+            f"{path} is of format version {version}; this offmanifold ({offmanifold.__version__}) reads up to "
+            f"{VERSION}. Upgrade offmanifold."
         )
     text = str(metadata.get("header", ""))
     if metadata.get("digest") != _digest(text, tensors):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -180,8 +181,16 @@ class _Array(Source):
                 raise ValueError(f"{path}: the array {name!r} cannot be read: {error}") from error
 
     def chunks(self, rows: int) -> Iterator[npt.NDArray[Any]]:
-        for start in range(0, len(self._array), rows):
-            yield self._array[start : start + rows]
+        array = self._array
+        for start in range(0, len(array), rows):
+            if isinstance(array, np.memmap) and array.ndim and array.flags.c_contiguous:
+                # Read rather than mapped: pages of a mapping stay in memory after their chunk is done.
+                count = min(rows, len(array) - start) * math.prod(array.shape[1:])
+                offset = array.offset + start * array.strides[0]
+                flat = np.fromfile(self.path, array.dtype, count, offset=offset)
+                yield flat.reshape(-1, *array.shape[1:])
+            else:
+                yield array[start : start + rows]
 
     def load(self) -> npt.NDArray[Any]:
         return self._array

@@ -1,0 +1,141 @@
+"""Hyper-parameters that cannot be: named, with what came and what is expected, before any training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from offmanifold import AE, VAE
+from offmanifold.detectors import OutlierDetector
+
+TABLE = np.random.default_rng(0).normal(size=(50, 3))
+IMAGES = np.random.default_rng(0).random((50, 8, 8))
+
+COMMON = [
+    ({"latent_dim": 0}, ValueError, "latent_dim must be an integer of at least 1; got 0"),
+    ({"latent_dim": 2.5}, TypeError, "latent_dim must be an integer of at least 1; got 2.5"),
+    ({"latent_dim": True}, TypeError, "latent_dim must be an integer"),
+    ({"hidden": (8, -1)}, ValueError, r"hidden\[1\] must be an integer of at least 1; got -1"),
+    ({"hidden": "wide"}, TypeError, "hidden must be a positive integer or a sequence of them; got 'wide'"),
+    ({"network": "conv28"}, ValueError, "network='conv28' takes images; the data are a table"),
+    ({"network": "mpl"}, ValueError, "network='mpl' is unknown. Did you mean 'mlp'"),
+    ({"capacity": 0}, ValueError, "capacity must be a finite number, above 0; got 0"),
+    ({"steps": 0}, ValueError, "steps must be"),
+    ({"epochs": -1}, ValueError, "epochs must be"),
+    ({"batch_size": 0}, ValueError, "batch_size must be"),
+    ({"learning_rate": 0.0}, ValueError, "learning_rate must be a finite number, above 0; got 0.0"),
+    ({"learning_rate": float("nan")}, ValueError, "learning_rate must be a finite number"),
+    ({"optimizer": "adm"}, ValueError, "optimizer='adm' is unknown. Did you mean 'adam'"),
+    ({"schedule": "linear"}, ValueError, "schedule='linear' is unknown"),
+    ({"weight_decay": -1}, ValueError, "weight_decay must be a finite number, at least 0"),
+    ({"scale": "robust"}, ValueError, "scale='robust' is unknown"),
+    ({"false_alarm_rate": 0}, ValueError, "false_alarm_rate must be a finite number, above 0, below 1; got 0"),
+    ({"false_alarm_rate": "5%"}, TypeError, "false_alarm_rate must be .* got '5%'"),
+    ({"calibration_fraction": 1}, ValueError, "calibration_fraction must be"),
+    ({"device": "warp"}, ValueError, "device='warp' cannot be used here"),
+    ({"device": 0}, TypeError, "device must be 'auto'"),
+    ({"precision": "half"}, ValueError, "precision='half' is unknown"),
+    ({"verbose": 3}, ValueError, "verbose must be True, False or 'auto'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("parameters", "error", "message"), COMMON)
+def test_common_ones(
+    detector_class: type[OutlierDetector], parameters: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        detector_class(**({"verbose": False} | parameters)).fit(TABLE)
+
+
+@pytest.mark.parametrize(
+    ("detector", "X", "error", "message"),
+    [
+        (AE(distance="l2"), TABLE, ValueError, "distance='l2' is unknown"),
+        (AE(distance="ssim"), TABLE, ValueError, "distance='ssim' compares images; the data are a table"),
+        (AE(latent="circle"), TABLE, ValueError, "latent='circle' is unknown"),
+        (AE(latent="sphere", latent_dim=1), TABLE, ValueError, "latent_dim=1 on the sphere leaves two points"),
+        (AE(noise=-0.1), TABLE, ValueError, "noise must be a finite number, at least 0; got -0.1"),
+        (AE(error_penalty="abs"), TABLE, ValueError, "error_penalty='abs' is unknown"),
+        (AE(latent_penalty="lgo"), TABLE, ValueError, "latent_penalty='lgo' is unknown. Did you mean 'log'"),
+        (VAE(likelihood="poisson"), TABLE, ValueError, "likelihood='poisson' is unknown"),
+        (VAE(likelihood="bernoulli"), TABLE, ValueError, r"needs values in \[0, 1\]; got .* set scale=None"),
+        (VAE(gamma="learnt"), TABLE, ValueError, "gamma='learnt' is unknown. Did you mean 'learned'"),
+        (VAE(gamma=0), TABLE, ValueError, "gamma must be a finite number, above 0; got 0"),
+        (VAE(beta=-1), TABLE, ValueError, "beta must be a finite number, at least 0"),
+        (VAE(score_by="elob"), TABLE, ValueError, "score_by='elob' is unknown. Did you mean 'elbo'"),
+        (VAE(samples=0), TABLE, ValueError, "samples must be an integer of at least 1"),
+        (VAE(network="conv64"), IMAGES, ValueError, "network='conv64' takes 64×64 images; got 8×8"),
+    ],
+)  # fmt: skip
+def test_a_detectors_own(detector: OutlierDetector, X: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        detector.set_params(verbose=False).fit(X)
+
+
+QUICK = {"steps": 20, "hidden": (16,), "verbose": False, "random_state": 0}
+
+
+@pytest.mark.parametrize(
+    "detector",
+    [
+        *(AE(distance=d) for d in ("squared", "l1")),
+        AE(latent="sphere"),
+        AE(noise=0.3),
+        *(AE(error_penalty=g, latent_penalty=h, weight_decay=1e-3) for g, h in (("log", "log"), ("sqrt", "huber"))),
+        *(VAE(gamma=g) for g in ("learned", "per-dimension", "closed-form", 0.5)),
+        *(VAE(score_by=s) for s in ("elbo", "reconstruction", "kl", "iwae")),
+        VAE(likelihood="bernoulli", scale=None),
+        VAE(beta=0.0),
+        VAE(network="fcres2", hidden=(8, 16)),
+        VAE(latent_dim=40),
+    ],
+    ids=str,
+)
+def test_every_choice_trains_and_scores(detector: OutlierDetector, tmp_path: Any) -> None:
+    rows = 1 / (1 + np.exp(-TABLE))
+    detector.set_params(**(QUICK | ({"hidden": (8, 16)} if detector.network == "fcres2" else {}))).fit(rows)
+    scores = detector.score_samples(rows)
+    assert np.isfinite(scores).all() and scores.std() > 0
+    assert all(np.isfinite(record["loss"]) for record in detector.history_)
+    detector.save(tmp_path / "m.safetensors")
+
+
+def test_ssim_on_images() -> None:
+    detector = AE(distance="ssim", **QUICK).fit(IMAGES)
+    assert detector.score_unit == "1 − SSIM"
+    scores = detector.score_samples(IMAGES)
+    assert ((scores <= 0) & (scores >= -2)).all()
+    with pytest.raises(ValueError, match="score is in 1 − SSIM, not in nats"):
+        detector.bits_per_dim(IMAGES)
+
+
+def test_bits_per_dimension() -> None:
+    detector = VAE(score_by="elbo", **QUICK).fit(IMAGES)
+    bits = detector.bits_per_dim(IMAGES)
+    np.testing.assert_allclose(bits, -detector.score_samples(IMAGES) / (64 * np.log(2)))
+    np.testing.assert_allclose(detector.bits_per_dim(IMAGES, discrete_pixels=True), bits + 8)
+    with pytest.raises(ValueError, match="discrete_pixels=True is for images"):
+        VAE(**QUICK).fit(TABLE).bits_per_dim(TABLE, discrete_pixels=True)
+
+
+def test_steps_come_from_epochs_where_given() -> None:
+    detector = AE(**(QUICK | {"epochs": 3, "batch_size": 10})).fit(TABLE)
+    assert detector.settings_["steps"] == 3 * -(-detector.rows_["training"] // 10)
+    assert detector.history_[-1]["step"] == detector.settings_["steps"]
+
+
+def test_gamma_is_reported() -> None:
+    assert VAE(gamma=0.5, **QUICK).fit(TABLE).gamma_ == pytest.approx(0.5)
+    assert VAE(gamma="per-dimension", **QUICK).fit(TABLE).gamma_.shape == (3,)
+    assert VAE(likelihood="bernoulli", scale=None, **QUICK).fit(TABLE > 0).gamma_ is None
+
+
+def test_penalties_act() -> None:
+    """A log penalty on the codes (P4 Eq. 7) makes them smaller than none does."""
+    sizes = [
+        np.square(AE(latent_penalty=h, noise=0.0, weight_decay=0.01, **(QUICK | {"steps": 200})).fit(TABLE).transform(TABLE)).mean()
+        for h in (None, "identity")
+    ]  # fmt: skip
+    assert sizes[1] < 0.5 * sizes[0]

@@ -1,0 +1,69 @@
+"""What README, CONTRIBUTING and the examples say can be done, done."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import QUICK
+
+import offmanifold
+from offmanifold.detectors import DETECTORS
+
+ROOT = Path(__file__).parent.parent
+
+
+def blocks(document: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / document).read_text(), flags=re.DOTALL)
+
+
+def test_the_detector_of_the_walk_through_works(plane: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = blocks("CONTRIBUTING.md", "python")
+    namespace: dict[str, Any] = {}
+    exec(code, namespace)
+    cls = namespace["LinearAE"]
+    normal, odd = plane
+    detector = cls(**(QUICK | {"hidden": (), "steps": 400})).fit(normal)
+    assert offmanifold.auroc(detector.score_samples(normal), detector.score_samples(odd)).value > 0.99
+    monkeypatch.setitem(DETECTORS, cls.key, cls)
+    detector.save(tmp_path / "m.safetensors")
+    loaded = offmanifold.load(tmp_path / "m.safetensors")
+    np.testing.assert_array_equal(loaded.score_samples(odd), detector.score_samples(odd))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
+def test_examples_run(path: Path, tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, path], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "AUROC: 0.9" in done.stdout
+
+
+def test_readmes_python_runs(tmp_path: Path, plane: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = blocks("README.md", "python")
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    namespace = {"X_normal": plane[0], "X_new": plane[1]}
+    exec(code, namespace)
+    assert (tmp_path / "model.safetensors").exists()
+
+
+def test_readmes_commands_exist() -> None:
+    for command in re.findall(r"offmanifold ([a-z]+)", "\n".join(blocks("README.md", "sh"))):
+        assert (ROOT / "src" / "offmanifold" / "cli" / f"{command}.py").exists(), command
+
+
+def test_docstring_examples() -> None:
+    import doctest
+
+    import offmanifold.detectors.ae
+    import offmanifold.detectors.vae
+
+    for module in (offmanifold.detectors.ae, offmanifold.detectors.vae):
+        found = doctest.testmod(module)
+        assert found.attempted >= 5 and found.failed == 0
