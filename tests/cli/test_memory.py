@@ -42,5 +42,5 @@ def test_scoring_is_done_in_pieces(tmp_path: Path, suffix: str) -> None:
         frames[1].write_parquet(tmp_path / "large.parquet", row_group_size=50_000)
         AE(**QUICK).fit(frames[0]).save(tmp_path / "m.safetensors")
     size = (tmp_path / f"large.{suffix}").stat().st_size / 2**20
-    assert size > 250
+    assert size > 200
     assert peak(tmp_path, f"large.{suffix}") - peak(tmp_path, f"small.{suffix}") < 0.9 * size

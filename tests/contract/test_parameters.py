@@ -134,8 +134,6 @@ def test_gamma_is_reported() -> None:
 
 def test_penalties_act() -> None:
     """A log penalty on the codes (P4 Eq. 7) makes them smaller than none does."""
-    sizes = [
-        np.square(AE(latent_penalty=h, noise=0.0, weight_decay=0.01, **(QUICK | {"steps": 200})).fit(TABLE).transform(TABLE)).mean()
-        for h in (None, "identity")
-    ]  # fmt: skip
+    settings = QUICK | {"steps": 200, "noise": 0.0, "weight_decay": 0.01}
+    sizes = [np.square(AE(latent_penalty=h, **settings).fit(TABLE).transform(TABLE)).mean() for h in (None, "identity")]
     assert sizes[1] < 0.5 * sizes[0]

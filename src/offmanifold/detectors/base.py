@@ -291,8 +291,8 @@ class OutlierDetector(OutlierMixin, BaseEstimator, abc.ABC):  # type: ignore[mis
             "scale": self.scale if table else None,
         }
 
-    def _network_settings(self, spec: InputSpec, for_tables: str) -> Settings:
-        """Resolve what depends on the network alone; ``for_tables`` is what "auto" means for a table."""
+    def _network_settings(self, spec: InputSpec, *, for_tables: str, table_steps: int) -> Settings:
+        """Resolve what depends on the network alone; the arguments are what "auto" means for a table."""
         network = self.network
         if network == "auto":
             network = for_tables if spec.kind == "table" else choose.for_images(spec.shape)
@@ -306,7 +306,7 @@ class OutlierDetector(OutlierMixin, BaseEstimator, abc.ABC):  # type: ignore[mis
         return {
             "network": network,
             "hidden": list(hidden),
-            "default_steps": 800,
+            "default_steps": table_steps if spec.kind == "table" else 1000,
             "default_rate": 2e-3 if dense else 1e-3,
         }
 

@@ -80,18 +80,19 @@ class VAE(LatentMixin, OutlierDetector):
         "bernoulli" takes values in [0, 1].
     gamma : {"auto", "learned", "per-dimension", "closed-form"} or float
         The decoder's variance γ: learned, one or one for each dimension; the running mean squared error, its
-        optimum given the networks; or a fixed number. "auto": learned for images, 0.02 for tables.
+        optimum given the networks; or a fixed number. "auto": learned for images, 0.1 for tables.
     beta : float
         Weight of the KL term in training.
-    score_by : {"auto", "elbo", "reconstruction", "kl", "iwae"}
+    score_by : {"elbo", "reconstruction", "kl", "iwae"}
         All in nats, high = normal: E_q log p(x|z) − KL; its first term; minus the KL; the
-        importance-weighted bound. "auto": the bound for images, its first term for tables. (Not ``score``,
-        which is a method of scikit-learn's estimators.)
+        importance-weighted bound. (Not ``score``, which is a method of scikit-learn's estimators.)
     samples : int
         Draws of z that a score averages over, the same for every row.
     network : str
         As for :class:`AE`, but "auto" is "mlp" for tables.
-    hidden, capacity, steps, epochs, batch_size, learning_rate, optimizer, schedule, weight_decay
+    steps : int or "auto"
+        As for :class:`AE`, but "auto" is 800 for tables.
+    hidden, capacity, epochs, batch_size, learning_rate, optimizer, schedule, weight_decay
         As for :class:`AE`.
     scale, false_alarm_rate, calibration_fraction, device, precision, random_state, verbose
         As for :class:`AE`.
@@ -121,7 +122,7 @@ class VAE(LatentMixin, OutlierDetector):
         likelihood: str = "gaussian",
         gamma: str | float = "auto",
         beta: float = 1.0,
-        score_by: str = "auto",
+        score_by: str = "elbo",
         samples: int = 8,
         network: str = "auto",
         hidden: str | int | Sequence[int] = "auto",
@@ -184,12 +185,10 @@ class VAE(LatentMixin, OutlierDetector):
         if isinstance(self.gamma, str):
             gamma: str | float = parameters.choice("gamma", self.gamma, ("auto", *GAMMAS))
             if gamma == "auto":
-                gamma = 0.02 if table else "learned"
+                gamma = 0.1 if table else "learned"
         else:
             gamma = parameters.real("gamma", self.gamma, above=0)
-        score_by = parameters.choice("score_by", self.score_by, ("auto", *SCORES))
-        if score_by == "auto":
-            score_by = "reconstruction" if table else "elbo"
+        parameters.choice("score_by", self.score_by, SCORES)
         if self.latent_dim == "auto":
             latent_dim = max(2, math.ceil(0.75 * spec.dimensions)) if table else 32
         else:
@@ -199,9 +198,9 @@ class VAE(LatentMixin, OutlierDetector):
             "likelihood": self.likelihood,
             "gamma": gamma,
             "beta": parameters.real("beta", self.beta, minimum=0),
-            "score_by": score_by,
+            "score_by": self.score_by,
             "samples": parameters.integer("samples", self.samples),
-            **self._network_settings(spec, for_tables="mlp"),
+            **self._network_settings(spec, for_tables="mlp", table_steps=800),
         }
 
     def _build(self, spec: InputSpec, settings: Settings) -> VariationalAutoencoder:
