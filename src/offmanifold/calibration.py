@@ -80,7 +80,7 @@ def split_sizes(rows: int, rate: float, fraction: float | None) -> tuple[int, in
 
     Calibration gets ``fraction`` of the rows; where none is given, a fifth, or what ``rate`` takes if that
     is more but at most half of the rows, and never more than :data:`MOST_CALIBRATION_ROWS`. Early stopping
-    gets a tenth, at most 2 000.
+    gets a tenth, at most 1 000.
     """
     if fraction is None:
         calibration = math.ceil(0.2 * rows)
@@ -90,5 +90,5 @@ def split_sizes(rows: int, rate: float, fraction: float | None) -> tuple[int, in
         calibration = min(calibration, MOST_CALIBRATION_ROWS)
     else:
         calibration = math.ceil(fraction * rows)
-    stopping = min(max(1, rows // 10), 2000)
+    stopping = min(max(1, rows // 10), 1000)
     return min(calibration, rows - stopping - 1), stopping

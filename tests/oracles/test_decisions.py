@@ -72,7 +72,7 @@ def test_split_sizes() -> None:
     assert calibration.split_sizes(1000, 0.05, None) == (200, 100)
     assert calibration.split_sizes(60, 0.05, None) == (19, 6)  # 12 could not promise 5 %
     assert calibration.split_sizes(20, 0.05, None) == (4, 2)  # nor can half of 20
-    assert calibration.split_sizes(10**6, 0.05, None) == (5000, 2000)
+    assert calibration.split_sizes(10**6, 0.05, None) == (5000, 1000)
     assert calibration.split_sizes(100, 0.05, 0.5) == (50, 10)
     assert calibration.rows_needed(0.05) == 19
     assert calibration.smallest_rate(19) == 0.05

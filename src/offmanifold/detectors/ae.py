@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from offmanifold import parameters
 from offmanifold.data.inputs import InputSpec
-from offmanifold.detectors.base import LatentMixin, OutlierDetector, Settings
+from offmanifold.detectors.base import OutlierDetector
+from offmanifold.detectors.configured import Settings
+from offmanifold.detectors.latent import LatentMixin
 from offmanifold.networks import choose
 from offmanifold.probability.distances import DISTANCES, distance
 from offmanifold.probability.latents import LATENTS, project
@@ -83,7 +85,8 @@ class AE(LatentMixin, OutlierDetector):
     latent_penalty : None or one of the same names
         h. Needs ``weight_decay``, or codes shrink while the decoder's weights grow.
     steps : int or "auto"
-        Batches to train on, at most: held-out rows choose the weights that are kept. "auto": 300 for tables, 1 000 for images.
+        Batches to train on, at most: held-out rows choose the weights that are kept. "auto": 300 for tables, 1 000
+        for images.
     epochs : int, optional
         The same as passes over the training rows; wins over ``steps``.
     batch_size : int

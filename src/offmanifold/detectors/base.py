@@ -3,35 +3,32 @@
 from __future__ import annotations
 
 import abc
-import math
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeAlias
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.base import BaseEstimator, OutlierMixin, TransformerMixin
+from sklearn.base import OutlierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
-from offmanifold import calibration, parameters
+from offmanifold import calibration
 from offmanifold.data.inputs import Float64Array, InputSpec, Rows
 from offmanifold.data.tables import Standardiser
-from offmanifold.networks import choose
+from offmanifold.detectors.configured import Configured, Settings
 from offmanifold.networks.network import initialise
 from offmanifold.probability.bounds import bits_per_dim
 from offmanifold.training.checkpoints import Checkpointer, fingerprint, saved_seed
 from offmanifold.training.loop import History, train
-from offmanifold.training.phases import OPTIMIZERS, SCHEDULES, Optimizer, Phase
-from offmanifold.training.precision import PRECISIONS, choose_device, choose_dtype, computing_in
-from offmanifold.training.progress import Progress, Verbosity
-from offmanifold.training.threads import limited_to, worth_having
-
-Settings: TypeAlias = dict[str, Any]
+from offmanifold.training.phases import Phase
+from offmanifold.training.precision import choose_device, choose_dtype, computing_in
+from offmanifold.training.progress import Progress
+from offmanifold.training.threads import limited_to
 
 # One row each to calibrate with and to stop by, and two to learn from.
 FEWEST_ROWS = 4
@@ -49,7 +46,7 @@ def sum_terms(terms: dict[str, Float64Array]) -> Float64Array:
     return total
 
 
-class OutlierDetector(OutlierMixin, BaseEstimator, abc.ABC):  # type: ignore[misc]
+class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
     """Base of all detectors: scikit-learn's outlier-detector interface over a PyTorch density model.
 
     A concrete detector stores its hyper-parameters in ``__init__`` and writes :meth:`_settings`,
@@ -75,55 +72,12 @@ class OutlierDetector(OutlierMixin, BaseEstimator, abc.ABC):  # type: ignore[mis
 
     key: ClassVar[str]
 
-    def __init__(
-        self,
-        *,
-        network: str,
-        hidden: str | int | Sequence[int],
-        capacity: float,
-        steps: str | int,
-        epochs: int | None,
-        batch_size: int,
-        learning_rate: str | float,
-        optimizer: str,
-        schedule: str,
-        weight_decay: float,
-        scale: str | None,
-        false_alarm_rate: float,
-        calibration_fraction: float | None,
-        device: str,
-        precision: str,
-        random_state: int | np.random.RandomState | None,
-        verbose: Verbosity,
-    ) -> None:
-        self.network = network
-        self.hidden = hidden
-        self.capacity = capacity
-        self.steps = steps
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.optimizer = optimizer
-        self.schedule = schedule
-        self.weight_decay = weight_decay
-        self.scale = scale
-        self.false_alarm_rate = false_alarm_rate
-        self.calibration_fraction = calibration_fraction
-        self.device = device
-        self.precision = precision
-        self.random_state = random_state
-        self.verbose = verbose
-
     # --- what a concrete detector writes ---------------------------------------------------------------
 
     @property
     @abc.abstractmethod
     def score_unit(self) -> str:
         """What a score is measured in."""
-
-    @abc.abstractmethod
-    def _settings(self, spec: InputSpec) -> Settings:
-        """Check the detector's own hyper-parameters and return them with every "auto" resolved."""
 
     @abc.abstractmethod
     def _build(self, spec: InputSpec, settings: Settings) -> nn.Module:
@@ -245,76 +199,6 @@ class OutlierDetector(OutlierMixin, BaseEstimator, abc.ABC):  # type: ignore[mis
         self._warn_if_too_few()
         return self
 
-    def _check_common(self) -> None:
-        parameters.choice("network", self.network, ("auto", *choose.NETWORKS))
-        parameters.real("capacity", self.capacity, above=0)
-        if self.steps != "auto":
-            parameters.integer("steps", self.steps)
-        if self.epochs is not None:
-            parameters.integer("epochs", self.epochs)
-        parameters.integer("batch_size", self.batch_size)
-        if self.learning_rate != "auto":
-            parameters.real("learning_rate", self.learning_rate, above=0)
-        parameters.choice("optimizer", self.optimizer, OPTIMIZERS)
-        parameters.choice("schedule", self.schedule, SCHEDULES)
-        parameters.real("weight_decay", self.weight_decay, minimum=0)
-        if self.scale is not None:
-            parameters.choice("scale", self.scale, ("standard",))
-        parameters.real("false_alarm_rate", self.false_alarm_rate, above=0, below=1)
-        if self.calibration_fraction is not None:
-            parameters.real("calibration_fraction", self.calibration_fraction, above=0, below=1)
-        parameters.choice("precision", self.precision, PRECISIONS)
-        if not isinstance(self.device, str):
-            raise TypeError(f"device must be 'auto', 'cpu', 'cuda' or another torch device name; got {self.device!r}.")
-        if self.verbose not in (True, False, "auto"):
-            raise ValueError(f"verbose must be True, False or 'auto'; got {self.verbose!r}.")
-
-    def _resolved(self, spec: InputSpec, rows: int) -> Settings:
-        """Add the common settings, every "auto" resolved, to the detector's own."""
-        table = spec.kind == "table"
-        own = self._settings(spec)
-        steps, rate = own.pop("default_steps"), own.pop("default_rate")
-        if self.epochs is not None:
-            kept = calibration.split_sizes(rows, self.false_alarm_rate, self.calibration_fraction)
-            steps = self.epochs * math.ceil((rows - sum(kept)) / self.batch_size)
-        elif self.steps != "auto":
-            steps = int(self.steps)
-        return {
-            **own,
-            "capacity": float(self.capacity),
-            "steps": steps,
-            "batch_size": int(self.batch_size),
-            "learning_rate": rate if self.learning_rate == "auto" else float(self.learning_rate),
-            "optimizer": self.optimizer,
-            "schedule": self.schedule,
-            "weight_decay": float(self.weight_decay),
-            "scale": self.scale if table else None,
-        }
-
-    def _network_settings(self, spec: InputSpec, *, for_tables: str, table_steps: int) -> Settings:
-        """Resolve what depends on the network alone; the arguments are what "auto" means for a table."""
-        network = self.network
-        if network == "auto":
-            network = for_tables if spec.kind == "table" else choose.for_images(spec.shape)
-        if network in choose.CONVOLUTIONAL and spec.kind == "table":
-            raise ValueError(
-                f"network={network!r} takes images; the data are a table. Use {', '.join(map(repr, choose.DENSE))}."
-            )
-        widths = {"resmlp": (128,), "mlp": (128, 128), "fcres2": (256, 1024)}.get(network, ())
-        hidden = widths if self.hidden == "auto" else parameters.sizes("hidden", self.hidden)
-        dense = network in choose.DENSE
-        return {
-            "network": network,
-            "hidden": list(hidden),
-            "default_steps": table_steps if spec.kind == "table" else 1000,
-            "default_rate": 2e-3 if dense else 1e-3,
-        }
-
-    def _optimizer(self, settings: Settings) -> Optimizer:
-        return Optimizer(
-            settings["learning_rate"], settings["optimizer"], settings["schedule"], settings["weight_decay"]
-        )
-
     def _new_module(self, spec: InputSpec, settings: Settings, seed: int) -> nn.Module:
         # Construction draws from PyTorch's global generator; the user's stream is put back afterwards, and
         # every weight is drawn again from our own.
@@ -322,13 +206,6 @@ class OutlierDetector(OutlierMixin, BaseEstimator, abc.ABC):  # type: ignore[mis
             model = self._build(spec, settings)
         initialise(model, torch.Generator().manual_seed(seed + 2))
         return model.to(self._device)
-
-    @staticmethod
-    def _threads(model: nn.Module, settings: Settings) -> int | None:
-        """Return the limit of threads for training: one for small dense networks."""
-        if settings["network"] not in choose.DENSE:
-            return None
-        return worth_having(settings["batch_size"] * sum(p.numel() for p in model.parameters()))
 
     def _prepare(self, block: npt.NDArray[Any]) -> Tensor:
         """Turn canonical rows into what the network takes: float32."""
@@ -488,20 +365,3 @@ class OutlierDetector(OutlierMixin, BaseEstimator, abc.ABC):  # type: ignore[mis
         model = self._new_module(self.spec_, self.settings_, seed=0)
         model.load_state_dict(weights)
         self.module_ = model.eval().requires_grad_(False)
-
-
-class LatentMixin(TransformerMixin):  # type: ignore[misc]
-    """For detectors with an encoder and a decoder: latent codes and reconstructions."""
-
-    def transform(self: Any, X: Any) -> Float64Array:
-        """Return latent codes ``(n, latent_dim)``: the posterior's means where codes are random."""
-        return np.concatenate([codes.double().cpu().numpy() for codes in self._through("encode", X)])
-
-    def reconstruct(self: Any, X: Any) -> Float64Array:
-        """Return the rows as the model sees them, in the units and layout of ``X``."""
-        return np.concatenate([self._restore(part) for part in self._through("reconstruct", X)])
-
-    def _through(self: Any, method: str, X: Any) -> Iterator[Tensor]:
-        with torch.no_grad():
-            for rows, real in self._passes(self._fitted_rows(X)):
-                yield getattr(self.module_, method)(rows)[:real]

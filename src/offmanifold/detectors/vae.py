@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from offmanifold import parameters
 from offmanifold.data.inputs import Float64Array, InputSpec
-from offmanifold.detectors.base import LatentMixin, OutlierDetector, Settings
+from offmanifold.detectors.base import OutlierDetector
+from offmanifold.detectors.configured import Settings
+from offmanifold.detectors.latent import LatentMixin
 from offmanifold.networks import choose
 from offmanifold.probability import bounds
 from offmanifold.probability.divergences import kl_to_standard_normal

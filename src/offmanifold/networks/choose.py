@@ -68,5 +68,5 @@ def build(
     if network in DENSE:
         return DENSE[network](shape, into_latent, latent_dim, hidden)
     if len(shape) != 3:
-        raise ValueError(f"network={network!r} takes images; the data are a table. Use {', '.join(DENSE)}.")
+        raise ValueError(f"network={network!r} takes images; the data are a table. Use {', '.join(map(repr, DENSE))}.")
     return CONVOLUTIONAL[network](shape, into_latent, latent_dim, capacity)

@@ -111,8 +111,6 @@ class Gaussian(nn.Module):
 class Bernoulli(nn.Module):
     """x | z ~ Bernoulli(sigmoid(decoded)) in every dimension; grey values count as probabilities."""
 
-    touches_floor = False
-
     def mean(self, decoded: Tensor) -> Tensor:
         """E[x | z] ``(n, *shape)`` from the decoder's logits."""
         return torch.sigmoid(decoded)

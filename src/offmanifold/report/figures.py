@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,15 +76,6 @@ def demo_figure(
             axes[row, column].imshow(image, cmap="gray_r", vmin=0, vmax=1)
             axes[row, column].set_axis_off()
         axes[0, column].set_title(caption, fontsize=8)
-    write_figure(figure, path)
-
-
-def histogram_grid(path: Path, panels: Mapping[str, tuple[Array, Array]], xlabel: str) -> None:
-    """Draw one histogram of normal and outlying scores for each panel."""
-    figure = new_figure(3.6 * len(panels), 3.2)
-    for axes, (title, (normal, outliers)) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):  # fmt: skip # noqa: E501
-        score_histogram(axes, normal, outliers, None, xlabel)
-        axes.set_title(title, fontsize=10)
     write_figure(figure, path)
 
 
