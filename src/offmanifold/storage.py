@@ -13,6 +13,7 @@ import numpy as np
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 import offmanifold
@@ -35,7 +36,7 @@ def save(detector: OutlierDetector, path: str | os.PathLike[str]) -> None:
     sklearn.exceptions.NotFittedError
         If it has not been fitted.
     """
-    detector._generator(0)  # raises where it has not been fitted
+    check_is_fitted(detector, "module_")
     tensors = {f"module/{name}": tensor for name, tensor in detector.module_.state_dict().items()}
     tensors["calibration/scores"] = torch.from_numpy(detector.calibration_scores_)
     if detector._standardiser is not None:

@@ -72,8 +72,8 @@ def fit(
     array = array or chosen.get("array")
     drop = drop or chosen.get("drop")
 
-    common.check_output(out, overwrite or resume, (".safetensors",))
     checkpoint = out.with_suffix(".checkpoint")
+    common.check_output(out, overwrite or (resume and checkpoint.exists()), (".safetensors",))
     if checkpoint.exists() and not (resume or overwrite):
         raise common.UsageError(
             f"An interrupted run is saved in {checkpoint}. Go on with --resume, or discard it with --overwrite."

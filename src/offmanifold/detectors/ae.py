@@ -91,7 +91,7 @@ class AE(LatentMixin, OutlierDetector):
         The same as passes over the training rows; wins over ``steps``.
     batch_size : int
     learning_rate : float or "auto"
-        Peak learning rate. "auto": 2e-3 for dense networks, 1e-3 for convolutional ones.
+        Peak learning rate. "auto": 2e-3, for convolutional networks 1e-3.
     optimizer : {"adam", "adamw", "rmsprop"}
     schedule : {"one-cycle", "constant", "cosine"}
     weight_decay : float
@@ -204,7 +204,7 @@ class AE(LatentMixin, OutlierDetector):
             "noise": noise,
             "error_penalty": self.error_penalty,
             "latent_penalty": self.latent_penalty,
-            **self._network_settings(spec, for_tables="resmlp", table_steps=300),
+            **self._network_settings(spec, for_tables="resmlp", table_steps=300, table_rate=2e-3),
         }
 
     def _build(self, spec: InputSpec, settings: Settings) -> Autoencoder:

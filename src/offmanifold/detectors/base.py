@@ -318,8 +318,7 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
         return bits_per_dim(scores, self.spec_.dimensions, discrete_pixels=discrete_pixels).numpy()
 
     def _generator(self, random_state: int | np.random.RandomState | None) -> torch.Generator:
-        """Return a generator on the model's device; the detector must be fitted."""
-        check_is_fitted(self, "module_")
+        """Return a generator on the model's device."""
         seed = int(check_random_state(random_state).randint(2**31 - 1))
         return torch.Generator(self._device).manual_seed(seed)
 

@@ -114,7 +114,7 @@ class Configured(BaseEstimator, abc.ABC):  # type: ignore[misc]
             "scale": self.scale if table else None,
         }
 
-    def _network_settings(self, spec: InputSpec, *, for_tables: str, table_steps: int) -> Settings:
+    def _network_settings(self, spec: InputSpec, *, for_tables: str, table_steps: int, table_rate: float) -> Settings:
         """Resolve what depends on the network alone; the arguments are what "auto" means for a table."""
         network = self.network
         if network == "auto":
@@ -126,7 +126,7 @@ class Configured(BaseEstimator, abc.ABC):  # type: ignore[misc]
             "network": network,
             "hidden": list(hidden),
             "default_steps": table_steps if spec.kind == "table" else 1000,
-            "default_rate": 2e-3 if dense else 1e-3,
+            "default_rate": table_rate if spec.kind == "table" else (2e-3 if dense else 1e-3),
         }
 
     def _optimizer(self, settings: Settings) -> Optimizer:

@@ -8,6 +8,7 @@ from typing import final
 
 import numpy as np
 import torch
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from offmanifold import parameters
@@ -93,8 +94,10 @@ class VAE(LatentMixin, OutlierDetector):
     network : str
         As for :class:`AE`, but "auto" is "mlp" for tables.
     steps : int or "auto"
-        As for :class:`AE`, but "auto" is 800 for tables.
-    hidden, capacity, epochs, batch_size, learning_rate, optimizer, schedule, weight_decay
+        As for :class:`AE`, but "auto" is 500 for tables.
+    learning_rate : float or "auto"
+        As for :class:`AE`, but "auto" is 5e-3 for tables.
+    hidden, capacity, epochs, batch_size, optimizer, schedule, weight_decay
         As for :class:`AE`.
     scale, false_alarm_rate, calibration_fraction, device, precision, random_state, verbose
         As for :class:`AE`.
@@ -202,7 +205,7 @@ class VAE(LatentMixin, OutlierDetector):
             "beta": parameters.real("beta", self.beta, minimum=0),
             "score_by": self.score_by,
             "samples": parameters.integer("samples", self.samples),
-            **self._network_settings(spec, for_tables="mlp", table_steps=800),
+            **self._network_settings(spec, for_tables="mlp", table_steps=500, table_rate=5e-3),
         }
 
     def _build(self, spec: InputSpec, settings: Settings) -> VariationalAutoencoder:
@@ -267,6 +270,7 @@ class VAE(LatentMixin, OutlierDetector):
 
     def sample(self, n: int, *, random_state: int | np.random.RandomState | None = None) -> Float64Array:
         """Draw ``n`` rows from the model: z from the prior, x from p(x | z), in the user's units and layout."""
+        check_is_fitted(self, "module_")
         parameters.integer("n", n)
         generator = self._generator(random_state)
         codes = prior_sample(n, self.settings_["latent_dim"], "euclidean", generator, self._device)
