@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,10 @@ QUICK: dict[str, Any] = {"steps": 60, "hidden": (32,), "verbose": False, "random
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _two_threads() -> None:
+def _ordinary_process() -> None:
+    """Two threads at most, and Ctrl-C as at a terminal even where the suite runs as a background job."""
     torch.set_num_threads(min(2, torch.get_num_threads()))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(params=sorted(DETECTORS))

@@ -105,10 +105,11 @@ class Interruption:
 def deferred_interrupt(active: bool) -> Iterator[Interruption]:
     """Hold back Ctrl-C until the step is done; a second one interrupts at once."""
     interruption = Interruption()
-    if not active or threading.current_thread() is not threading.main_thread():
+    before = signal.getsignal(signal.SIGINT)
+    # Signals reach the main thread alone; a process told to ignore them (nohup, a job in the background) goes on to.
+    if not active or threading.current_thread() is not threading.main_thread() or before == signal.SIG_IGN:
         yield interruption
         return
-    before = signal.getsignal(signal.SIGINT)
 
     def remember(number: int, frame: Any) -> None:
         interruption.requested = True
