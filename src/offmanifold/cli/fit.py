@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from offmanifold.detectors import OutlierDetector
 
 CONFIG_KEYS = ("detector", "array", "drop", "threads", "parameters")
-DEFAULT_DETECTOR = "ae"
+DEFAULT_DETECTOR = "vae"
 
 
 def fit(

@@ -43,8 +43,9 @@ class Standardiser:
     def transform(self, rows: Float64Array) -> Float32Array:
         """Standardise rows ``(n, d)``; values beyond ±10⁶ are held there."""
         with np.errstate(over="ignore"):
-            standard = rows / self.scale - self.mean / self.scale
-        return standard.clip(-FARTHEST, FARTHEST).astype(np.float32)
+            standard = rows / self.scale
+            standard -= self.mean / self.scale
+        return np.clip(standard, -FARTHEST, FARTHEST, out=standard).astype(np.float32)
 
     def inverse(self, rows: Float64Array) -> Float64Array:
         """Return standardised rows ``(n, d)`` to the user's units."""

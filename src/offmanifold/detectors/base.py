@@ -36,8 +36,8 @@ PROBES = 16
 # Networks always see passes of one fixed size (the last is padded), so that a row's score is the same to the
 # last bit whatever rows come with it.
 TABLE_PASS, IMAGE_PASS = 1024, 64
-# How many bytes of the user's data are converted at a time.
-BLOCK_BYTES = 32 * 2**20
+# How many bytes of the user's data are converted at a time: few enough to stay in the processor's cache.
+BLOCK_BYTES = 2 * 2**20
 
 
 def sum_terms(terms: dict[str, Float64Array]) -> Float64Array:

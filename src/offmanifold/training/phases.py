@@ -123,7 +123,7 @@ class Phase:
     batch_size: int
     validation: Loss | None = None
     patience: int = 1_000_000
-    checks: int = 40
+    checks: int = 20
 
     @property
     def check_every(self) -> int:
