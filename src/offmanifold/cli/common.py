@@ -108,12 +108,12 @@ def open_for(detector: OutlierDetector, data: Path, array: str | None, drop: lis
 
 
 def scored_chunks(
-    detector: OutlierDetector, source: Source, *, show: bool = True
+    detector: OutlierDetector, source: Source
 ) -> Iterator[tuple[int, dict[str, npt.NDArray[np.float64]]]]:
     """Yield (first row, score terms) chunk by chunk, with progress on a terminal."""
     rows = max(1, CHUNK_BYTES // (8 * detector.spec_.dimensions))
     start = 0
-    with _counter(show and sys.stderr.isatty()) as advance:
+    with _counter(sys.stderr.isatty()) as advance:
         for chunk in source.chunks(rows):
             terms = detector.score_terms(chunk)
             yield start, terms

@@ -50,13 +50,12 @@ def score(
     common.check_output(out, overwrite, (".csv", ".parquet"))
     if fdr is not None and not 0 < fdr < 1:
         raise common.UsageError(f"--fdr must lie between 0 and 1; got {fdr:g}.")
-    from offmanifold import atomic
     from offmanifold.training.threads import limited_to
 
     detector = common.load_model(model)
     source = common.open_for(detector, data, array, drop)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder, limited_to(threads):
-        summary = _write(detector, source, fdr, Path(folder) / "scores.csv", out, atomic.replacing)
+        summary = _write(detector, source, fdr, Path(folder) / "scores.csv", out)
     if as_json:
         common.print_json(summary)
     else:
@@ -66,14 +65,12 @@ def score(
         typer.echo(f"{summary['outliers']:,} of {summary['rows']:,} rows called outliers ({rule}). Wrote {out}.")
 
 
-def _write(
-    detector: OutlierDetector, source: Source, fdr: float | None, draft: Path, out: Path, replacing: Any
-) -> dict[str, Any]:
+def _write(detector: OutlierDetector, source: Source, fdr: float | None, draft: Path, out: Path) -> dict[str, Any]:
     """Score into ``draft`` chunk by chunk, then decide and write ``out``: false discoveries need all p-values."""
     import numpy as np
     import polars as pl
 
-    from offmanifold import calibration
+    from offmanifold import atomic, calibration
     from offmanifold.detectors.base import sum_terms
 
     all_p: list[Any] = []
@@ -97,7 +94,7 @@ def _write(
     order = ["row", *(["file"] if source.files is not None else []), "score", "p_value", "outlier"]
     frame_out = pl.scan_csv(draft, schema_overrides=types).with_columns(outlier)
     frame_out = frame_out.select(*order, *(f"term_{name}" for name in names))
-    with replacing(out) as part:
+    with atomic.replacing(out) as part:
         if out.suffix.lower() == ".parquet":
             frame_out.sink_parquet(part)
         else:

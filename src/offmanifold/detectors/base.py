@@ -174,7 +174,7 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
         model = self._new_module(rows.spec, settings, seed)
         checkpointer = None
         if path is not None:
-            digest = fingerprint({"detector": self.key, **settings}, data, held_out)
+            digest = fingerprint({"detector": self.key, "precision": self.precision, **settings}, data, held_out)
             checkpointer = Checkpointer(path, digest, seed, checkpoint_every)
         with limited_to(self._threads(model, settings)):
             self.history_: History = train(
