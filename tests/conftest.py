@@ -13,6 +13,16 @@ from offmanifold.data.benchmarks import DataMissing, data_folder
 from offmanifold.detectors import DETECTORS, OutlierDetector
 
 QUICK: dict[str, Any] = {"steps": 60, "hidden": (32,), "verbose": False, "random_state": 0}
+# For those detectors that have them.
+QUICK_CHAINS: dict[str, Any] = {
+    "pretraining_steps": 60, "latent_chain": (2, 0.005, 0.1), "visible_chain": (3, 0.05, 0.05), "replay_size": 500,
+}  # fmt: skip
+
+
+def quick(detector_class: type[OutlierDetector]) -> dict[str, Any]:
+    """Hyper-parameters with which a detector trains in a moment."""
+    known = detector_class().get_params()
+    return QUICK | {name: value for name, value in QUICK_CHAINS.items() if name in known}
 
 
 @pytest.fixture(autouse=True, scope="session")

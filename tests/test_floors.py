@@ -11,7 +11,7 @@ ROOT = Path(offmanifold.__file__).parent
 # From the ground up; a module may import its own floor and those below.
 FLOORS = [
     {"parameters", "atomic"},
-    {"networks", "probability", "data", "measures", "calibration"},
+    {"networks", "probability", "sampling", "data", "measures", "calibration"},
     {"training"},
     {"detectors"},
     {"storage", "report"},

@@ -20,6 +20,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "AE": "offmanifold.detectors",
     "DETECTORS": "offmanifold.detectors",
+    "IGEBM": "offmanifold.detectors",
+    "NAE": "offmanifold.detectors",
     "OutlierDetector": "offmanifold.detectors",
     "TrainingDiverged": "offmanifold.training.loop",
     "VAE": "offmanifold.detectors",
@@ -35,6 +37,8 @@ _HOMES = {
 __all__ = [  # noqa: RUF022 - detectors first
     "AE",
     "VAE",
+    "NAE",
+    "IGEBM",
     "DETECTORS",
     "OutlierDetector",
     "TrainingDiverged",

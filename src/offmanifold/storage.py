@@ -183,7 +183,7 @@ def _plain(parameters: dict[str, Any]) -> dict[str, Any]:
         elif isinstance(value, np.generic):
             value = value.item()
         elif isinstance(value, np.ndarray | tuple | range):
-            value = [int(size) for size in value]
+            value = [item.item() if isinstance(item, np.generic) else item for item in value]
         plain[name] = value
     return plain
 

@@ -49,6 +49,26 @@ def phase_of(
     return Phase(name, (update,), steps, 16, **options)
 
 
+def remembering(phase: Phase) -> Phase:
+    """Let the loss depend on the batch before, kept in the phase's memory."""
+    (update,) = phase.updates
+    earlier = torch.zeros(16, 3)
+
+    def loss(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        values, metrics = update.loss(rows, generator)
+        if len(rows) == 16:
+            values = values * (1 + 0.1 * earlier.mean())
+            earlier.copy_(rows)
+        return values, metrics
+
+    def judge(rows: Tensor, generator: torch.Generator) -> tuple[float, dict[str, float]]:
+        return float(update.loss(rows, generator)[0].mean()), {}
+
+    return dataclasses.replace(
+        phase, updates=(dataclasses.replace(update, loss=loss),), judge=judge, memory={"earlier": earlier}
+    )
+
+
 def test_batches_pass_over_every_row_before_any_comes_twice() -> None:
     batches = Batches(torch.arange(10.0)[:, None], 4, torch.Generator().manual_seed(0))
     seen = torch.cat([batches.next() for _ in range(5)]).flatten()
@@ -59,13 +79,16 @@ def test_batches_pass_over_every_row_before_any_comes_twice() -> None:
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "rmsprop"])
 def test_a_run_cut_anywhere_resumes_bit_for_bit(name: str, tmp_path: Path) -> None:
-    """Two phases, cut after every number of steps; weights and history must not show it."""
+    """Two phases, cut after every number of steps; weights and history must not show it.
+
+    The second averages its weights and remembers rows in a tensor of its own.
+    """
 
     def phases(model: nn.Module) -> list[Phase]:
         optimizer = Optimizer(0.05, name, "one-cycle", weight_decay=0.01)
         return [
             phase_of(model, steps=7, optimizer=optimizer, checks=3),
-            phase_of(model, name="second", steps=6, optimizer=optimizer),
+            remembering(phase_of(model, name="second", steps=6, optimizer=optimizer, average=0.8)),
         ]
 
     whole = linear()
@@ -136,16 +159,72 @@ def test_divergence_stops_with_phase_step_and_the_last_good_weights(how: str) ->
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
 
 
+def test_averaged_weights_are_what_is_judged_and_kept() -> None:
+    model = linear()
+    trail: list[Tensor] = []
+    judged: list[Tensor] = []
+    phase = phase_of(model, steps=30, checks=30, average=0.9)
+    (update,) = phase.updates
+
+    def loss(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        trail.append(model.weight.detach().clone())
+        return update.loss(rows, generator)
+
+    def judge(rows: Tensor, generator: torch.Generator) -> tuple[float, dict[str, float]]:
+        judged.append(model.weight.detach().clone())
+        return -float(len(judged)), {}  # ever better: the last are kept
+
+    phase = dataclasses.replace(phase, updates=(dataclasses.replace(update, loss=loss),), judge=judge)
+    train(model, [phase], ROWS[:30], ROWS[30:], seed=0)
+    average = trail[0].clone()
+    for step, weight in enumerate(trail[1:], start=1):
+        factor = min(0.9, (1 + step) / (10 + step))
+        average = factor * average + (1 - factor) * weight
+        torch.testing.assert_close(judged[step - 1], average)
+    assert torch.equal(model.weight, judged[-1])
+    assert not torch.equal(judged[-1], trail[-1])
+
+
+def test_a_diverging_run_goes_back_and_on_at_half_the_rate() -> None:
+    model = linear()
+    calls = 0
+    memory = torch.zeros(1)
+
+    def loss(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        nonlocal calls
+        calls += model.training
+        memory.fill_(1.0)
+        return (model(rows) - rows).square().mean(1) * (math.nan if calls in (13, 24) else 1.0), {}
+
+    phase = dataclasses.replace(
+        phase_of(model, steps=40, checks=40, rollbacks=2, average=0.5, memory={"ring": memory}),
+        updates=(Update((ParameterGroup.of("all", model),), loss, Optimizer(1e-2)),),
+    )
+    history = train(model, [phase], ROWS[:30], ROWS[30:], seed=0)
+    rolled = [record for record in history if "rolled_back_to" in record]
+    assert [(record["step"], record["rolled_back_to"]) for record in rolled] == [(13, 12), (24, 23)]
+    assert "nan" in rolled[0]["problem"]
+    rates = {record["step"]: record["learning_rate"] for record in history if "learning_rate" in record}
+    assert (rates[12], rates[14], rates[25]) == (1e-2, 5e-3, 2.5e-3)
+    assert history[-1]["loss"] < history[0]["loss"]
+    assert torch.isfinite(model.weight).all()
+    calls = 12
+    with pytest.raises(TrainingDiverged, match="at step 1"):
+        train(model, [dataclasses.replace(phase, rollbacks=0)], ROWS[:30], ROWS[30:], seed=0)
+
+
 def test_the_best_held_out_weights_are_kept_and_patience_ends_the_phase() -> None:
     model = linear()
-    # On its way to the identity the weight passes a circle, which is what validation wants.
+    # On its way to the identity the weight passes a circle, which is what the judge wants.
     phase = phase_of(model, steps=400, optimizer=Optimizer(0.05), patience=3, checks=400)
 
-    def validation(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        value = (model.weight - torch.eye(3)).square().sum()
-        return (value - 4.0).abs().expand(len(rows)), {}
+    def judge(rows: Tensor, generator: torch.Generator) -> tuple[float, dict[str, float]]:
+        assert not model.training and not torch.is_grad_enabled()
+        value = float((model.weight - torch.eye(3)).square().sum())
+        return abs(value - 4.0), {"distance": value}
 
-    history = train(model, [dataclasses.replace(phase, validation=validation)], ROWS[:30], ROWS[30:], seed=0)
+    history = train(model, [dataclasses.replace(phase, judge=judge)], ROWS[:30], ROWS[30:], seed=0)
+    assert all(record["validation"] == abs(record["distance"] - 4.0) for record in history)
     best = min(record["validation"] for record in history)
     assert abs((model.weight - torch.eye(3)).square().sum().item() - 4.0) == pytest.approx(best, rel=1e-5)
     assert history[-1]["step"] < 400

@@ -34,7 +34,6 @@ def _facts(detector: OutlierDetector, header: dict[str, Any]) -> dict[str, Any]:
     from offmanifold import calibration
 
     count = len(detector.calibration_scores_)
-    best = min(detector.history_, key=lambda record: float(record["validation"]))
     facts: dict[str, Any] = {
         "detector": detector.key,
         "input": detector.spec_.describe(),
@@ -42,12 +41,7 @@ def _facts(detector: OutlierDetector, header: dict[str, Any]) -> dict[str, Any]:
         "rows": detector.rows_,
         "settings": detector.settings_,
         "network_parameters": sum(p.numel() for p in detector.module_.parameters()),
-        "training": {
-            "steps": detector.history_[-1]["step"],
-            "weights_kept_from_step": best["step"],
-            "held_out_loss": best["validation"],
-            "seconds": detector.history_[-1]["seconds"],
-        },
+        "training": detector.training_summary(),
         "score_unit": detector.score_unit,
         "calibration": {
             "rows": count,

@@ -42,6 +42,9 @@ def run(
     seed: Annotated[
         list[int] | None, typer.Option("--seed", metavar="N", help="Run this seed alone (repeatable).")
     ] = None,
+    only: Annotated[
+        str, typer.Option("--only", metavar="PATTERN", help="Run the jobs with such a name alone: 'nae-*'.")
+    ] = "*",
     results: ResultsOption = Path("results"),
     jobs: Annotated[int, typer.Option("--jobs", min=1, help="Jobs side by side; they share the cores.")] = 1,
 ) -> None:
@@ -56,7 +59,7 @@ def run(
     from offmanifold.studies.core import folder_of, run_study
 
     try:
-        run_study(study, scale, results=results, seeds=seed, jobs=jobs, report=common.note)
+        run_study(study, scale, results=results, seeds=seed, only=only, jobs=jobs, report=common.note)
     except DataMissing as error:
         common.note(f"Skipped: {error}")
         return

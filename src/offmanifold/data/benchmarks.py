@@ -29,10 +29,12 @@ def data_folder() -> Path:
 
 
 class Images(NamedTuple):
-    """A set of images, uint8 ``(n, H, W)`` or ``(n, H, W, 3)``."""
+    """A set of images, uint8 ``(n, H, W)`` or ``(n, H, W, 3)``, with labels ``(n,)``; what is missing is empty."""
 
     train: npt.NDArray[np.uint8]
     test: npt.NDArray[np.uint8]
+    train_labels: npt.NDArray[Any]
+    test_labels: npt.NDArray[Any]
 
 
 def images(name: str) -> Images:
@@ -41,8 +43,11 @@ def images(name: str) -> Images:
     if not path.is_file():
         raise DataMissing(f"{path} does not exist; docs/data.md says where {name} comes from.")
     with np.load(path, allow_pickle=False) as arrays:
-        test = arrays["x_test"]
-        return Images(arrays["x_train"] if "x_train" in arrays else test[:0], test)
+        held = {key: arrays[key] for key in arrays.files}
+    nothing = held["x_test"][:0]
+    return Images(
+        held.get("x_train", nothing), held["x_test"], held.get("y_train", nothing), held.get("y_test", nothing)
+    )
 
 
 class Table(NamedTuple):

@@ -2,8 +2,10 @@
 
 from offmanifold.detectors.ae import AE
 from offmanifold.detectors.base import OutlierDetector
+from offmanifold.detectors.igebm import IGEBM
+from offmanifold.detectors.nae import NAE
 from offmanifold.detectors.vae import VAE
 
-DETECTORS: dict[str, type[OutlierDetector]] = {detector.key: detector for detector in (AE, VAE)}
+DETECTORS: dict[str, type[OutlierDetector]] = {detector.key: detector for detector in (AE, VAE, NAE, IGEBM)}
 
-__all__ = ["AE", "DETECTORS", "VAE", "OutlierDetector"]
+__all__ = ["AE", "DETECTORS", "IGEBM", "NAE", "VAE", "OutlierDetector"]

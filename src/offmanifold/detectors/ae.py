@@ -8,49 +8,20 @@ from typing import final
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from offmanifold import parameters
 from offmanifold.data.inputs import InputSpec
+from offmanifold.detectors.autoencoder import Autoencoder
 from offmanifold.detectors.base import OutlierDetector
 from offmanifold.detectors.configured import Settings
 from offmanifold.detectors.latent import LatentMixin
 from offmanifold.networks import choose
 from offmanifold.probability.distances import DISTANCES, distance
-from offmanifold.probability.latents import LATENTS, project
+from offmanifold.probability.latents import LATENTS
 from offmanifold.probability.penalties import PENALTIES, penalised_mean
 from offmanifold.training.phases import ParameterGroup, Phase, Update
 from offmanifold.training.progress import Verbosity
-
-
-class Autoencoder(nn.Module):
-    """x ↦ dec(enc(x)).
-
-    Parameters
-    ----------
-    encoder, decoder : Module
-    latent : {"euclidean", "sphere"}
-    sigmoid : bool
-        Whether the decoder's output goes through a sigmoid (images).
-    """
-
-    def __init__(self, encoder: nn.Module, decoder: nn.Module, *, latent: str, sigmoid: bool) -> None:
-        super().__init__()
-        self.encoder, self.decoder = encoder, decoder
-        self.latent, self.sigmoid = latent, sigmoid
-
-    def encode(self, rows: Tensor) -> Tensor:
-        """Return codes ``(n, latent_dim)``."""
-        return project(self.encoder(rows), self.latent)
-
-    def decode(self, codes: Tensor) -> Tensor:
-        """Return rows ``(n, *shape)``."""
-        decoded: Tensor = self.decoder(codes)
-        return torch.sigmoid(decoded) if self.sigmoid else decoded
-
-    def reconstruct(self, rows: Tensor) -> Tensor:
-        """Return dec(enc(x)) ``(n, *shape)``."""
-        return self.decode(self.encode(rows))
 
 
 @final
@@ -76,16 +47,16 @@ class AE(LatentMixin, OutlierDetector):
         "ssim" is 1 − SSIM, for images.
     latent : {"euclidean", "sphere"}
         Where codes live.
-    noise : float or "auto"
+    noise : float, (float, float) or "auto"
         Standard deviation of the noise to be undone, in the units the network sees (standardised columns;
-        pixels in [0, 1]). 0 is a plain autoencoder, 0.3 is P3's DAE. "auto": 0.3 for tables,
-        0 for images.
+        pixels in [0, 1]). 0 is a plain autoencoder, 0.3 is P3's DAE. A pair is a range: each row's is drawn from it,
+        uniformly on the log scale. "auto": (0.05, 3) for tables, 0 for images.
     error_penalty : {"identity", "sqrt", "log", "ratio", "huber"}
         g.
     latent_penalty : None or one of the same names
         h. Needs ``weight_decay``, or codes shrink while the decoder's weights grow.
     steps : int or "auto"
-        Batches to train on, at most: held-out rows choose the weights that are kept. "auto": 300 for tables, 1 000
+        Batches to train on, at most: held-out rows choose the weights that are kept. "auto": 500 for tables, 1 000
         for images.
     epochs : int, optional
         The same as passes over the training rows; wins over ``steps``.
@@ -132,7 +103,7 @@ class AE(LatentMixin, OutlierDetector):
         capacity: float = 1.0,
         distance: str = "squared",
         latent: str = "euclidean",
-        noise: float | str = "auto",
+        noise: float | Sequence[float] | str = "auto",
         error_penalty: str = "identity",
         latent_penalty: str | None = None,
         steps: int | str = "auto",
@@ -190,7 +161,6 @@ class AE(LatentMixin, OutlierDetector):
         parameters.choice("error_penalty", self.error_penalty, PENALTIES)
         if self.latent_penalty is not None:
             parameters.choice("latent_penalty", self.latent_penalty, PENALTIES)
-        noise = (0.3 if table else 0.0) if self.noise == "auto" else parameters.real("noise", self.noise, minimum=0)
         if self.latent_dim == "auto":
             latent_dim = max(2, math.ceil(0.75 * spec.dimensions)) if table else 32
         else:
@@ -201,11 +171,26 @@ class AE(LatentMixin, OutlierDetector):
             "latent_dim": latent_dim,
             "distance": self.distance,
             "latent": self.latent,
-            "noise": noise,
+            "noise": self._noise(table),
             "error_penalty": self.error_penalty,
             "latent_penalty": self.latent_penalty,
-            **self._network_settings(spec, for_tables="resmlp", table_steps=300, table_rate=2e-3),
+            **self._network_settings(spec, for_tables="resmlp", table_steps=500, table_rate=2e-3),
         }
+
+    def _noise(self, table: bool) -> list[float]:
+        """Return the range of the noise."""
+        noise = self.noise
+        if isinstance(noise, str):
+            parameters.choice("noise", noise, ("auto",))
+            return [0.05, 3.0] if table else [0.0, 0.0]
+        if not isinstance(noise, Sequence):
+            return [parameters.real("noise", noise, minimum=0)] * 2
+        if len(noise) != 2:
+            raise ValueError(f"noise must be a number or a range (low, high); got {noise!r}.")
+        low, high = (parameters.real(f"noise[{i}]", value, above=0) for i, value in enumerate(noise))
+        if low > high:
+            raise ValueError(f"noise must be a range (low, high) with low ≤ high; got {noise!r}.")
+        return [low, high]
 
     def _build(self, spec: InputSpec, settings: Settings) -> Autoencoder:
         encoder, decoder = choose.build(
@@ -219,13 +204,16 @@ class AE(LatentMixin, OutlierDetector):
         return Autoencoder(encoder, decoder, latent=settings["latent"], sigmoid=spec.kind == "image")
 
     def _phases(self, model: Autoencoder, settings: Settings) -> list[Phase]:
-        noise, kind = settings["noise"], settings["distance"]
+        (low, high), kind = settings["noise"], settings["distance"]
         error_penalty, latent_penalty = settings["error_penalty"], settings["latent_penalty"]
 
         def loss(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
             inputs = rows
-            if noise:
-                inputs = torch.empty_like(rows).normal_(generator=generator).mul_(noise).add_(rows)
+            if high:
+                inputs = torch.empty_like(rows).normal_(generator=generator)
+                levels = inputs.new_empty(len(rows), *[1] * (rows.ndim - 1))
+                levels.uniform_(math.log(low), math.log(high), generator=generator).exp_()
+                inputs = torch.addcmul(rows, inputs, levels)
             codes = model.encode(inputs)
             errors = distance(rows, model.decode(codes), kind)
             metrics = {"reconstruction": errors.detach().mean()}

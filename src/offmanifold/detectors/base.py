@@ -91,8 +91,11 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
     def _energy_terms(self, model: Any, rows: Tensor) -> dict[str, Tensor]:
         """Return energies ``(n,)`` by name, low = normal, whose sum is the energy."""
 
-    def _check_prepared(self, rows: Tensor, settings: Settings) -> None:
-        """Raise ``ValueError`` where prepared training rows do not suit the detector."""
+    def _settle(self, rows: Tensor, settings: Settings) -> None:
+        """Look at the prepared training rows: raise ``ValueError`` where they do not suit, add settings they decide."""
+
+    def _warn_about_training(self) -> None:
+        """Warn of what ``history_`` shows that the user should know."""
 
     # --- learning --------------------------------------------------------------------------------------
 
@@ -168,7 +171,7 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
         )
         data = self._prepare(training_rows)
         held_out = self._prepare(rows.take(for_stopping))
-        self._check_prepared(data, settings)
+        self._settle(data, settings)
         rows.take(for_calibration)  # a bad value among them is better found now than after training
 
         model = self._new_module(rows.spec, settings, seed)
@@ -197,7 +200,25 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
         self._set_input_attributes()
         self._calibrate(np.sort(self._scores(rows, for_calibration)))
         self._warn_if_too_few()
+        self._warn_about_training()
         return self
+
+    def training_summary(self) -> dict[str, dict[str, Any]]:
+        """Return for each phase of training: steps, the step whose weights were kept, and how often it rolled back."""
+        check_is_fitted(self, "module_")
+        summary = {}
+        for phase in dict.fromkeys(record["phase"] for record in self.history_):
+            records = [record for record in self.history_ if record["phase"] == phase]
+            judged = [record for record in records if "validation" in record]
+            best = min(judged, key=lambda record: float(record["validation"]))
+            summary[phase] = {
+                "steps": records[-1]["step"],
+                "weights_kept_from_step": best["step"],
+                "judged_at": best["validation"],
+                "rolled_back": len(records) - len(judged),
+                "seconds": records[-1]["seconds"],
+            }
+        return summary
 
     def _new_module(self, spec: InputSpec, settings: Settings, seed: int) -> nn.Module:
         # Construction draws from PyTorch's global generator; the user's stream is put back afterwards, and

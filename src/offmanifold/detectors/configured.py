@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -30,7 +30,7 @@ class Configured(BaseEstimator, abc.ABC):  # type: ignore[misc]
         *,
         network: str,
         hidden: str | int | Sequence[int],
-        capacity: float,
+        capacity: float | str,
         steps: str | int,
         epochs: int | None,
         batch_size: int,
@@ -70,7 +70,8 @@ class Configured(BaseEstimator, abc.ABC):  # type: ignore[misc]
 
     def _check_common(self) -> None:
         parameters.choice("network", self.network, ("auto", *choose.NETWORKS))
-        parameters.real("capacity", self.capacity, above=0)
+        if self.capacity != "auto":
+            parameters.real("capacity", self.capacity, above=0)
         if self.steps != "auto":
             parameters.integer("steps", self.steps)
         if self.epochs is not None:
@@ -79,7 +80,7 @@ class Configured(BaseEstimator, abc.ABC):  # type: ignore[misc]
         if self.learning_rate != "auto":
             parameters.real("learning_rate", self.learning_rate, above=0)
         parameters.choice("optimizer", self.optimizer, OPTIMIZERS)
-        parameters.choice("schedule", self.schedule, SCHEDULES)
+        parameters.choice("schedule", self.schedule, ("auto", *SCHEDULES))
         parameters.real("weight_decay", self.weight_decay, minimum=0)
         if self.scale is not None:
             parameters.choice("scale", self.scale, ("standard",))
@@ -103,22 +104,30 @@ class Configured(BaseEstimator, abc.ABC):  # type: ignore[misc]
         elif self.steps != "auto":
             steps = int(self.steps)
         return {
+            "capacity": self.capacity,
+            "schedule": self.schedule,
             **own,
-            "capacity": float(self.capacity),
             "steps": steps,
             "batch_size": int(self.batch_size),
             "learning_rate": rate if self.learning_rate == "auto" else float(self.learning_rate),
             "optimizer": self.optimizer,
-            "schedule": self.schedule,
             "weight_decay": float(self.weight_decay),
             "scale": self.scale if table else None,
         }
 
-    def _network_settings(self, spec: InputSpec, *, for_tables: str, table_steps: int, table_rate: float) -> Settings:
-        """Resolve what depends on the network alone; the arguments are what "auto" means for a table."""
+    def _network_settings(
+        self,
+        spec: InputSpec,
+        *,
+        for_tables: str,
+        table_steps: int,
+        table_rate: float,
+        for_images: Callable[[tuple[int, ...]], str] = choose.for_images,
+    ) -> Settings:
+        """Resolve what depends on the network alone; the arguments are what "auto" means."""
         network = self.network
         if network == "auto":
-            network = for_tables if spec.kind == "table" else choose.for_images(spec.shape)
+            network = for_tables if spec.kind == "table" else for_images(spec.shape)
         widths = {"resmlp": (128,), "mlp": (128, 128), "fcres2": (256, 1024)}.get(network, ())
         hidden = widths if self.hidden == "auto" else parameters.sizes("hidden", self.hidden)
         dense = network in choose.DENSE

@@ -226,7 +226,7 @@ class VAE(LatentMixin, OutlierDetector):
         )
         return VariationalAutoencoder(encoder, decoder, likelihood, settings["latent_dim"], settings["samples"])
 
-    def _check_prepared(self, rows: Tensor, settings: Settings) -> None:
+    def _settle(self, rows: Tensor, settings: Settings) -> None:
         if settings["likelihood"] == "bernoulli" and (rows.min() < 0 or rows.max() > 1):
             raise ValueError(
                 f"likelihood='bernoulli' needs values in [0, 1]; got {rows.min():.3g} … {rows.max():.3g}"

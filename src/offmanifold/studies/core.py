@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import hashlib
 import json
 import platform
@@ -17,6 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from sklearn.decomposition import PCA
+from sklearn.neighbors import NearestNeighbors
 
 import offmanifold
 from offmanifold import atomic
@@ -24,6 +27,7 @@ from offmanifold.training.threads import cores, limited_to, share
 
 SCALES = ("smoke", "laptop", "paper")
 Job = dict[str, Any]
+Array = npt.NDArray[Any]
 Record = dict[str, Any]
 
 
@@ -71,6 +75,7 @@ def run_study(
     *,
     results: Path = Path("results"),
     seeds: Sequence[int] | None = None,
+    only: str = "*",
     jobs: int = 1,
     report: Callable[[str], None] = lambda text: None,
 ) -> list[Record]:
@@ -83,6 +88,8 @@ def run_study(
     results : path
     seeds : sequence of int, optional
         Default: the study's own for this scale.
+    only : str
+        Shell pattern of the jobs' names, such as "nae-*".
     jobs : int
         Jobs side by side, each with its share of the cores.
     report : callable
@@ -91,7 +98,10 @@ def run_study(
     folder = folder_of(study, scale, results)
     folder.mkdir(parents=True, exist_ok=True)
     chosen = study.seeds[scale] if seeds is None else seeds
-    all_jobs = [job for seed in chosen for job in study.jobs(scale, seed)]
+    all_jobs = [job for seed in chosen for job in study.jobs(scale, seed) if fnmatch.fnmatch(job["name"], only)]
+    if not all_jobs:
+        names = ", ".join(job["name"] for job in study.jobs(scale, chosen[0]))
+        raise ValueError(f"No job of {study.name} at scale {scale} matches {only!r}. They are: {names}.")
     waiting = [job for job in all_jobs if _finished(folder, job) is None]
     done = len(all_jobs) - len(waiting)
     if done:
@@ -148,6 +158,29 @@ def over_seeds(values: Sequence[float]) -> tuple[float, float, float]:
         return mean, mean, mean
     half = float(t.ppf(0.975, len(values) - 1)) * float(np.std(values, ddof=1)) / len(values) ** 0.5
     return mean, mean - half, mean + half
+
+
+def baseline_scores(name: str, train: Array, normal: Array, odd: Array) -> tuple[Array, Array]:
+    """Return scores (high = normal) of two plain methods on pixels, for perspective.
+
+    Parameters
+    ----------
+    name : {"kNN", "PCA"}
+        Minus the distance to the fifth neighbour; minus the squared error left by 32 principal components.
+    train, normal, odd : uint8 images
+    """
+    flat_train, flat_normal, flat_odd = (images.reshape(len(images), -1) / 255.0 for images in (train, normal, odd))
+    if name == "kNN":
+        neighbours = NearestNeighbors(n_neighbors=5).fit(flat_train)
+        return -neighbours.kneighbors(flat_normal)[0][:, -1], -neighbours.kneighbors(flat_odd)[0][:, -1]
+    components = min(32, len(flat_train) - 1)
+    pca = PCA(components, svd_solver="full" if len(flat_train) < 1000 else "covariance_eigh").fit(flat_train)
+
+    def kept(rows: Array) -> Array:
+        error: Array = ((rows - pca.inverse_transform(pca.transform(rows))) ** 2).mean(1)
+        return -error
+
+    return kept(flat_normal), kept(flat_odd)
 
 
 def _finished(folder: Path, job: Job) -> Record | None:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from offmanifold.training.checkpoints import Checkpointer, deferred_interrupt
-from offmanifold.training.phases import Loss, Phase, Update
+from offmanifold.training.phases import Phase, Update
 from offmanifold.training.precision import computing_in
 from offmanifold.training.progress import Progress
 
@@ -75,6 +76,8 @@ class _State:
     stale_checks: int = 0
     first_loss: float | None = None
     lowest_loss: float = math.inf
+    rate_scale: float = 1.0
+    rollbacks: int = 0
     elapsed: float = 0.0
     history: History = dataclasses.field(default_factory=list)
 
@@ -150,11 +153,37 @@ class _Run:
         self.batches = Batches(self.rows, phase.batch_size, self.order_generator)
         self.optimizers = [update.optimizer.build(update.groups) for update in phase.updates]
         self.best_weights = self._weights()
+        self.average = self._weights() if phase.average else {}
         self._total: Tensor | None = None  # sum of the losses since the last check
         self._counted = 0
 
+    @property
+    def _memory(self) -> Mapping[str, Tensor]:
+        return self.phases[self.state.phase].memory
+
     def _weights(self) -> dict[str, Tensor]:
         return {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+
+    def _follow(self, factor: float) -> None:
+        """Move the average towards the weights. Factor (1 + t)/(10 + t) at first: the phase's start is forgotten."""
+        factor = min(factor, (1 + self.state.step) / (10 + self.state.step))
+        for name, parameter in self.model.named_parameters():
+            self.average[name].lerp_(parameter.detach(), 1 - factor)
+        for name, buffer in self.model.named_buffers():  # such as spectral norm's vectors: unit vectors have no mean
+            if name in self.average:
+                self.average[name].copy_(buffer)
+
+    @contextlib.contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Put the averaged weights into the model within the block, if there are any."""
+        raw = self._weights() if self.average else {}
+        if raw:
+            self.model.load_state_dict(self.average)
+        try:
+            yield
+        finally:
+            if raw:
+                self.model.load_state_dict(raw)
 
     def run(self, resume: bool) -> History:
         if resume and self.checkpointer is not None:
@@ -196,7 +225,8 @@ class _Run:
         all_metrics: dict[str, Tensor] = {}
         for update, optimizer in zip(phase.updates, self.optimizers, strict=True):
             for group, settings in zip(update.groups, optimizer.param_groups, strict=True):
-                settings["lr"] = update.optimizer.rate(self.state.step, phase.steps) * group.rate_scale
+                rate = update.optimizer.rate(self.state.step, phase.steps)
+                settings["lr"] = rate * group.rate_scale * self.state.rate_scale
             loss, metrics = self._apply(update, optimizer, batch)
             if update.repeat_until is not None:
                 losses = [loss.item()]
@@ -210,6 +240,8 @@ class _Run:
         self._total = first_loss if self._total is None else self._total + first_loss
         self._counted += 1
         self.state.step += 1
+        if phase.average:
+            self._follow(phase.average)
         return first_loss, all_metrics
 
     def _apply(
@@ -226,28 +258,32 @@ class _Run:
         return loss.detach(), metrics
 
     def _check(self, phase: Phase, metrics: dict[str, Tensor]) -> None:
-        """Record, compare with the best, and stop a run that has diverged."""
+        """Record, compare with the best, and roll back or stop a run that has diverged."""
         state = self.state
         assert self._total is not None
         loss = (self._total / self._counted).item()
         self._total, self._counted = None, 0
-        validation = self._validate(phase)
-        problem = self._problem(loss, validation)
+        record: dict[str, Any] = {"phase": phase.name, "step": state.step, "seconds": round(state.elapsed, 3)}
+        with self._averaged():
+            validation, judged = self._judge(phase)
+            problem = self._problem(loss, validation)
+            if not problem and validation < state.best:
+                state.best, state.best_step, state.stale_checks = validation, state.step, 0
+                self.best_weights = self._weights()
+            else:
+                state.stale_checks += 1
         if problem:
-            self.model.load_state_dict(self.best_weights)
-            self.model.eval()
-            raise TrainingDiverged(phase.name, state.step, state.best_step, problem)
+            self._recover(phase, problem, record)
+            return
         if state.first_loss is None:
             state.first_loss = loss
         state.lowest_loss = min(state.lowest_loss, loss)
-        record: dict[str, Any] = {
-            "phase": phase.name,
-            "step": state.step,
-            "seconds": round(state.elapsed, 3),
+        record |= {
             "loss": loss,
             "validation": validation,
-            "learning_rate": phase.updates[0].optimizer.rate(state.step - 1, phase.steps),
+            "learning_rate": phase.updates[0].optimizer.rate(state.step - 1, phase.steps) * state.rate_scale,
             **{name: float(value) for name, value in metrics.items()},
+            **judged,
         }
         for update in phase.updates:
             for group in update.groups:
@@ -256,11 +292,23 @@ class _Run:
                     norm = torch.nn.utils.get_total_norm(gradients)
                     record[f"gradient_norm/{group.name}"] = norm.item()
         state.history.append(record)
-        if validation < state.best:
-            state.best, state.best_step, state.stale_checks = validation, state.step, 0
-            self.best_weights = self._weights()
-        else:
-            state.stale_checks += 1
+
+    def _recover(self, phase: Phase, problem: str, record: dict[str, Any]) -> None:
+        """Go back to the best weights at half the rate; raise when that has been done often enough."""
+        state = self.state
+        self.model.load_state_dict(self.best_weights)
+        if state.rollbacks == phase.rollbacks:
+            self.model.eval()
+            raise TrainingDiverged(phase.name, state.step, state.best_step, problem)
+        state.rollbacks += 1
+        state.rate_scale /= 2
+        state.first_loss, state.lowest_loss = None, math.inf
+        self.optimizers = [update.optimizer.build(update.groups) for update in phase.updates]
+        for name, tensor in self.average.items():
+            tensor.copy_(self.best_weights[name])
+        for tensor in self._memory.values():
+            tensor.zero_()  # it may hold what led here
+        state.history.append(record | {"rolled_back_to": state.best_step, "problem": problem})
 
     def _problem(self, loss: float, validation: float) -> str | None:
         if not math.isfinite(loss):
@@ -273,18 +321,25 @@ class _Run:
         return None
 
     @torch.no_grad()
-    def _validate(self, phase: Phase) -> float:
-        loss: Loss = phase.validation or phase.updates[0].loss
-        self.model.eval()
+    def _judge(self, phase: Phase) -> tuple[float, dict[str, float]]:
+        """Return what decides about the weights, and what else the phase's judge records."""
         generator = torch.Generator(self.held_out.device).manual_seed(VALIDATION_SEED)
-        batches = torch.split(self.held_out, VALIDATION_BATCH)
-        total = sum(float(loss(part, generator)[0].double().sum()) for part in batches)
+        self.model.eval()
+        if phase.judge is not None:
+            judgement = phase.judge(self.held_out, generator)
+        else:
+            loss = phase.updates[0].loss
+            batches = torch.split(self.held_out, VALIDATION_BATCH)
+            total = sum(float(loss(part, generator)[0].double().sum()) for part in batches)
+            judgement = total / len(self.held_out), {}
         self.model.train()
-        return total / len(self.held_out)
+        return judgement
 
     def _save(self, checkpointer: Checkpointer) -> None:
         tensors = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
         tensors |= {f"best/{name}": tensor for name, tensor in self.best_weights.items()}
+        tensors |= {f"average/{name}": tensor for name, tensor in self.average.items()}
+        tensors |= {f"memory/{name}": tensor for name, tensor in self._memory.items()}
         for i, optimizer in enumerate(self.optimizers):
             for j, parameter in enumerate(_parameters(optimizer)):
                 for key, value in optimizer.state.get(parameter, {}).items():
@@ -303,20 +358,20 @@ class _Run:
         self.state = _State(**values)
         self.model.load_state_dict(_under(tensors, "model/"))
         self._begin_phase()
-        self.best_weights = {
-            name: torch.empty_like(tensor).copy_(tensors[f"best/{name}"])
-            for name, tensor in self.model.state_dict().items()
-        }
+        for kind, own in (("best", self.best_weights), ("average", self.average), ("memory", self._memory)):
+            saved = _under(tensors, f"{kind}/")
+            for name, tensor in own.items():
+                tensor.copy_(saved[name])
         for i, optimizer in enumerate(self.optimizers):
             for j, parameter in enumerate(_parameters(optimizer)):
-                saved = _under(tensors, f"optimizer/{i}/{j}/")
-                if saved:
+                moments = _under(tensors, f"optimizer/{i}/{j}/")
+                if moments:
                     optimizer.state[parameter] = {
                         # Fused kernels keep their step count on the device, the others on the CPU.
                         key: torch.empty_like(parameter).copy_(value)
                         if key != "step"
                         else value.to(parameter.device if optimizer.defaults.get("fused") else "cpu")
-                        for key, value in saved.items()
+                        for key, value in moments.items()
                     }
         self.batches.order, self.batches.cursor = tensors["batches/order"], cursor
         self.order_generator.set_state(tensors["generators/order"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 Metrics = dict[str, Tensor]
 # (rows, generator) → (per-row loss, metrics). Unreduced: the loop takes the mean.
 Loss = Callable[[Tensor, torch.Generator], tuple[Tensor, Metrics]]
+# (held-out rows, generator) → (what decides which weights are kept, low = better; what else to record)
+Judge = Callable[[Tensor, torch.Generator], tuple[float, dict[str, float]]]
 
 Schedule = Literal["constant", "one-cycle", "cosine"]
 SCHEDULES = ("constant", "one-cycle", "cosine")
@@ -108,22 +110,32 @@ class Phase:
         Batches, at most.
     batch_size : int
         Rows a batch (all rows, where there are fewer).
-    validation : Loss, optional
-        Its mean over the held-out rows decides which weights are kept, with the same noise each time.
-        Default: the first update's loss.
+    judge : Judge, optional
+        Sees the held-out rows, with the same noise each time, and decides which weights are kept. Default: the mean of
+        the first update's loss.
     patience : int
-        Stop after so many checks without a better validation loss.
+        Stop after so many checks without a better judgement.
     checks : int
-        How often in the phase to check: validation, divergence, statistics, best weights.
+        How often in the phase to check: judgement, divergence, statistics, best weights.
+    average : float
+        Factor of an exponential moving average of the weights, which then is what is judged and kept; 0 keeps the raw
+        ones. Early in the phase the factor is smaller, so that the start is forgotten.
+    rollbacks : int
+        How often a run that diverges goes back to the best weights and on at half the learning rate before it stops.
+    memory : mapping of tensors
+        What the losses change in place beside the weights (replay buffers): part of checkpoints, not of the model.
     """
 
     name: str
     updates: tuple[Update, ...]
     steps: int
     batch_size: int
-    validation: Loss | None = None
+    judge: Judge | None = None
     patience: int = 1_000_000
     checks: int = 20
+    average: float = 0.0
+    rollbacks: int = 0
+    memory: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
 
     @property
     def check_every(self) -> int:

@@ -68,10 +68,10 @@ class Progress:
         began, first = self._began
         rate = f"{(step - first) / max(now - began, 1e-9):.0f} steps/s"
         state = ""
-        if record is not None:
-            state = f"loss {record['loss']:.4g}"
-            if "validation" in record:
-                state += f", held-out {record['validation']:.4g}"
+        if record is not None and "rolled_back_to" in record:
+            state = f"rolled back to step {record['rolled_back_to']}"
+        elif record is not None:
+            state = f"loss {record['loss']:.4g}, held-out {record['validation']:.4g}"
         self._bar.update(self._task, completed=step, rate=rate, state=state)
 
     def finish(self, step: int) -> None:

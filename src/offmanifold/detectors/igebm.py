@@ -1,0 +1,252 @@
+"""A feed-forward energy-based model: P3's baseline IGEBM (Du & Mordatch, 2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, final
+
+import numpy as np
+import torch
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from offmanifold import parameters
+from offmanifold.data.inputs import Float64Array, InputSpec
+from offmanifold.detectors.base import OutlierDetector
+from offmanifold.detectors.configured import Settings
+from offmanifold.detectors.contrastive import (
+    SAMPLING_FACTOR,
+    Chain,
+    Range,
+    chain_bounds,
+    chain_settings,
+    contrastive_phase,
+    families_to_watch,
+    noise_within,
+    settle_bounds,
+    size_of_network,
+)
+from offmanifold.networks import choose
+from offmanifold.networks.network import Network
+from offmanifold.sampling import langevin
+from offmanifold.sampling.chain import Kernel, Space, run
+from offmanifold.sampling.replay import Replay
+from offmanifold.sampling.starts import FromData, Persistent, Start
+from offmanifold.training.phases import ParameterGroup, Phase
+from offmanifold.training.progress import Verbosity
+
+NEGATIVES = ("pcd-restart", "pcd", "cd")
+
+
+class EnergyNetwork(nn.Module):
+    """E(x): an encoder with one output and spectral normalisation in every layer but the last.
+
+    With the last layer's size free the network may be steep where exp(−E) must be narrow, as it must on tables; the
+    penalty on squared energies holds it.
+
+    Parameters
+    ----------
+    body : Network
+        ``(n, *shape) → (n, 1)``.
+    """
+
+    def __init__(self, body: Network) -> None:
+        super().__init__()
+        layers = [layer for layer in body.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+        for layer in layers[:-1]:
+            if not nn.utils.parametrize.is_parametrized(layer):
+                spectral_norm(layer)
+        self.body = body
+
+    def energy(self, rows: Tensor) -> Tensor:
+        """Return E(x): ``(n,)``."""
+        energies: Tensor = self.body(rows)
+        return energies.flatten()
+
+
+@final
+class IGEBM(OutlierDetector):
+    """Energy-based model: a network's output is the energy, and chains on x find its samples (P3's baseline).
+
+    The score is minus the energy, log p(x) up to a constant where T = 1. Training is watched as in
+    :class:`~offmanifold.NAE`.
+
+    Parameters
+    ----------
+    negatives : {"pcd-restart", "pcd", "cd"}
+        Chains start from a replay buffer with or without restarts from noise, or at the data.
+    network, hidden
+        As in :class:`~offmanifold.AE`; its encoder alone is used. "auto" is "mlp" for tables, P3's Conv28 or
+        Conv32 for images of that size.
+    capacity : float
+        Factor on the channels of convolutional networks.
+    visible_chain : (int, float, float) or "auto"
+        Steps, step size λ and noise σ. "auto": (60, 10, 0.005) for images, as published; (30, 0.05, 0.05) for tables.
+    bounds : (float, float) or "auto"
+        Where x may go. "auto": [0, 1] for images; the training rows' range, at least ±4, for tables.
+    replay_size : int
+    restart : float
+        Share of the chains that start from uniform noise.
+    energy_penalty : float
+        α on the squared energies of data and samples.
+    average : float
+        Factor of the weights' running average; 0 keeps raw weights.
+    watch : sequence of str or "auto"
+        Families of synthetic outliers that judge training, as in :class:`~offmanifold.NAE`.
+    steps, epochs, batch_size, learning_rate, optimizer, schedule, weight_decay, scale, false_alarm_rate, \
+calibration_fraction, device, precision, random_state, verbose
+        As in :class:`~offmanifold.AE`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from offmanifold import IGEBM
+    >>> X = np.random.default_rng(0).normal(size=(500, 2))
+    >>> detector = IGEBM(random_state=0, verbose=False).fit(X)
+    >>> detector.predict([[0.0, 0.0], [9.0, -9.0]]).tolist()
+    [1, -1]
+    """
+
+    key = "igebm"
+
+    def __init__(
+        self,
+        *,
+        negatives: str = "pcd-restart",
+        network: str = "auto",
+        hidden: str | int | Sequence[int] = "auto",
+        capacity: float = 0.5,
+        visible_chain: Sequence[float] | str = "auto",
+        bounds: Range | str = "auto",
+        replay_size: int = 10_000,
+        restart: float = 0.05,
+        energy_penalty: float = 1.0,
+        average: float = 0.985,
+        watch: Sequence[str] | str = "auto",
+        steps: int | str = "auto",
+        epochs: int | None = None,
+        batch_size: int = 128,
+        learning_rate: float | str = "auto",
+        optimizer: str = "adam",
+        schedule: str = "cosine",
+        weight_decay: float = 0.0,
+        scale: str | None = "standard",
+        false_alarm_rate: float = 0.05,
+        calibration_fraction: float | None = None,
+        device: str = "auto",
+        precision: str = "auto",
+        random_state: int | np.random.RandomState | None = None,
+        verbose: Verbosity = "auto",
+    ) -> None:
+        super().__init__(
+            network=network,
+            hidden=hidden,
+            capacity=capacity,
+            steps=steps,
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            optimizer=optimizer,
+            schedule=schedule,
+            weight_decay=weight_decay,
+            scale=scale,
+            false_alarm_rate=false_alarm_rate,
+            calibration_fraction=calibration_fraction,
+            device=device,
+            precision=precision,
+            random_state=random_state,
+            verbose=verbose,
+        )
+        self.negatives = negatives
+        self.visible_chain = visible_chain
+        self.bounds = bounds
+        self.replay_size = replay_size
+        self.restart = restart
+        self.energy_penalty = energy_penalty
+        self.average = average
+        self.watch = watch
+
+    @property
+    def score_unit(self) -> str:
+        """Log density up to a constant."""
+        return "nats, up to a constant"
+
+    def _settings(self, spec: InputSpec) -> Settings:
+        table = spec.kind == "table"
+        parameters.choice("negatives", self.negatives, NEGATIVES)
+        chain = self.visible_chain
+        if isinstance(chain, str):
+            parameters.choice("visible_chain", chain, ("auto",))
+            chain = (30, 0.05, 0.05) if table else (60, 10.0, 0.005)
+        return {
+            "negatives": self.negatives,
+            "visible_chain": chain_settings("visible_chain", chain, fewest=1),
+            "clip": None if table else 0.01,
+            "bounds": chain_bounds(self.bounds, table),
+            "replay_size": parameters.integer("replay_size", self.replay_size),
+            "restart": parameters.real("restart", self.restart, minimum=0, maximum=1),
+            "energy_penalty": parameters.real("energy_penalty", self.energy_penalty, minimum=0),
+            "average": parameters.real("average", self.average, minimum=0, below=1),
+            "watch": families_to_watch(self.watch, spec.kind),
+            **self._network_settings(
+                spec, for_tables="mlp", table_steps=400, table_rate=1e-3, for_images=size_of_network
+            ),
+        }
+
+    def _settle(self, rows: Tensor, settings: Settings) -> None:
+        settle_bounds(rows, settings)
+
+    def _build(self, spec: InputSpec, settings: Settings) -> EnergyNetwork:
+        encoder, _ = choose.build(
+            settings["network"],
+            spec.shape,
+            into_latent=1,
+            latent_dim=1,
+            hidden=settings["hidden"],
+            capacity=settings["capacity"],
+        )
+        return EnergyNetwork(encoder)
+
+    def _phases(self, model: EnergyNetwork, settings: Settings) -> list[Phase]:
+        return [
+            contrastive_phase(
+                "contrast",
+                energy=model.energy,
+                chain=self._chain(settings),
+                groups=(ParameterGroup.of("energy", model.body),),
+                optimizer=self._optimizer(settings),
+                steps=settings["steps"],
+                batch_size=settings["batch_size"],
+                average=settings["average"],
+                watch=settings["watch"],
+                negative_penalty=settings["energy_penalty"],
+                positive_penalty=settings["energy_penalty"],
+            )
+        ]
+
+    def _chain(self, settings: Settings) -> Chain:
+        steps, step_size, noise = settings["visible_chain"]
+        kernel = Kernel(step_size, noise, clip=settings["clip"], space=Space(*settings["bounds"]))
+        start: Start = FromData()
+        if settings["negatives"] != "cd":
+            restart = settings["restart"] if settings["negatives"] == "pcd-restart" else 0.0
+            ring = Replay(settings["replay_size"], self.spec_.shape, self._device)
+            start = Persistent(ring, noise_within(settings["bounds"], self.spec_.shape, self._device), restart)
+        return Chain(start, langevin.step, kernel, steps)
+
+    def _energy_terms(self, model: EnergyNetwork, rows: Tensor) -> dict[str, Tensor]:
+        return {"energy": model.energy(rows)}
+
+    def sample(self, n: int, *, random_state: int | np.random.RandomState | None = None) -> Float64Array:
+        """Draw ``n`` rows by chains from uniform noise, eight times as long as in training; units and layout of X."""
+        check_is_fitted(self, "module_")
+        parameters.integer("n", n)
+        generator = self._generator(random_state)
+        chain, model = self._chain(self.settings_), self.module_
+        begun = noise_within(self.settings_["bounds"], self.spec_.shape, self._device)(generator, n)
+        made: list[Any] = []
+        for part in torch.split(begun, 256):
+            state, _ = run(chain.step, generator, part, model.energy, chain.kernel, SAMPLING_FACTOR * chain.steps)
+            made.append(state.position)
+        return self._restore(torch.cat(made))

@@ -1,0 +1,541 @@
+"""The Normalized Autoencoder: an autoencoder whose reconstruction error is a normalised energy (P3)."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any, final
+
+import numpy as np
+import torch
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor, nn
+
+from offmanifold import parameters
+from offmanifold.data.inputs import Float64Array, InputSpec
+from offmanifold.detectors.autoencoder import Autoencoder
+from offmanifold.detectors.base import OutlierDetector
+from offmanifold.detectors.configured import Settings
+from offmanifold.detectors.contrastive import (
+    SAMPLING_FACTOR,
+    Chain,
+    Range,
+    chain_bounds,
+    chain_settings,
+    contrastive_phase,
+    families_to_watch,
+    noise_within,
+    settle_bounds,
+    size_of_network,
+    sum_of_squares,
+)
+from offmanifold.detectors.latent import LatentMixin
+from offmanifold.networks import choose
+from offmanifold.probability.distances import DISTANCES, distance
+from offmanifold.probability.latents import LATENTS, prior_sample
+from offmanifold.sampling import langevin, metropolis
+from offmanifold.sampling.chain import Kernel, Space, run
+from offmanifold.sampling.replay import Replay
+from offmanifold.sampling.starts import FromData, OnManifold, Persistent, Start
+from offmanifold.training.phases import Loss, Metrics, ParameterGroup, Phase, Update
+from offmanifold.training.progress import Verbosity
+
+# What "auto" means, by preset. Chains are (steps, λ, σ); a visible λ of None is 0.0128 a dimension, which is P3's 10
+# for MNIST. The first two are ours (docs/defaults.md); the others are P3's Table 11 and appendix D.3, with epochs turned
+# into steps at batch 128.
+PRESETS: dict[str, dict[str, Any]] = {
+    "images": {
+        "latent_dim": 32, "latent": "sphere", "capacity": 0.5, "hidden": "auto", "latent_chain": (10, 0.2, 0.05),
+        "visible_chain": (15, None, 0.05), "anneal": True, "clip": 0.01, "adjusted": False, "temperature": 1.0,
+        "encoder_penalty": 1e-4, "average": 0.985, "pretraining_steps": 2500, "pretraining_rate": 3e-4,
+        "steps": 400, "rate": 1e-4, "schedule": "cosine",
+    },
+    "tables": {
+        "latent_dim": None, "latent": "euclidean", "capacity": 1.0, "hidden": "auto", "latent_chain": (10, 0.005, 0.1),
+        "visible_chain": (15, None, 0.05), "anneal": True, "clip": None, "adjusted": False, "temperature": 1.0,
+        "encoder_penalty": 0.0, "average": 0.985, "pretraining_steps": 300, "pretraining_rate": 2e-3,
+        "steps": 300, "rate": 5e-4, "schedule": "cosine",
+    },
+    "2d": {
+        "latent_dim": 3, "latent": "euclidean", "capacity": 1.0, "hidden": (256, 1024),
+        "latent_chain": (10, 0.005, 0.1), "visible_chain": (30, 0.005, 0.1), "anneal": False, "clip": None,
+        "adjusted": True, "temperature": "learned", "encoder_penalty": 0.0, "average": 0.0, "pretraining_steps": 0,
+        "pretraining_rate": 1e-4, "steps": 2000, "rate": 1e-5, "schedule": "constant",
+    },
+    "mnist": {
+        "latent_dim": 32, "latent": "sphere", "capacity": 1.0, "hidden": "auto", "latent_chain": (10, 0.2, 0.05),
+        "visible_chain": (50, 10.0, 0.05), "anneal": True, "clip": 0.01, "adjusted": False, "temperature": 1.0,
+        "encoder_penalty": 1e-4, "average": 0.0, "pretraining_steps": 39_100, "pretraining_rate": 1e-4,
+        "steps": 19_550, "rate": 1e-5, "schedule": "constant",
+    },
+    "cifar10": {
+        "latent_dim": 64, "latent": "sphere", "capacity": 1.0, "hidden": "auto", "latent_chain": (20, 1.0, 0.02),
+        "visible_chain": (40, 10.0, 0.02), "anneal": True, "clip": 0.01, "adjusted": False, "temperature": 1.0,
+        "encoder_penalty": 1e-4, "average": 0.0, "pretraining_steps": 42_240, "pretraining_rate": 1e-4,
+        "steps": 3520, "rate": 1e-5, "schedule": "constant",
+    },
+    "celeba": {
+        "latent_dim": 64, "latent": "sphere", "capacity": 1.0, "hidden": "auto", "latent_chain": (20, 1.0, 0.02),
+        "visible_chain": (40, 10.0, 0.02), "anneal": True, "clip": 0.01, "adjusted": False, "temperature": 1.0,
+        "encoder_penalty": 0.0, "average": 0.0, "pretraining_steps": 42_240, "pretraining_rate": 1e-4,
+        "steps": 3520, "rate": 1e-5, "schedule": "constant",
+    },
+}  # fmt: skip
+FRACTION = 0.0128
+NEGATIVES = ("omi", "cd", "pcd", "pcd-restart")
+LOWEST_ACCEPTANCE = 0.05
+
+
+class NormalizedAutoencoder(Autoencoder):
+    """An autoencoder with a temperature: log p(x) = −E(x)/T − log Ω, E = mean error (P3, Eqs. 4, 5, 9).
+
+    Parameters
+    ----------
+    encoder, decoder : Module
+    latent : {"euclidean", "sphere"}
+    sigmoid : bool
+    kind : str
+        The distance.
+    temperature : float or "learned"
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        *,
+        latent: str,
+        sigmoid: bool,
+        kind: str,
+        temperature: float | str,
+    ) -> None:
+        super().__init__(encoder, decoder, latent=latent, sigmoid=sigmoid)
+        self.kind = kind
+        learned = isinstance(temperature, str)
+        start = math.log(0.5) if isinstance(temperature, str) else math.log(temperature)
+        self.log_temperature = nn.Parameter(torch.tensor(start), requires_grad=learned)
+
+    def energy(self, rows: Tensor) -> Tensor:
+        """Return E(x): ``(n,)``."""
+        return distance(rows, self.reconstruct(rows), self.kind)
+
+    def temperature(self) -> Tensor:
+        """Return T."""
+        temperature: Tensor = self.log_temperature.exp()
+        return temperature
+
+
+@final
+class NAE(LatentMixin, OutlierDetector):
+    """Normalized Autoencoder: rows off the manifold may not be reconstructed either (P3).
+
+    A plain autoencoder reconstructs much that it never saw. This one is a density, p(x) = exp(−E(x)/T)/Ω with E the
+    reconstruction error: after a phase as an autoencoder, chains look for what it reconstructs too well, and training
+    raises the error there. The score is minus the error, at the cost of one pass.
+
+    Training is watched: at every check, weights (their running average) are judged by the AUROC against synthetic
+    outliers made from held-out normal rows, the best are kept, and a run that diverges goes back to them and on at half
+    the rate. See :func:`offmanifold.detectors.contrastive.watching` for the rule, ``history_`` for what happened.
+
+    Parameters
+    ----------
+    preset : {"auto", "images", "tables", "2d", "mnist", "cifar10", "celeba"}
+        What every "auto" below means. "auto" is "images" or "tables", measured for minutes on a laptop; the last four
+        are P3's settings, for a GPU.
+    negatives : {"omi", "cd", "pcd", "pcd-restart"}
+        Where chains start: on the decoder's manifold (a chain on z, from a replay buffer of z, comes first); at the
+        data; at earlier chains' ends, without or with restarts.
+    latent_dim : int or "auto"
+    latent : {"auto", "euclidean", "sphere"}
+    network, hidden, capacity
+        As in :class:`~offmanifold.AE`. "auto" takes P3's Conv28, Conv32 or Conv64 for images of that size, at half its
+        width.
+    distance : {"squared", "l1", "ssim"}
+    temperature : float, "learned" or "auto"
+        T. With the paper's chains on images, whose σ² is not 2λ, T is 1 and means nothing by itself.
+    latent_chain, visible_chain : (int, float, float) or "auto"
+        Steps, step size λ and noise σ of the chains on z and x.
+    adjusted : bool or "auto"
+        Metropolis's correction in the chain on x. Proposals out of bounds are then refused instead of clamped.
+    bounds : (float, float) or "auto"
+        Where x may go, in the units the network sees. "auto": [0, 1] for images; the training rows' range, at
+        least ±4, for tables.
+    replay_size : int
+        0 starts every chain anew.
+    restart : float
+        Share of the chains that start anew.
+    energy_penalty : float
+        α on the negatives' squared energy.
+    encoder_penalty : float or "auto"
+        Factor on the sum of the encoder's squared weights.
+    average : float or "auto"
+        Factor of the weights' running average; 0 keeps raw weights.
+    watch : sequence of str or "auto"
+        Families of synthetic outliers that judge training: for images "constant", "erased", "mixed", "noise",
+        "patches", "inverted"; for tables "permuted", "exchanged", "jittered", "stretched". "auto" is all of them.
+        Leave out what you will report.
+    pretraining_steps : int or "auto"
+        Steps as a plain autoencoder.
+    pretraining_rate : float or "auto"
+        Its peak learning rate.
+    steps, epochs, learning_rate, schedule
+        Of training against samples.
+    batch_size, optimizer, weight_decay, scale, false_alarm_rate, calibration_fraction, device, precision, \
+random_state, verbose
+        As in :class:`~offmanifold.AE`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from offmanifold import NAE
+    >>> rng = np.random.default_rng(0)
+    >>> X = rng.normal(size=(500, 1)) * [[1.0, 2.0, -1.0]] + 0.1 * rng.normal(size=(500, 3))
+    >>> detector = NAE(random_state=0, verbose=False).fit(X)
+    >>> detector.predict([[1.0, 2.0, -1.0], [1.0, -2.0, 1.0]]).tolist()
+    [1, -1]
+    """
+
+    key = "nae"
+
+    def __init__(
+        self,
+        *,
+        preset: str = "auto",
+        negatives: str = "omi",
+        latent_dim: int | str = "auto",
+        latent: str = "auto",
+        network: str = "auto",
+        hidden: str | int | Sequence[int] = "auto",
+        capacity: float | str = "auto",
+        distance: str = "squared",
+        temperature: float | str = "auto",
+        latent_chain: Sequence[float] | str = "auto",
+        visible_chain: Sequence[float] | str = "auto",
+        adjusted: bool | str = "auto",
+        bounds: Range | str = "auto",
+        replay_size: int = 10_000,
+        restart: float = 0.05,
+        energy_penalty: float = 1.0,
+        encoder_penalty: float | str = "auto",
+        average: float | str = "auto",
+        watch: Sequence[str] | str = "auto",
+        pretraining_steps: int | str = "auto",
+        pretraining_rate: float | str = "auto",
+        steps: int | str = "auto",
+        epochs: int | None = None,
+        batch_size: int = 128,
+        learning_rate: float | str = "auto",
+        optimizer: str = "adam",
+        schedule: str = "auto",
+        weight_decay: float = 0.0,
+        scale: str | None = "standard",
+        false_alarm_rate: float = 0.05,
+        calibration_fraction: float | None = None,
+        device: str = "auto",
+        precision: str = "auto",
+        random_state: int | np.random.RandomState | None = None,
+        verbose: Verbosity = "auto",
+    ) -> None:
+        super().__init__(
+            network=network,
+            hidden=hidden,
+            capacity=capacity,
+            steps=steps,
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            optimizer=optimizer,
+            schedule=schedule,
+            weight_decay=weight_decay,
+            scale=scale,
+            false_alarm_rate=false_alarm_rate,
+            calibration_fraction=calibration_fraction,
+            device=device,
+            precision=precision,
+            random_state=random_state,
+            verbose=verbose,
+        )
+        self.preset = preset
+        self.negatives = negatives
+        self.latent_dim = latent_dim
+        self.latent = latent
+        self.distance = distance
+        self.temperature = temperature
+        self.latent_chain = latent_chain
+        self.visible_chain = visible_chain
+        self.adjusted = adjusted
+        self.bounds = bounds
+        self.replay_size = replay_size
+        self.restart = restart
+        self.energy_penalty = energy_penalty
+        self.encoder_penalty = encoder_penalty
+        self.average = average
+        self.watch = watch
+        self.pretraining_steps = pretraining_steps
+        self.pretraining_rate = pretraining_rate
+
+    @property
+    def score_unit(self) -> str:
+        """Minus the mean over dimensions of this."""
+        return {"squared": "mean squared error", "l1": "mean absolute error", "ssim": "1 − SSIM"}[self.distance]
+
+    # --- settings --------------------------------------------------------------------------------------
+
+    def _settings(self, spec: InputSpec) -> Settings:
+        table = spec.kind == "table"
+        name = parameters.choice("preset", self.preset, ("auto", *PRESETS))
+        preset = PRESETS[("tables" if table else "images") if name == "auto" else name]
+
+        def auto(argument: str) -> Any:
+            value = getattr(self, argument)
+            return preset[argument] if isinstance(value, str) and value == "auto" else value
+
+        parameters.choice("negatives", self.negatives, NEGATIVES)
+        parameters.choice("distance", self.distance, DISTANCES)
+        if self.distance == "ssim" and table:
+            raise ValueError("distance='ssim' compares images; the data are a table. Use 'squared' or 'l1'.")
+        latent = parameters.choice("latent", auto("latent"), LATENTS)
+        latent_dim = auto("latent_dim")
+        if latent_dim is None:
+            latent_dim = max(2, math.ceil(0.75 * spec.dimensions))
+        latent_dim = parameters.integer("latent_dim", latent_dim)
+        if latent == "sphere" and latent_dim == 1:
+            raise ValueError("latent_dim=1 on the sphere leaves two points; use at least 2, or latent='euclidean'.")
+        temperature = auto("temperature")
+        if temperature != "learned":
+            temperature = parameters.real("temperature", temperature, above=0)
+        adjusted = auto("adjusted")
+        if not isinstance(adjusted, bool | np.bool_):
+            raise TypeError(f"adjusted must be True, False or 'auto'; got {adjusted!r}.")
+        visible_chain = auto("visible_chain")
+        if visible_chain is preset["visible_chain"] and visible_chain[1] is None:
+            visible_chain = (visible_chain[0], FRACTION * spec.dimensions, visible_chain[2])
+        network = self._network_settings(
+            spec,
+            for_tables="fcres2" if name == "2d" else "resmlp",
+            table_steps=preset["steps"],
+            table_rate=preset["rate"],
+            for_images=size_of_network,
+        )
+        return {
+            "negatives": self.negatives,
+            "latent_dim": latent_dim,
+            "latent": latent,
+            "distance": self.distance,
+            "temperature": temperature,
+            "latent_chain": chain_settings("latent_chain", auto("latent_chain"), fewest=0),
+            "visible_chain": chain_settings("visible_chain", visible_chain, fewest=1),
+            "anneal": preset["anneal"],
+            "clip": preset["clip"],
+            "adjusted": bool(adjusted),
+            "bounds": chain_bounds(self.bounds, table),
+            "replay_size": parameters.integer("replay_size", self.replay_size, minimum=0),
+            "restart": parameters.real("restart", self.restart, minimum=0, maximum=1),
+            "energy_penalty": parameters.real("energy_penalty", self.energy_penalty, minimum=0),
+            "encoder_penalty": parameters.real("encoder_penalty", auto("encoder_penalty"), minimum=0),
+            "average": parameters.real("average", auto("average"), minimum=0, below=1),
+            "watch": families_to_watch(self.watch, spec.kind),
+            "pretraining_steps": parameters.integer("pretraining_steps", auto("pretraining_steps"), minimum=0),
+            "pretraining_rate": parameters.real("pretraining_rate", auto("pretraining_rate"), above=0),
+            **network,
+            "capacity": parameters.real("capacity", auto("capacity"), above=0),
+            "schedule": auto("schedule"),
+            "default_steps": preset["steps"],
+            "default_rate": preset["rate"],
+        }
+
+    def _settle(self, rows: Tensor, settings: Settings) -> None:
+        settle_bounds(rows, settings)
+
+    # --- model and training ----------------------------------------------------------------------------
+
+    def _build(self, spec: InputSpec, settings: Settings) -> NormalizedAutoencoder:
+        encoder, decoder = choose.build(
+            settings["network"],
+            spec.shape,
+            into_latent=settings["latent_dim"],
+            latent_dim=settings["latent_dim"],
+            hidden=settings["hidden"],
+            capacity=settings["capacity"],
+        )
+        return NormalizedAutoencoder(
+            encoder,
+            decoder,
+            latent=settings["latent"],
+            sigmoid=spec.kind == "image",
+            kind=settings["distance"],
+            temperature=settings["temperature"],
+        )
+
+    def _phases(self, model: NormalizedAutoencoder, settings: Settings) -> list[Phase]:
+        penalty = sum_of_squares(model.encoder)
+        factor = settings["encoder_penalty"]
+
+        def weight_penalty() -> Tensor:
+            scaled: Tensor = factor * penalty()
+            return scaled
+
+        def reconstruction(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Metrics]:
+            errors = model.energy(rows)
+            metrics = {"reconstruction": errors.detach().mean()}
+            return (errors + weight_penalty() if factor else errors), metrics
+
+        networks = (ParameterGroup.of("encoder", model.encoder), ParameterGroup.of("decoder", model.decoder))
+        phases = []
+        if settings["pretraining_steps"]:
+            optimizer = self._optimizer({**settings, "learning_rate": settings["pretraining_rate"]})
+            pretraining: Loss = reconstruction
+            phases.append(
+                Phase(
+                    "autoencoder",
+                    (Update(networks, pretraining, optimizer),),
+                    settings["pretraining_steps"],
+                    settings["batch_size"],
+                )
+            )
+        groups: tuple[ParameterGroup, ...] = networks
+        if settings["temperature"] == "learned":
+            # Its own rate, 100 times the weights' (P3, appendix D.3).
+            groups = (*networks, ParameterGroup("temperature", (model.log_temperature,), rate_scale=100))
+        phases.append(
+            contrastive_phase(
+                "normalisation",
+                energy=model.energy,
+                chain=self._chain(model, settings),
+                groups=groups,
+                optimizer=self._optimizer(settings),
+                steps=settings["steps"],
+                batch_size=settings["batch_size"],
+                average=settings["average"],
+                watch=settings["watch"],
+                negative_penalty=settings["energy_penalty"],
+                weight_penalty=weight_penalty if factor else None,
+                temperature=model.temperature,
+            )
+        )
+        return phases
+
+    def _chain(self, model: NormalizedAutoencoder, settings: Settings) -> Chain:
+        steps, step_size, noise = settings["visible_chain"]
+        low, high = settings["bounds"]
+        adjusted = settings["adjusted"]
+        kernel = Kernel(
+            step_size,
+            noise,
+            model.temperature,
+            settings["anneal"],
+            settings["clip"],
+            Space(low, high, "reject" if adjusted else "clamp"),
+        )
+        step = metropolis.step if adjusted else langevin.step
+        return Chain(self._start(model, settings), step, kernel, steps)
+
+    def _start(self, model: NormalizedAutoencoder, settings: Settings) -> Start:
+        size, restart, kind = settings["replay_size"], settings["restart"], settings["negatives"]
+        device = model.log_temperature.device
+        if kind == "cd":
+            return FromData()
+        if kind == "omi":
+            replay = Replay(size, (settings["latent_dim"],), device) if size else None
+            return self._on_manifold(model, settings, replay, restart)
+        noise = noise_within(settings["bounds"], self.spec_.shape, device)
+        ring = Replay(max(1, size), self.spec_.shape, device)
+        return Persistent(ring, noise, restart if kind == "pcd-restart" else 0.0)
+
+    @staticmethod
+    def _on_manifold(
+        model: NormalizedAutoencoder, settings: Settings, replay: Replay | None, restart: float
+    ) -> OnManifold:
+        steps, step_size, noise = settings["latent_chain"]
+        latent_dim, latent = settings["latent_dim"], settings["latent"]
+        kernel = Kernel(step_size, noise, model.temperature, space=Space(sphere=latent == "sphere"))
+        device = model.log_temperature.device
+
+        def prior(generator: torch.Generator, n: int) -> Tensor:
+            return prior_sample(n, latent_dim, latent, generator, device)
+
+        return OnManifold(model.decode, model.energy, kernel, steps, prior, replay, restart)
+
+    def _energy_terms(self, model: NormalizedAutoencoder, rows: Tensor) -> dict[str, Tensor]:
+        return {"reconstruction": model.energy(rows)}
+
+    # --- the density -----------------------------------------------------------------------------------
+
+    @property
+    def temperature_(self) -> float:
+        """T of the fitted density."""
+        check_is_fitted(self, "module_")
+        return float(self.module_.temperature())
+
+    def sample(self, n: int, *, random_state: int | np.random.RandomState | None = None) -> Float64Array:
+        """Draw ``n`` rows from the model, in the user's units and layout.
+
+        A latent chain from the prior, eight times as long as in training, then the chain on x (P3, appendix D.3).
+        """
+        check_is_fitted(self, "module_")
+        parameters.integer("n", n)
+        generator = self._generator(random_state)
+        settings, model = self.settings_, self.module_
+        chain = self._chain(model, settings)
+        start = self._on_manifold(model, settings, None, 1.0)
+        start.steps *= SAMPLING_FACTOR
+        made = []
+        for first in range(0, n, 256):
+            like = torch.empty(min(256, n - first), 1, device=self._device)
+            begun, _ = start.begin(generator, like)
+            state, _ = run(chain.step, generator, chain.kernel.space.bring_back(begun), model.energy, chain.kernel,
+                           chain.steps)  # fmt: skip
+            made.append(state.position)
+        return self._restore(torch.cat(made))
+
+    def log_prob(
+        self, X: Any, *, normalise: str = "grid", bounds: tuple[Range, Range] | None = None, points: int = 400
+    ) -> Float64Array:
+        """Return log p(x) of two-dimensional rows ``(n,)`` in nats, in the user's units (P3, Eq. 5).
+
+        Parameters
+        ----------
+        X : (n, 2)
+        normalise : {"grid"}
+            Ω is the integral of exp(−E/T) over ``bounds`` by the midpoint rule.
+        bounds : ((low, high), (low, high)), optional
+            Of the two columns. Default: where training kept its chains.
+        points : int
+            Of the grid, along each axis.
+        """
+        rows = self._fitted_rows(X)
+        parameters.choice("normalise", normalise, ("grid",))
+        parameters.integer("points", points, minimum=2)
+        if self.spec_.shape != (2,):
+            raise ValueError(
+                f"log_prob integrates over two columns; the detector was trained on {self.spec_.describe()}."
+            )
+        if bounds is None:
+            low, high = self.settings_["bounds"]
+            corners = np.array([[low, low], [high, high]])
+            if self._standardiser is not None:
+                corners = self._standardiser.inverse(corners)
+            bounds = ((corners[0, 0], corners[1, 0]), (corners[0, 1], corners[1, 1]))
+        axes = [low + (high - low) * (np.arange(points) + 0.5) / points for low, high in bounds]
+        grid = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 2)
+        area = math.prod((high - low) / points for low, high in bounds)
+        exponents = self.score_samples(grid) / self.temperature_
+        log_omega = np.logaddexp.reduce(exponents) + math.log(area)
+        log_p: Float64Array = self._scores(rows) / self.temperature_ - log_omega
+        return log_p
+
+    def _warn_about_training(self) -> None:
+        """Say so where adjusted chains hardly moved."""
+        if not self.settings_["adjusted"]:
+            return
+        rate = self.history_[-1].get("acceptance", 1.0)
+        if rate < LOWEST_ACCEPTANCE:
+            steps, step_size, _ = self.settings_["visible_chain"]
+            warnings.warn(
+                f"The adjusted chains accepted {rate:.1%} of their moves, so they hardly moved. Try "
+                f"visible_chain=({steps}, {step_size / 10:.3g}, {math.sqrt(step_size / 5):.3g}): a step size ten times "
+                "smaller.",
+                UserWarning,
+                stacklevel=3,
+            )

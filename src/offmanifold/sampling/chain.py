@@ -1,0 +1,211 @@
+"""What chains consist of: the space they live in, the step's size and noise, states, and the run of many steps."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from offmanifold import parameters
+
+# positions (n, *shape) → energies (n,); each row is a chain of its own.
+Energy = Callable[[Tensor], Tensor]
+OUTSIDE = ("clamp", "reject")
+
+
+class State(NamedTuple):
+    """Where ``n`` chains stand.
+
+    Attributes
+    ----------
+    position : (n, *shape)
+    energy, gradient : (n,) and (n, *shape), or None
+        At ``position``, where they are known: no step computes them twice, and the last step of an unadjusted chain
+        does not compute them at all.
+    step : int
+        Steps taken: what annealed noise goes by.
+    """
+
+    position: Tensor
+    energy: Tensor | None = None
+    gradient: Tensor | None = None
+    step: int = 0
+
+
+class Info(NamedTuple):
+    """What a step did, ``(n,)`` each and on the chains' device.
+
+    Attributes
+    ----------
+    accepted : share of the proposals taken: 0 or 1 for one step
+    drift, noise : Euclidean norms of the step's two parts
+    energy : at the position that the step left
+    """
+
+    accepted: Tensor
+    drift: Tensor
+    noise: Tensor
+    energy: Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Space:
+    """Where positions may be.
+
+    Attributes
+    ----------
+    low, high : float or None
+        The same bounds for every coordinate.
+    outside : {"clamp", "reject"}
+        What happens to a proposal beyond them: it is brought back coordinate by coordinate, or the chain stays where
+        it was.
+    sphere : bool
+        Positions ``(n, k)`` are on the unit sphere: each move is projected back.
+    """
+
+    low: float | None = None
+    high: float | None = None
+    outside: str = "clamp"
+    sphere: bool = False
+
+    def __post_init__(self) -> None:
+        parameters.choice("outside", self.outside, OUTSIDE)
+        if self.low is not None and self.high is not None and not self.low < self.high:
+            raise ValueError(f"low must be below high; got {self.low} and {self.high}.")
+
+    @property
+    def bounded(self) -> bool:
+        """Whether there is a bound."""
+        return self.low is not None or self.high is not None
+
+    def bring_back(self, position: Tensor) -> Tensor:
+        """Project onto the sphere, and clamp where bounds clamp."""
+        if self.sphere:
+            position = F.normalize(position, dim=1)
+        if self.bounded and self.outside == "clamp":
+            position = position.clamp(self.low, self.high)
+        return position
+
+    def contains(self, position: Tensor) -> Tensor:
+        """Say of each row ``(n,)`` whether it is finite and within the bounds."""
+        flat = position.flatten(1)
+        inside = torch.isfinite(flat).all(1)
+        if self.low is not None:
+            inside &= (flat >= self.low).all(1)
+        if self.high is not None:
+            inside &= (flat <= self.high).all(1)
+        return inside
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """A Langevin step: x ← x − λ ∇E(x)/T + σ ε (P3, Eq. 8).
+
+    Attributes
+    ----------
+    step_size : float
+        λ.
+    noise : float, optional
+        σ. Default: √(2λ), with which a small step samples exp(−E/T).
+    temperature : float or callable
+        T, or what returns it as a tensor, where it is learned; the one place where it enters.
+    anneal : bool
+        Noise σ/(1 + t) at step t = 0, 1, … (P3, appendix D.3).
+    clip : float, optional
+        Largest absolute value of an element of ∇E.
+    space : Space
+    """
+
+    step_size: float
+    noise: float | None = None
+    temperature: float | Callable[[], Tensor] = 1.0
+    anneal: bool = False
+    clip: float | None = None
+    space: Space = Space()
+
+    def __post_init__(self) -> None:
+        parameters.real("step_size", self.step_size, above=0)
+        if self.noise is not None:
+            parameters.real("noise", self.noise, minimum=0)
+        if not callable(self.temperature):
+            parameters.real("temperature", self.temperature, above=0)
+        if self.clip is not None:
+            parameters.real("clip", self.clip, above=0)
+
+    def deviation(self, step: int) -> float:
+        """Return σ at step t = 0, 1, …"""
+        sigma = math.sqrt(2 * self.step_size) if self.noise is None else self.noise
+        return sigma / (1 + step) if self.anneal else sigma
+
+    @property
+    def current_temperature(self) -> float | Tensor:
+        """T as it is now."""
+        return self.temperature().detach() if callable(self.temperature) else self.temperature
+
+    def drift(self, gradient: Tensor) -> Tensor:
+        """Return −λ ∇E/T, clipped."""
+        if self.clip is not None:
+            gradient = gradient.clamp(-self.clip, self.clip)
+        return gradient * (-self.step_size / self.current_temperature)
+
+
+Step = Callable[[torch.Generator, State, Energy, Kernel], tuple[State, Info]]
+
+
+def evaluated(state: State, energy: Energy) -> State:
+    """Return ``state`` with energy and gradient, computed where they are missing.
+
+    Differentiated with respect to the position alone: a model's weights get no gradient.
+    """
+    if state.gradient is not None:
+        return state
+    with torch.enable_grad():
+        position = state.position.detach().requires_grad_()
+        energies = energy(position)
+        (gradient,) = torch.autograd.grad(energies.sum(), position)
+    return state._replace(energy=energies.detach(), gradient=gradient)
+
+
+def norms(rows: Tensor) -> Tensor:
+    """Return the Euclidean norm of each row ``(n,)``."""
+    lengths: Tensor = torch.linalg.vector_norm(rows.flatten(1), dim=1)
+    return lengths
+
+
+def run(
+    step: Step, generator: torch.Generator, start: Tensor, energy: Energy, kernel: Kernel, steps: int
+) -> tuple[State, Info]:
+    """Run ``n`` independent chains.
+
+    Parameters
+    ----------
+    step : callable
+        :func:`~offmanifold.sampling.langevin.step` or :func:`~offmanifold.sampling.metropolis.step`.
+    generator : torch.Generator
+        On the chains' device.
+    start : (n, *shape)
+    energy : callable
+        ``(n, *shape) → (n,)``.
+    kernel : Kernel
+    steps : int
+
+    Returns
+    -------
+    State, Info
+        The end, and each chain's means over its steps. Memory does not grow with ``steps``, and nothing waits for
+        the device.
+    """
+    parameters.integer("steps", steps)
+    if start.ndim < 2 or len(start) == 0:
+        raise ValueError(f"start must be (n, *shape) with n ≥ 1; got shape {tuple(start.shape)}.")
+    state, total = State(start.detach()), None
+    for _ in range(steps):
+        state, info = step(generator, state, energy, kernel)
+        total = info if total is None else Info(*(a + b for a, b in zip(total, info, strict=True)))
+    assert total is not None
+    return state, Info(*(values / steps for values in total))

@@ -1,0 +1,66 @@
+"""The replay buffer: a ring of earlier chains' ends, on the device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from offmanifold import parameters
+
+
+class Replay:
+    """The newest ``capacity`` positions, drawn with replacement.
+
+    Parameters
+    ----------
+    capacity : int
+    shape : tuple of int
+        Of one position.
+    device : torch.device
+
+    Notes
+    -----
+    All of its state are tensors (:attr:`tensors`) that change in place, so that a checkpoint can hold them and nothing
+    waits for the device.
+    """
+
+    def __init__(self, capacity: int, shape: tuple[int, ...], device: torch.device) -> None:
+        parameters.integer("capacity", capacity)
+        self.tensors = {
+            "positions": torch.zeros(capacity, *shape, device=device),
+            "ages": torch.zeros(capacity, device=device),
+            "pushed": torch.zeros((), dtype=torch.int64, device=device),
+        }
+
+    @property
+    def capacity(self) -> int:
+        """How many positions it holds at most."""
+        return len(self.tensors["positions"])
+
+    def draw(self, generator: torch.Generator, fresh: Tensor, restart: float) -> tuple[Tensor, Tensor]:
+        """Return starts ``(n, *shape)`` and their ages ``(n,)`` in chains.
+
+        Parameters
+        ----------
+        generator : torch.Generator
+        fresh : (n, *shape)
+            What starts anew.
+        restart : float
+            Share of the chains that do; all of them while the ring is empty.
+        """
+        n, device = len(fresh), fresh.device
+        filled = self.tensors["pushed"].clamp(max=self.capacity)
+        index = (torch.rand(n, generator=generator, device=device, dtype=torch.float64) * filled).long()
+        anew = (torch.rand(n, generator=generator, device=device) < restart) | (filled == 0)
+        positions = torch.where(anew.view(-1, *[1] * (fresh.ndim - 1)), fresh, self.tensors["positions"][index])
+        return positions, torch.where(anew, torch.zeros_like(self.tensors["ages"][index]), self.tensors["ages"][index])
+
+    def push(self, positions: Tensor, ages: Tensor) -> None:
+        """Put chains' ends ``(n, *shape)`` in, over the oldest."""
+        n = len(positions)
+        if n > self.capacity:
+            raise ValueError(f"{n} positions do not fit into a replay buffer of {self.capacity}.")
+        index = (self.tensors["pushed"] + torch.arange(n, device=positions.device)) % self.capacity
+        self.tensors["positions"][index] = positions.detach()
+        self.tensors["ages"][index] = ages
+        self.tensors["pushed"] += n

@@ -1,0 +1,130 @@
+"""Where a chain on x starts: at the data, at an earlier chain's end, or on the decoder's manifold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from offmanifold.sampling import langevin
+from offmanifold.sampling.chain import Energy, Info, Kernel, run
+from offmanifold.sampling.replay import Replay
+
+# (generator, n) → fresh starts (n, *shape)
+Fresh = Callable[[torch.Generator, int], Tensor]
+
+
+class Start(Protocol):
+    """Gives each batch's chains their starts and sees their ends."""
+
+    tensors: dict[str, Tensor]
+
+    def begin(self, generator: torch.Generator, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return starts like ``rows``, and metrics."""
+
+    def end(self, positions: Tensor) -> None:
+        """Take the chains' ends."""
+
+
+class FromData:
+    """Contrastive divergence (CD): chains start at the data and remember nothing."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, Tensor] = {}
+
+    def begin(self, generator: torch.Generator, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the rows themselves."""
+        return rows, {}
+
+    def end(self, positions: Tensor) -> None:
+        """Forget them."""
+
+
+class Persistent:
+    """Persistent contrastive divergence (PCD): chains go on where earlier ones ended.
+
+    Parameters
+    ----------
+    replay : Replay
+        Of x.
+    fresh : callable
+    restart : float
+        Share of the chains that start anew; 0 is PCD without restart.
+    """
+
+    def __init__(self, replay: Replay, fresh: Fresh, restart: float) -> None:
+        self.replay, self.fresh, self.restart = replay, fresh, restart
+        self.tensors = replay.tensors
+        self._ages: Tensor | None = None
+
+    def begin(self, generator: torch.Generator, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Draw from the buffer."""
+        positions, self._ages = self.replay.draw(generator, self.fresh(generator, len(rows)), self.restart)
+        return positions, {"replay_age": self._ages.mean()}
+
+    def end(self, positions: Tensor) -> None:
+        """Put the ends into the buffer."""
+        assert self._ages is not None
+        self.replay.push(positions, self._ages + 1)
+
+
+class OnManifold:
+    """On-manifold initialisation (OMI, P3 §4): a chain on z first, then x₀ = dec(z).
+
+    Parameters
+    ----------
+    decode : callable
+        ``(n, k) → (n, *shape)``.
+    energy : callable
+        E(x); the latent chain's is H(z) = E(dec(z)).
+    kernel : Kernel
+        Of the latent chain.
+    steps : int
+        Its length; 0 decodes the drawn codes as they are.
+    fresh : callable
+        Draws codes from the latent space's prior.
+    replay : Replay, optional
+        Of z; without it all chains start from the prior.
+    restart : float
+        Share of the latent chains that start from the prior.
+    """
+
+    def __init__(
+        self,
+        decode: Callable[[Tensor], Tensor],
+        energy: Energy,
+        kernel: Kernel,
+        steps: int,
+        fresh: Fresh,
+        replay: Replay | None = None,
+        restart: float = 0.05,
+    ) -> None:
+        self.decode, self.energy, self.kernel, self.steps = decode, energy, kernel, steps
+        self.fresh, self.replay, self.restart = fresh, replay, restart
+        self.tensors = replay.tensors if replay is not None else {}
+
+    def begin(self, generator: torch.Generator, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Run the latent chains, remember their ends, and decode them."""
+        codes = self.fresh(generator, len(rows))
+        metrics: dict[str, Tensor] = {}
+        ages = torch.zeros(len(rows), device=codes.device)
+        if self.replay is not None:
+            codes, ages = self.replay.draw(generator, codes, self.restart)
+            metrics["replay_age"] = ages.mean()
+        if self.steps:
+            codes, info = self.latent_chain(generator, codes, self.steps)
+            metrics |= {"latent_drift": info.drift.mean(), "latent_noise": info.noise.mean()}
+        if self.replay is not None:
+            self.replay.push(codes, ages + 1)
+        with torch.no_grad():
+            return self.decode(codes), metrics
+
+    def end(self, positions: Tensor) -> None:
+        """Nothing: the buffer holds codes."""
+
+    def latent_chain(self, generator: torch.Generator, codes: Tensor, steps: int) -> tuple[Tensor, Info]:
+        """Run the chain on H(z) = E(dec(z)) from ``codes`` ``(n, k)``."""
+        state, info = run(langevin.step, generator, codes, lambda z: self.energy(self.decode(z)), self.kernel, steps)
+        return state.position, info

@@ -1,0 +1,176 @@
+"""What NAE and IGEBM do beyond the contract: watched training, densities, samples, resume with their memory."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import quick
+
+from offmanifold import load
+from offmanifold.data import outliers
+from offmanifold.detectors import IGEBM, NAE, OutlierDetector
+from offmanifold.training.checkpoints import Checkpointer
+
+CASES = [
+    (NAE, {"negatives": "omi"}),
+    (NAE, {"negatives": "cd"}),
+    (NAE, {"negatives": "pcd"}),
+    (NAE, {"negatives": "pcd-restart"}),
+    (NAE, {"replay_size": 0}),
+    (NAE, {"adjusted": True, "temperature": "learned"}),
+    (NAE, {"latent": "sphere", "distance": "l1", "latent_chain": (0, 0.1, 0.1)}),
+    (IGEBM, {"negatives": "cd"}),
+    (IGEBM, {"negatives": "pcd"}),
+]
+
+
+def made(cls: type[OutlierDetector], **own: Any) -> Any:
+    return cls(**(quick(cls) | own))
+
+
+@pytest.mark.parametrize(("cls", "own"), CASES)
+def test_every_kind_of_chain_trains_and_says_how_it_went(cls: type[OutlierDetector], own: Any, plane: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The adjusted chains")
+        detector = made(cls, **own).fit(plane[0])
+    last = detector.history_[-1]
+    assert {"drift", "noise", "acceptance", "energy_gap", "negatives_below_median", "weight_norm"} <= set(last)
+    assert {f"auroc/{family}" for family in outliers.FOR_TABLES} <= set(last)
+    assert all(np.isfinite(value) for value in last.values() if isinstance(value, float))
+    assert last["drift"] > 0 and last["noise"] > 0
+    remembers = own.get("negatives") != "cd" and own.get("replay_size") != 0
+    assert ("replay_age" in last) == remembers
+    if remembers:
+        assert last["replay_age"] > 0
+    # The weights kept are those with the highest AUROC against synthetic outliers.
+    name = "normalisation" if cls is NAE else "contrast"
+    records = [record for record in detector.history_ if record["phase"] == name]
+    for record in records:
+        families = [value for key, value in record.items() if key.startswith("auroc/")]
+        assert record["validation"] == pytest.approx(1 - np.mean(families))
+    best = min(records, key=lambda record: record["validation"])
+    assert detector.training_summary()[name]["weights_kept_from_step"] == best["step"]
+
+
+@pytest.mark.parametrize(("cls", "own"), CASES[:5] + CASES[-1:])
+def test_a_cut_run_resumes_bit_for_bit_with_its_replay(
+    cls: type[OutlierDetector], own: Any, plane: Any, tmp_path: Path
+) -> None:
+    straight = made(cls, **own).fit(plane[0])
+    for cut in (65, 90) if cls is NAE else (5, 40):
+        path = tmp_path / f"{cut}.checkpoint"
+        with pytest.MonkeyPatch.context() as patch:
+            saves = []
+            original = Checkpointer.save
+
+            def save(self: Checkpointer, tensors: Any, state: Any) -> None:
+                original(self, tensors, state)  # noqa: B023
+                saves.append(1)  # noqa: B023
+                if len(saves) == cut:  # noqa: B023
+                    raise KeyboardInterrupt
+
+            patch.setattr(Checkpointer, "save", save)
+            with pytest.raises(KeyboardInterrupt):
+                made(cls, **own).fit(plane[0], checkpoint=path, checkpoint_every=0)
+        resumed = made(cls, **own).fit(plane[0], checkpoint=path, resume=True)
+        for name, tensor in straight.module_.state_dict().items():
+            assert torch.equal(tensor, resumed.module_.state_dict()[name]), f"{name}, cut after {cut}"
+
+
+def test_the_density_integrates_to_one_in_the_users_units(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(400, 2)) * [1.0, 50.0] + [0.0, 1000.0]
+    detector = made(NAE, temperature=0.3).fit(rows)
+    bounds = ((-4.0, 4.0), (800.0, 1200.0))
+    axes = [np.linspace(low, high, 241) for low, high in bounds]
+    grid = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 2)
+    density = np.exp(detector.log_prob(grid, bounds=bounds)).reshape(241, 241)
+    assert np.trapezoid(np.trapezoid(density, axes[1]), axes[0]) == pytest.approx(1, abs=0.01)
+    # log p differs from row to row as the score does, over T.
+    scores = detector.score_samples(rows[:9])
+    assert np.diff(detector.log_prob(rows[:9])) == pytest.approx(np.diff(scores) / 0.3)
+    detector.save(tmp_path / "m.safetensors")
+    again = load(tmp_path / "m.safetensors")
+    assert again.temperature_ == pytest.approx(0.3)
+    np.testing.assert_array_equal(again.log_prob(rows[:9]), detector.log_prob(rows[:9]))
+    np.testing.assert_array_equal(again.sample(5, random_state=0), detector.sample(5, random_state=0))
+    with pytest.raises(ValueError, match="integrates over two columns; .* a table of 3 columns"):
+        made(NAE).fit(rng.normal(size=(60, 3))).log_prob(rng.normal(size=(2, 3)))
+
+
+@pytest.mark.parametrize("cls", [NAE, IGEBM])
+def test_samples_come_in_the_users_layout_and_bounds(cls: type[OutlierDetector], digits: Any) -> None:
+    images = made(cls).fit(digits[0][:150])
+    drawn = images.sample(300, random_state=0)
+    assert drawn.shape == (300, 8, 8)
+    assert drawn.min() >= 0 and drawn.max() <= 1
+    assert len(np.unique(drawn.round(6), axis=0)) == 300
+    np.testing.assert_array_equal(drawn[:3], images.sample(300, random_state=0)[:3])
+    rows = np.random.default_rng(0).normal(size=(200, 3)) * 10 + 500
+    table = made(cls).fit(rows)
+    assert np.abs(table.sample(50, random_state=1).mean(0) - 500).max() < 30
+
+
+def test_adjusted_chains_that_do_not_move_are_named() -> None:
+    rows = np.random.default_rng(0).normal(size=(200, 3))
+    with pytest.warns(UserWarning, match=r"accepted 0\.0% of their moves.*visible_chain=\(3, 500, 31\.6\)"):
+        made(NAE, adjusted=True, visible_chain=(3, 5000.0, 100.0)).fit(rows)
+
+
+@pytest.mark.parametrize(
+    ("cls", "own", "message"),
+    [
+        (NAE, {"temperature": 0.0}, "temperature must be .* above 0; got 0"),
+        (NAE, {"latent": "sphere", "latent_dim": 1}, "latent_dim=1 on the sphere leaves two points"),
+        (NAE, {"visible_chain": (0, 0.1, 0.1)}, r"visible_chain\[0\] must be an integer of at least 1; got 0"),
+        (NAE, {"latent_chain": (3, 0.0, 0.1)}, r"latent_chain\[1\] must be .* above 0"),
+        (NAE, {"watch": ("permuted", "blotched")}, "watch='blotched' is unknown"),
+        (NAE, {"watch": ()}, "watch must name at least one of permuted"),
+        (NAE, {"bounds": (1.0, -1.0)}, "bounds must be .* with low < high"),
+        (NAE, {"preset": "mnits"}, "preset='mnits' is unknown. Did you mean 'mnist'"),
+        (NAE, {"negatives": "cdd"}, "negatives='cdd' is unknown"),
+        (NAE, {"restart": 1.5}, "restart must be .* at most 1"),
+        (NAE, {"average": 1.0}, "average must be .* below 1"),
+        (NAE, {"distance": "ssim"}, "distance='ssim' compares images"),
+        (IGEBM, {"negatives": "omi"}, "negatives='omi' is unknown"),
+        (IGEBM, {"replay_size": 0}, "replay_size must be an integer of at least 1"),
+        (IGEBM, {"energy_penalty": -1.0}, "energy_penalty must be .* at least 0"),
+    ],
+)
+def test_bad_settings_name_themselves(cls: type[OutlierDetector], own: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        made(cls, **own).fit(np.random.default_rng(0).normal(size=(40, 3)))
+
+
+def test_a_chain_must_be_a_triple() -> None:
+    for value in ("short", (1, 2.0), 3):
+        with pytest.raises((TypeError, ValueError), match="visible_chain"):
+            made(NAE, visible_chain=value).fit(np.random.default_rng(0).normal(size=(40, 3)))
+
+
+def test_synthetic_outliers() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(20, 1, 8, 8, generator=generator)
+    made_of = {family: outliers.make(family, images, generator) for family in outliers.FOR_IMAGES}
+    assert all(odd.shape == images.shape and odd.min() >= 0 and odd.max() <= 1 for odd in made_of.values())
+    assert made_of["constant"].flatten(1).std(1).max() == 0
+    assert made_of["erased"][0, :, :4].eq(0).all() and torch.equal(made_of["erased"][1, :, :4], images[1, :, :4])
+    assert torch.equal(made_of["mixed"][:, :, :4], images[:, :, :4])
+    assert not any(torch.equal(odd, image) for odd, image in zip(made_of["mixed"], images, strict=True))
+    for odd, image in zip(made_of["patches"], images, strict=True):
+        assert torch.equal(odd.flatten().sort().values, image.flatten().sort().values)
+    rows = torch.randn(500, 4, generator=generator)
+    permuted = outliers.make("permuted", rows, generator)
+    assert torch.equal(permuted.sort(0).values, rows.sort(0).values) and not torch.equal(permuted, rows)
+    exchanged = outliers.make("exchanged", rows, generator)
+    assert 0.15 < (exchanged != rows).double().mean() < 0.25
+    stretched = outliers.make("stretched", rows, generator)
+    factor = (stretched - rows.mean(0)).norm(dim=1) / (rows - rows.mean(0)).norm(dim=1)
+    assert factor.min() >= 1.5 and factor.max() <= 3.0
+    with pytest.raises(ValueError, match="family='constant' is unknown"):
+        outliers.make("constant", rows, generator)

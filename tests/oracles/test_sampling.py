@@ -1,0 +1,294 @@
+"""Chains against laws that are known in closed form."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from scipy.special import ive
+from torch import Tensor, nn
+
+from offmanifold.sampling import chain, langevin, metropolis
+from offmanifold.sampling.chain import Kernel, Space, State, run
+from offmanifold.sampling.replay import Replay
+from offmanifold.sampling.starts import FromData, OnManifold, Persistent
+
+CHAINS = 20_000
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def normal_draws(*shape: int, seed: int = 9) -> Tensor:
+    return torch.randn(*shape, generator=generator(seed), dtype=torch.float64)
+
+
+def quadratic(scale: Tensor) -> chain.Energy:
+    """E whose exp(−E) is a Gaussian with these standard deviations."""
+    return lambda x: 0.5 * (x / scale).square().sum(1)
+
+
+def close_to_variance(found: Tensor, expected: Tensor, n: int, deviations: float = 4.5) -> None:
+    """A sample variance of n Gaussian draws has a relative standard deviation of √(2/n)."""
+    assert ((found / expected - 1).abs() < deviations * math.sqrt(2 / n)).all(), (found, expected)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.4])
+def test_unadjusted_chains_have_the_known_biased_variance(temperature: float) -> None:
+    scale = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
+    kernel = Kernel(0.1, temperature=temperature)
+    # Started in the biased law, they stay in it exactly.
+    variance = temperature * scale**2 / (1 - 0.1 / (2 * temperature * scale**2))
+    start = normal_draws(CHAINS, 3) * variance.sqrt()
+    state, info = run(langevin.step, generator(), start, quadratic(scale), kernel, 60)
+    close_to_variance(state.position.var(0), variance, CHAINS)
+    assert (state.position.mean(0).abs() < 4.5 * (variance / CHAINS).sqrt()).all()
+    assert info.accepted.eq(1).all()
+    # And the bias is no rounding error: the unbiased variance is refused for the narrow direction.
+    with pytest.raises(AssertionError):
+        close_to_variance(state.position.var(0)[:1], (temperature * scale**2)[:1], CHAINS)
+
+
+def test_another_noise_is_another_temperature() -> None:
+    """σ² ≠ 2λ samples the temperature T σ²/(2λ), which is what P3's image chains do."""
+    scale = torch.ones(2, dtype=torch.float64)
+    step_size, noise = 0.01, 0.05
+    state, _ = run(
+        langevin.step, generator(), torch.zeros(CHAINS, 2, dtype=torch.float64), quadratic(scale),
+        Kernel(step_size, noise), 600,
+    )  # fmt: skip
+    expected = noise**2 / (2 * step_size) / (1 - step_size / 2)
+    close_to_variance(state.position.var(0), torch.full((2,), expected, dtype=torch.float64), CHAINS)
+
+
+@pytest.mark.parametrize(
+    ("step_size", "noise", "temperature", "clip"),
+    [(0.3, None, 1.0, None), (0.3, None, 0.3, None), (0.1, 0.9, 1.7, None), (0.5, 0.6, 1.0, 0.5)],
+)
+def test_adjusted_chains_have_no_bias(
+    step_size: float, noise: float | None, temperature: float, clip: float | None
+) -> None:
+    """For any T, λ and σ, clipped gradients included; the published code is right for T = 1, σ² = 2λ alone."""
+    scale = torch.tensor([0.7, 1.5], dtype=torch.float64)
+    variance = temperature * scale**2
+    start = normal_draws(CHAINS, 2) * variance.sqrt()
+    kernel = Kernel(step_size, noise, temperature, clip=clip)
+    state, info = run(metropolis.step, generator(), start, quadratic(scale), kernel, 40)
+    close_to_variance(state.position.var(0), variance, CHAINS)
+    assert 0.1 < info.accepted.mean() < 0.99
+    # Started elsewhere, they come to the same law.
+    state, _ = run(metropolis.step, generator(1), torch.full_like(start, 2.0), quadratic(scale), kernel, 400)
+    close_to_variance(state.position.var(0), variance, CHAINS)
+
+
+def test_detailed_balance() -> None:
+    """The flow between two halves of the line is the same both ways, also far from the Gaussian case."""
+
+    def energy(x: Tensor) -> Tensor:
+        return (x.square() - 1).square().sum(1) + 0.5 * x.sum(1)
+
+    grid = torch.linspace(-4, 4, 80_001, dtype=torch.float64)
+    density = torch.exp(-energy(grid[:, None]) / 0.7)
+    cumulative = (density / density.sum()).cumsum(0)
+    uniform = torch.rand(200_000, generator=generator(2), dtype=torch.float64)
+    start = grid[torch.searchsorted(cumulative, uniform)][:, None]
+    state, _ = metropolis.step(generator(), State(start), energy, Kernel(0.15, 0.6, 0.7))
+    for edge in (-0.5, 0.3, 1.0):
+        up = ((start < edge) & (state.position >= edge)).sum().item()
+        down = ((start >= edge) & (state.position < edge)).sum().item()
+        assert min(up, down) > 1000
+        assert abs(up - down) < 4.5 * math.sqrt(up + down)
+
+
+def test_two_modes_get_their_masses() -> None:
+    centres, weights = torch.tensor([-1.5, 1.5], dtype=torch.float64), torch.tensor([0.8, 0.2], dtype=torch.float64)
+
+    def energy(x: Tensor) -> Tensor:
+        return -torch.logsumexp(weights.log() - 0.5 * ((x - centres) / 0.6).square(), 1)
+
+    start = torch.full((4_000, 1), 1.5, dtype=torch.float64)  # all in the lesser mode
+    state, _ = run(metropolis.step, generator(), start, energy, Kernel(0.4), 1500)
+    share = (state.position < 0).double().mean().item()
+    exact = 0.8 * 0.5 * (1 + math.erf(1.5 / 0.6 / math.sqrt(2))) + 0.2 * 0.5 * (1 - math.erf(1.5 / 0.6 / math.sqrt(2)))
+    assert abs(share - exact) < 4.5 * math.sqrt(exact * (1 - exact) / 4_000)
+
+
+@pytest.mark.parametrize("concentration", [0.0, 2.0, 10.0])
+def test_on_the_sphere_chains_sample_von_mises_and_fisher(concentration: float) -> None:
+    """Mean resultant length I_{d/2}(κ)/I_{d/2−1}(κ)."""
+    d = 5
+    start = nn.functional.normalize(normal_draws(CHAINS, d), dim=1)
+    kernel = Kernel(0.002, space=Space(sphere=True))
+    state, _ = run(langevin.step, generator(), start, lambda z: -concentration * z[:, 0], kernel, 700)
+    torch.testing.assert_close(state.position.norm(dim=1), torch.ones(CHAINS, dtype=torch.float64))
+    expected = ive(d / 2, concentration) / ive(d / 2 - 1, concentration) if concentration else 0.0
+    found = state.position.mean(0)
+    assert abs(found[0].item() - expected) < 0.01
+    assert found[1:].abs().max() < 0.01
+
+
+def test_bounds_refuse_or_clamp() -> None:
+    flat = lambda x: 0 * x.sum(1)  # noqa: E731
+    start = torch.rand(CHAINS, 1, generator=generator(1), dtype=torch.float64)
+    kernel = Kernel(0.05, space=Space(0.0, 1.0, "reject"))
+    for step in (langevin.step, metropolis.step):
+        state, info = run(step, generator(), start, flat, kernel, 50)
+        assert state.position.min() >= 0 and state.position.max() <= 1
+        assert abs(state.position.var().item() * 12 - 1) < 0.05  # uniform on [0, 1] stays uniform
+        assert 0.5 < info.accepted.mean() < 0.95
+    clamped = dataclasses.replace(kernel, space=Space(0.0, 1.0))
+    state, _ = run(langevin.step, generator(), start, flat, clamped, 50)
+    assert (state.position == 1).any() and state.position.max() <= 1
+    with pytest.raises(ValueError, match="clamped bounds"):
+        metropolis.step(generator(), State(start), flat, clamped)
+    with pytest.raises(ValueError, match="the sphere"):
+        metropolis.step(generator(), State(start), flat, Kernel(0.1, space=Space(sphere=True)))
+
+
+def test_an_overflowing_energy_is_never_accepted() -> None:
+    def energy(x: Tensor) -> Tensor:
+        return torch.where(x[:, 0] > 1, torch.full_like(x[:, 0], torch.inf), x[:, 0].square())
+
+    start = torch.zeros(1000, 1, dtype=torch.float64)
+    state, _ = run(metropolis.step, generator(), start, energy, Kernel(0.5), 50)
+    assert torch.isfinite(state.position).all() and state.position.max() <= 1
+
+
+def test_annealing_and_clipping() -> None:
+    kernel = Kernel(10.0, 0.05, anneal=True, clip=0.01)
+    assert [kernel.deviation(t) for t in (0, 1, 4)] == [0.05, 0.025, 0.01]
+    torch.testing.assert_close(kernel.drift(torch.tensor([[-5.0, 0.002]])), torch.tensor([[0.1, -0.02]]))
+    state, info = run(langevin.step, generator(), torch.zeros(500, 3), lambda x: 0 * x.sum(1), kernel, 3)
+    variance = 0.05**2 * (1 + 1 / 4 + 1 / 9)
+    close_to_variance(state.position.var(), torch.tensor(variance), 1500)
+    assert info.drift.eq(0).all() and info.noise.gt(0).all()
+
+
+class Counting:
+    """An energy that counts its calls and has a weight of its own."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.weight = nn.Parameter(torch.tensor(2.0))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return (self.weight * x.square()).sum(1)
+
+
+def test_one_gradient_a_step_and_none_for_weights() -> None:
+    energy = Counting()
+    run(langevin.step, generator(), torch.zeros(4, 2), energy, Kernel(0.1), 7)
+    assert energy.calls == 7
+    energy.calls = 0
+    state, _ = run(metropolis.step, generator(), torch.zeros(4, 2), energy, Kernel(0.1), 7)
+    assert energy.calls == 8  # the start's, then one a proposal
+    assert energy.weight.grad is None
+    assert not state.position.requires_grad
+
+
+@pytest.mark.parametrize("step", [langevin.step, metropolis.step])
+def test_a_chain_goes_on_bit_for_bit(step: chain.Step) -> None:
+    energy, kernel = quadratic(torch.ones(3, dtype=torch.float64)), Kernel(0.2, 0.5, anneal=True)
+    drawn = generator(5)
+    state = State(normal_draws(50, 3))
+    for _ in range(4):
+        state, _ = step(drawn, state, energy, kernel)
+    saved, where = drawn.get_state(), state
+    for _ in range(4):
+        state, _ = step(drawn, state, energy, kernel)
+    other = torch.Generator()
+    other.set_state(saved)
+    # Energy and gradient are computed again from the position alone: nothing else needs saving.
+    again = State(where.position.clone(), step=where.step)
+    for _ in range(4):
+        again, _ = step(other, again, energy, kernel)
+    assert torch.equal(state.position, again.position)
+
+
+def test_the_linear_nae_is_a_gaussian() -> None:
+    """E = ‖x − W Wᵀ x‖²/… per dimension: exp(−E/T) is N(0, Σ), Σ⁻¹ = 2 (I − W)ᵀ(I − W)/(D T) (P3, methods)."""
+    d, temperature = 3, 0.2
+    weight = 0.3 * torch.randn(d, d, generator=generator(3), dtype=torch.float64)
+    residual = torch.eye(d, dtype=torch.float64) - weight
+
+    def energy(x: Tensor) -> Tensor:
+        return (x @ residual.T).square().mean(1)
+
+    covariance = torch.linalg.inv(2 * residual.T @ residual / (d * temperature))
+    start = normal_draws(CHAINS, d)
+    size = metropolis.suggest_step_size(generator(), start, energy, Kernel(1.0, temperature=temperature))
+    state, info = run(metropolis.step, generator(), start, energy, Kernel(size, temperature=temperature), 300)
+    assert 0.4 < info.accepted.mean() < 0.8
+    found = torch.cov(state.position.T)
+    error = torch.sqrt((covariance.diag()[:, None] * covariance.diag() + covariance**2) / CHAINS)
+    assert ((found - covariance).abs() < 4.5 * error).all()
+
+
+# --- replay and starts ---------------------------------------------------------------------------------
+
+
+def test_the_ring_keeps_the_newest_and_draws_them_all() -> None:
+    ring = Replay(6, (1,), torch.device("cpu"))
+    fresh = torch.full((500, 1), -1.0)
+    positions, ages = ring.draw(generator(), fresh, restart=0.0)
+    assert positions.eq(-1).all() and ages.eq(0).all()  # an empty ring gives fresh starts
+    ring.push(torch.arange(4.0)[:, None], torch.ones(4))
+    positions, _ = ring.draw(generator(), fresh, restart=0.0)
+    assert set(positions.flatten().tolist()) == {0, 1, 2, 3}
+    ring.push(torch.arange(4.0, 8.0)[:, None], torch.full((4,), 2.0))
+    positions, ages = ring.draw(generator(), fresh, restart=0.0)
+    assert set(positions.flatten().tolist()) == {2, 3, 4, 5, 6, 7}
+    assert ages[positions.flatten() >= 4].eq(2).all()
+    positions, ages = ring.draw(generator(), torch.full((20_000, 1), -1.0), restart=0.25)
+    assert abs(positions.eq(-1).double().mean().item() - 0.25) < 4.5 * math.sqrt(0.25 * 0.75 / 20_000)
+    assert ages[positions.flatten() == -1].eq(0).all()
+    with pytest.raises(ValueError, match="7 positions do not fit into a replay buffer of 6"):
+        ring.push(torch.zeros(7, 1), torch.zeros(7))
+
+
+def test_starts() -> None:
+    rows = torch.rand(8, 2, generator=generator())
+    begun, _ = FromData().begin(generator(), rows)
+    assert begun is rows
+
+    persistent = Persistent(Replay(8, (2,), torch.device("cpu")), lambda g, n: torch.zeros(n, 2), restart=0.0)
+    begun, metrics = persistent.begin(generator(), rows)
+    assert begun.eq(0).all() and metrics["replay_age"] == 0
+    persistent.end(rows)
+    begun, metrics = persistent.begin(generator(), rows)
+    assert all(any(torch.equal(b, r) for r in rows) for b in begun) and metrics["replay_age"] == 1
+
+    # H(z) = E(dec(z)) = ‖2z − 1‖² has its minimum at z = ½, where a chain with little noise must go.
+    start = OnManifold(
+        lambda z: 2 * z,
+        lambda x: (x - 1).square().sum(1),
+        Kernel(0.1, 1e-3),
+        50,
+        lambda g, n: torch.randn(n, 2, generator=g),
+        Replay(100, (2,), torch.device("cpu")),
+    )
+    begun, metrics = start.begin(generator(), rows)
+    assert (begun - 1).abs().max() < 0.02
+    assert start.replay is not None and start.replay.tensors["pushed"] == 8
+    assert {"replay_age", "latent_drift", "latent_noise"} == set(metrics)
+
+
+def test_bad_settings_name_themselves() -> None:
+    with pytest.raises(ValueError, match="step_size must be a finite number, above 0; got 0"):
+        Kernel(0)
+    with pytest.raises(ValueError, match="temperature must be .* above 0"):
+        Kernel(0.1, temperature=-1.0)
+    with pytest.raises(ValueError, match="noise must be .* at least 0"):
+        Kernel(0.1, -0.1)
+    with pytest.raises(ValueError, match="steps must be an integer of at least 1; got 0"):
+        run(langevin.step, generator(), torch.zeros(2, 2), lambda x: x.sum(1), Kernel(0.1), 0)
+    with pytest.raises(ValueError, match=r"start must be \(n, \*shape\) with n ≥ 1; got shape \(0, 2\)"):
+        run(langevin.step, generator(), torch.zeros(0, 2), lambda x: x.sum(1), Kernel(0.1), 1)
+    with pytest.raises(ValueError, match="low must be below high"):
+        Space(1.0, 0.0)
+    with pytest.raises(ValueError, match="noise above 0"):
+        metropolis.step(generator(), State(torch.zeros(2, 2)), lambda x: x.sum(1), Kernel(0.1, 0.0))

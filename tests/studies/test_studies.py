@@ -1,0 +1,34 @@
+"""Every study runs at smoke scale, resumes, and writes its table and figure from its files alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from offmanifold.data.benchmarks import DataMissing
+from offmanifold.studies import STUDIES
+from offmanifold.studies.core import folder_of, run_study, summarise
+
+
+@pytest.mark.parametrize("name", sorted(STUDIES))
+def test_smoke(name: str, tmp_path: Path) -> None:
+    study = STUDIES[name]
+    try:
+        records = run_study(study, "smoke", results=tmp_path)
+    except DataMissing as error:
+        pytest.skip(str(error))
+    jobs = study.jobs("smoke", 0)
+    assert sorted(record["job"]["name"] for record in records) == sorted(job["name"] for job in jobs)
+    assert len({job["name"] for scale in study.seeds for job in study.jobs(scale, 0)}) >= len(jobs)
+    folder = folder_of(study, "smoke", tmp_path)
+    assert (folder / "figure.png").read_bytes().startswith(b"\x89PNG")
+    table = (folder / "table.md").read_text()
+    assert table.count("|") > 10
+    # Again: nothing is done twice, and the table is made from the files.
+    stamps = {path: path.stat().st_mtime_ns for path in folder.glob("*.json")}
+    run_study(study, "smoke", results=tmp_path)
+    assert stamps == {path: path.stat().st_mtime_ns for path in folder.glob("*.json")}
+    (folder / "table.md").unlink()
+    summarise(study, "smoke", results=tmp_path)
+    assert (folder / "table.md").read_text() == table
