@@ -149,13 +149,15 @@ def _read_config(path: Path | None) -> dict[str, Any]:
 
 
 def _assignment(text: str) -> tuple[str, Any]:
-    """Read KEY=VALUE; values as in TOML, other words as text, ``none`` as None."""
+    """Read KEY=VALUE; values as in TOML or as Python shows them, other words as text, ``none`` as None."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise common.UsageError(f"--set takes KEY=VALUE; got {text!r}.")
     value = value.strip()
     if value.lower() in ("none", "null"):
         return key.strip(), None
+    if value.startswith("(") and value.endswith(")"):  # a tuple, as `offmanifold detectors` shows defaults
+        value = f"[{value[1:-1]}]"
     try:
         return key.strip(), tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:

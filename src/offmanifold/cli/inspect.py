@@ -26,7 +26,8 @@ def inspect(model: common.ModelArgument, as_json: common.JsonOption = False) -> 
     if as_json:
         common.print_json({**facts, "history": detector.history_})
         return
-    rows = [[name.replace("_", " "), _shown(value)] for name, value in facts.items()]
+    phases = {f"training, {phase}": told for phase, told in facts.pop("training").items()}
+    rows = [[name.replace("_", " "), _shown(value)] for name, value in (facts | phases).items()]
     common.table(str(model), ["", ""], rows)
 
 

@@ -108,6 +108,7 @@ def contrastive_phase(
         (Update(groups, loss, optimizer),),
         steps,
         batch_size,
+        keep="best" if watch else "last",
         judge=watching(energy, watch, lambda: latest["negative"], modules),
         average=average,
         rollbacks=3,
@@ -121,9 +122,9 @@ def watching(
     """Return the judge of contrastive training.
 
     It keeps the weights whose AUROC, averaged over families of synthetic outliers made from held-out normal rows, is
-    highest; the loss itself says nothing (it is a difference of two energies that both move). It records the AUROC of
-    each family, the gap between the negatives' energy and the held-out rows', the share of negatives below the
-    held-out rows' median, and the weights' norm.
+    highest (without families, the last ones); the loss itself, a difference of two energies that both move, says
+    nothing. It records the AUROC of each family, the gap between the negatives' energy and the held-out rows', the
+    share of negatives below the held-out rows' median, and the weights' norm.
     """
 
     def energies(rows: Tensor) -> Tensor:
@@ -140,7 +141,7 @@ def watching(
             record[f"auroc/{family}"] = auroc(-normal.numpy(), -odd.nan_to_num(torch.inf).numpy()).value
         last = negative().double().cpu()
         norm = torch.stack([parameter.detach().square().sum() for parameter in weights]).sum().sqrt()
-        missed = 1 - sum(record.values()) / len(record)
+        missed = 1 - sum(record.values()) / len(record) if record else 0.0
         return missed, record | {
             "held_out_energy": float(normal.mean()),
             "energy_gap": float(last.mean() - normal.mean()),
@@ -193,13 +194,11 @@ def settle_bounds(rows: Tensor, settings: dict[str, Any]) -> None:
 
 
 def families_to_watch(watch: Sequence[str] | str, kind: str) -> list[str]:
-    """Check ``watch``; "auto" is every family there is for the kind of data."""
+    """Check ``watch``; "auto" is every family there is for the kind of data, none keeps the last weights."""
     known = outliers.families(kind)
     if isinstance(watch, str):
         parameters.choice("watch", watch, ("auto",))
         return list(known)
-    if not watch:
-        raise ValueError(f"watch must name at least one of {', '.join(known)}; got none.")
     return [parameters.choice("watch", family, known) for family in watch]
 
 

@@ -42,41 +42,41 @@ from offmanifold.training.phases import Loss, Metrics, ParameterGroup, Phase, Up
 from offmanifold.training.progress import Verbosity
 
 # What "auto" means, by preset. Chains are (steps, λ, σ); a visible λ of None is 0.0128 a dimension, which is P3's 10
-# for MNIST. The first two are ours (docs/defaults.md); the others are P3's Table 11 and appendix D.3, with epochs turned
-# into steps at batch 128.
+# for MNIST. The first two are ours (docs/defaults.md); the others are P3's Table 11 and appendix D.3, with epochs
+# turned into steps at batch 128.
 PRESETS: dict[str, dict[str, Any]] = {
     "images": {
-        "latent_dim": 32, "latent": "sphere", "capacity": 0.5, "hidden": "auto", "latent_chain": (10, 0.2, 0.05),
+        "latent_dim": 32, "latent": "sphere", "capacity": 0.5, "latent_chain": (10, 0.2, 0.05),
         "visible_chain": (15, None, 0.05), "anneal": True, "clip": 0.01, "adjusted": False, "temperature": 1.0,
-        "encoder_penalty": 1e-4, "average": 0.985, "pretraining_steps": 2500, "pretraining_rate": 3e-4,
-        "steps": 400, "rate": 1e-4, "schedule": "cosine",
+        "encoder_penalty": 1e-4, "average": 0.985, "pretraining_steps": 2500, "pretraining_rate": 1e-3,
+        "steps": 240, "rate": 1e-4, "schedule": "one-cycle",
     },
     "tables": {
-        "latent_dim": None, "latent": "euclidean", "capacity": 1.0, "hidden": "auto", "latent_chain": (10, 0.005, 0.1),
+        "latent_dim": None, "latent": "euclidean", "capacity": 1.0, "latent_chain": (10, 0.005, 0.1),
         "visible_chain": (15, None, 0.05), "anneal": True, "clip": None, "adjusted": False, "temperature": 1.0,
         "encoder_penalty": 0.0, "average": 0.985, "pretraining_steps": 300, "pretraining_rate": 2e-3,
-        "steps": 300, "rate": 5e-4, "schedule": "cosine",
+        "steps": 300, "rate": 5e-4, "schedule": "one-cycle",
     },
     "2d": {
-        "latent_dim": 3, "latent": "euclidean", "capacity": 1.0, "hidden": (256, 1024),
+        "latent_dim": 3, "latent": "euclidean", "capacity": 1.0,
         "latent_chain": (10, 0.005, 0.1), "visible_chain": (30, 0.005, 0.1), "anneal": False, "clip": None,
         "adjusted": True, "temperature": "learned", "encoder_penalty": 0.0, "average": 0.0, "pretraining_steps": 0,
         "pretraining_rate": 1e-4, "steps": 2000, "rate": 1e-5, "schedule": "constant",
     },
     "mnist": {
-        "latent_dim": 32, "latent": "sphere", "capacity": 1.0, "hidden": "auto", "latent_chain": (10, 0.2, 0.05),
+        "latent_dim": 32, "latent": "sphere", "capacity": 1.0, "latent_chain": (10, 0.2, 0.05),
         "visible_chain": (50, 10.0, 0.05), "anneal": True, "clip": 0.01, "adjusted": False, "temperature": 1.0,
         "encoder_penalty": 1e-4, "average": 0.0, "pretraining_steps": 39_100, "pretraining_rate": 1e-4,
         "steps": 19_550, "rate": 1e-5, "schedule": "constant",
     },
     "cifar10": {
-        "latent_dim": 64, "latent": "sphere", "capacity": 1.0, "hidden": "auto", "latent_chain": (20, 1.0, 0.02),
+        "latent_dim": 64, "latent": "sphere", "capacity": 1.0, "latent_chain": (20, 1.0, 0.02),
         "visible_chain": (40, 10.0, 0.02), "anneal": True, "clip": 0.01, "adjusted": False, "temperature": 1.0,
         "encoder_penalty": 1e-4, "average": 0.0, "pretraining_steps": 42_240, "pretraining_rate": 1e-4,
         "steps": 3520, "rate": 1e-5, "schedule": "constant",
     },
     "celeba": {
-        "latent_dim": 64, "latent": "sphere", "capacity": 1.0, "hidden": "auto", "latent_chain": (20, 1.0, 0.02),
+        "latent_dim": 64, "latent": "sphere", "capacity": 1.0, "latent_chain": (20, 1.0, 0.02),
         "visible_chain": (40, 10.0, 0.02), "anneal": True, "clip": 0.01, "adjusted": False, "temperature": 1.0,
         "encoder_penalty": 0.0, "average": 0.0, "pretraining_steps": 42_240, "pretraining_rate": 1e-4,
         "steps": 3520, "rate": 1e-5, "schedule": "constant",
@@ -85,6 +85,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 FRACTION = 0.0128
 NEGATIVES = ("omi", "cd", "pcd", "pcd-restart")
 LOWEST_ACCEPTANCE = 0.05
+# A learned log T has a rate of its own, 100 times the weights' in P3's runs (appendix D.3).
+TEMPERATURE_RATE = 1e-2
 
 
 class NormalizedAutoencoder(Autoencoder):
@@ -174,7 +176,7 @@ class NAE(LatentMixin, OutlierDetector):
     watch : sequence of str or "auto"
         Families of synthetic outliers that judge training: for images "constant", "erased", "mixed", "noise",
         "patches", "inverted"; for tables "permuted", "exchanged", "jittered", "stretched". "auto" is all of them.
-        Leave out what you will report.
+        Leave out what you will report; with none at all the last weights are kept.
     pretraining_steps : int or "auto"
         Steps as a plain autoencoder.
     pretraining_rate : float or "auto"
@@ -396,8 +398,8 @@ random_state, verbose
             )
         groups: tuple[ParameterGroup, ...] = networks
         if settings["temperature"] == "learned":
-            # Its own rate, 100 times the weights' (P3, appendix D.3).
-            groups = (*networks, ParameterGroup("temperature", (model.log_temperature,), rate_scale=100))
+            scale = TEMPERATURE_RATE / settings["learning_rate"]
+            groups = (*networks, ParameterGroup("temperature", (model.log_temperature,), rate_scale=scale))
         phases.append(
             contrastive_phase(
                 "normalisation",

@@ -267,7 +267,7 @@ class _Run:
         with self._averaged():
             validation, judged = self._judge(phase)
             problem = self._problem(loss, validation)
-            if not problem and validation < state.best:
+            if not problem and (phase.keep == "last" or validation < state.best):
                 state.best, state.best_step, state.stale_checks = validation, state.step, 0
                 self.best_weights = self._weights()
             else:

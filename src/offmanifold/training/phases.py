@@ -113,6 +113,8 @@ class Phase:
     judge : Judge, optional
         Sees the held-out rows, with the same noise each time, and decides which weights are kept. Default: the mean of
         the first update's loss.
+    keep : {"best", "last"}
+        Whether the judgement chooses the weights, or the last ones are kept whatever it says.
     patience : int
         Stop after so many checks without a better judgement.
     checks : int
@@ -131,6 +133,7 @@ class Phase:
     steps: int
     batch_size: int
     judge: Judge | None = None
+    keep: Literal["best", "last"] = "best"
     patience: int = 1_000_000
     checks: int = 20
     average: float = 0.0
