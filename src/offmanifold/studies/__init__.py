@@ -1,11 +1,27 @@
 """The table of studies: one file a table or figure of a paper."""
 
+from offmanifold.studies.bimodal import STUDY as BIMODAL
 from offmanifold.studies.core import Study
 from offmanifold.studies.density_2d import STUDY as DENSITY_2D
 from offmanifold.studies.fashion_vs_mnist import STUDY as FASHION_VS_MNIST
+from offmanifold.studies.latent_dim import STUDY as LATENT_DIM
 from offmanifold.studies.mnist_holdout import STUDY as MNIST_HOLDOUT
 from offmanifold.studies.mnist_ood import STUDY as MNIST_OOD
+from offmanifold.studies.pretraining import STUDY as PRETRAINING
+from offmanifold.studies.sampler_settings import STUDY as SAMPLER_SETTINGS
 
-STUDIES: dict[str, Study] = {study.name: study for study in (FASHION_VS_MNIST, DENSITY_2D, MNIST_HOLDOUT, MNIST_OOD)}
+STUDIES: dict[str, Study] = {
+    study.name: study
+    for study in (
+        FASHION_VS_MNIST,
+        MNIST_HOLDOUT,
+        MNIST_OOD,
+        PRETRAINING,
+        SAMPLER_SETTINGS,
+        LATENT_DIM,
+        DENSITY_2D,
+        BIMODAL,
+    )
+}
 
 __all__ = ["STUDIES", "Study"]

@@ -1,0 +1,84 @@
+"""P3's ablations: one setting varied, digit 9 held out of MNIST. What the three studies of that kind share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from offmanifold.report.figures import dot_rows
+from offmanifold.studies import mnist_holdout
+from offmanifold.studies.core import Job, Record, Study, over_seeds
+
+DIGIT = 9
+
+
+class Variation(NamedTuple):
+    """One row: a name, the detector, what is set, and the paper's AUROC."""
+
+    name: str
+    detector: str
+    parameters: dict[str, Any]
+    paper: float | None
+
+
+def study_of(name: str, title: str, paper: str, variations: Callable[[str], list[Variation]], note: str = "") -> Study:
+    """Return the study over ``variations(scale)``."""
+
+    def jobs(scale: str, seed: int) -> list[Job]:
+        _, images, test = mnist_holdout.SIZES[scale]
+        return [
+            {
+                "name": f"{index}-seed{seed}",
+                "row": row.name,
+                "detector": row.detector,
+                "digit": DIGIT,
+                "seed": seed,
+                "train_images": images,
+                "test_images": test,
+                "paper": row.paper,
+                "parameters": mnist_holdout.parameters_of(row.detector, scale, {}) | row.parameters,
+            }
+            for index, row in enumerate(variations(scale))
+        ]
+
+    def rows_of(records: list[Record]) -> Mapping[str, list[Record]]:
+        ordered = sorted(records, key=lambda r: int(r["job"]["name"].split("-")[0]))
+        return {
+            row: [r for r in ordered if r["job"]["row"] == row]
+            for row in dict.fromkeys(r["job"]["row"] for r in ordered)
+        }
+
+    def table(records: list[Record]) -> str:
+        first = records[0]["job"]
+        lines = [
+            f"MNIST without digit {DIGIT}, AUROC of the digit. {first['train_images']:,} training images. Mean over "
+            f"seeds with Student's 95 % interval where there are several. {note}".strip(),
+            "",
+            "| setting | P3 | here | seeds |",
+            "|---|---|---|---|",
+        ]
+        for row, own in rows_of(records).items():
+            mean, low, high = over_seeds([r["metrics"]["auroc"]["value"] for r in own])
+            here = f"{mean:.3f} [{low:.3f}, {high:.3f}]" if len(own) > 1 else f"{mean:.3f}"
+            theirs = own[0]["job"]["paper"]
+            lines.append(f"| {row} | {'–' if theirs is None else f'{theirs:.3f}'} | {here} | {len(own)} |")
+        return "\n".join(lines) + "\n"
+
+    def figure(records: list[Record], path: Path) -> None:
+        dots = []
+        for row, own in rows_of(records).items():
+            mean, low, high = over_seeds([r["metrics"]["auroc"]["value"] for r in own])
+            dots.append((row, mean, low, high, own[0]["job"]["paper"]))
+        dot_rows(path, dots, f"AUROC of digit {DIGIT}")
+
+    return Study(
+        name=name,
+        title=title,
+        paper=paper,
+        seeds={"smoke": (0,), "laptop": (0, 1, 2), "paper": (0, 1, 2)},
+        jobs=jobs,
+        run=mnist_holdout.run,
+        table=table,
+        figure=figure,
+    )
