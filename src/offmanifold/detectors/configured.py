@@ -70,8 +70,6 @@ class Configured(BaseEstimator, abc.ABC):  # type: ignore[misc]
 
     def _check_common(self) -> None:
         parameters.choice("network", self.network, ("auto", *choose.NETWORKS))
-        if self.capacity != "auto":
-            parameters.real("capacity", self.capacity, above=0)
         if self.steps != "auto":
             parameters.integer("steps", self.steps)
         if self.epochs is not None:
@@ -80,7 +78,6 @@ class Configured(BaseEstimator, abc.ABC):  # type: ignore[misc]
         if self.learning_rate != "auto":
             parameters.real("learning_rate", self.learning_rate, above=0)
         parameters.choice("optimizer", self.optimizer, OPTIMIZERS)
-        parameters.choice("schedule", self.schedule, ("auto", *SCHEDULES))
         parameters.real("weight_decay", self.weight_decay, minimum=0)
         if self.scale is not None:
             parameters.choice("scale", self.scale, ("standard",))
@@ -98,15 +95,18 @@ class Configured(BaseEstimator, abc.ABC):  # type: ignore[misc]
         table = spec.kind == "table"
         own = self._settings(spec)
         steps, rate = own.pop("default_steps"), own.pop("default_rate")
+        # A detector may say what "auto" means for these two.
+        capacity = parameters.real("capacity", own.pop("capacity", self.capacity), above=0)
+        schedule = parameters.choice("schedule", own.pop("schedule", self.schedule), SCHEDULES)
         if self.epochs is not None:
             kept = calibration.split_sizes(rows, self.false_alarm_rate, self.calibration_fraction)
             steps = self.epochs * math.ceil((rows - sum(kept)) / self.batch_size)
         elif self.steps != "auto":
             steps = int(self.steps)
         return {
-            "capacity": self.capacity,
-            "schedule": self.schedule,
             **own,
+            "capacity": capacity,
+            "schedule": schedule,
             "steps": steps,
             "batch_size": int(self.batch_size),
             "learning_rate": rate if self.learning_rate == "auto" else float(self.learning_rate),
