@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from offmanifold import AE, VAE
 from offmanifold.detectors import OutlierDetector
@@ -45,6 +46,8 @@ COMMON = [
 def test_common_ones(
     detector_class: type[OutlierDetector], parameters: dict[str, Any], error: type[Exception], message: str
 ) -> None:
+    if not parameters.keys() <= detector_class().get_params().keys():
+        pytest.skip(f"{detector_class.__name__} has no {', '.join(parameters)}")
     with pytest.raises(error, match=message):
         detector_class(**({"verbose": False} | parameters)).fit(TABLE)
 
@@ -57,6 +60,11 @@ def test_common_ones(
         (AE(latent="circle"), TABLE, ValueError, "latent='circle' is unknown"),
         (AE(latent="sphere", latent_dim=1), TABLE, ValueError, "latent_dim=1 on the sphere leaves two points"),
         (AE(noise=-0.1), TABLE, ValueError, "noise must be a finite number, at least 0; got -0.1"),
+        (AE(noise=(0.1, 0.2, 0.3)), TABLE, ValueError, r"noise must be a number or a range \(low, high\)"),
+        (AE(noise=(0.5, 0.1)), TABLE, ValueError, "noise must be a range .* with low ≤ high"),
+        (AE(noise=(0.0, 0.1)), TABLE, ValueError, r"noise\[0\] must be .* above 0"),
+        (AE(noise="some"), TABLE, ValueError, "noise='some' is unknown"),
+        (AE(schedule="auto"), TABLE, ValueError, "schedule='auto' is unknown"),
         (AE(error_penalty="abs"), TABLE, ValueError, "error_penalty='abs' is unknown"),
         (AE(latent_penalty="lgo"), TABLE, ValueError, "latent_penalty='lgo' is unknown. Did you mean 'log'"),
         (VAE(likelihood="poisson"), TABLE, ValueError, "likelihood='poisson' is unknown"),
@@ -137,3 +145,17 @@ def test_penalties_act() -> None:
     settings = QUICK | {"steps": 200, "noise": 0.0, "weight_decay": 0.01}
     sizes = [np.square(AE(latent_penalty=h, **settings).fit(TABLE).transform(TABLE)).mean() for h in (None, "identity")]
     assert sizes[1] < 0.5 * sizes[0]
+
+
+def test_noise_is_drawn_for_each_row_from_its_range(monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = np.random.default_rng(0).normal(size=(40, 400))
+    detector = AE(noise=(0.1, 1.0), **QUICK).fit(wide)
+    seen = []
+    monkeypatch.setattr(detector.module_, "encode", lambda rows: seen.append(rows) or torch.zeros(len(rows), 300))
+    (phase,) = detector._phases(detector.module_, detector.settings_)
+    phase.updates[0].loss(torch.zeros(2000, 400), torch.Generator().manual_seed(0))
+    levels = seen[0].std(1)
+    # A level's estimate from 400 draws is off by 3.5 % or so; log-uniform has quartiles 10^(−3/4) and 10^(−1/4).
+    assert 0.08 < levels.min() < 0.13 and 0.85 < levels.max() < 1.2
+    assert levels.quantile(0.25).item() == pytest.approx(10**-0.75, rel=0.1)
+    assert levels.quantile(0.75).item() == pytest.approx(10**-0.25, rel=0.1)
