@@ -57,6 +57,16 @@ def test_every_kind_of_chain_trains_and_says_how_it_went(cls: type[OutlierDetect
     assert detector.training_summary()[name]["weights_kept_from_step"] == best["step"]
 
 
+@pytest.mark.parametrize("cls", [NAE, IGEBM])
+def test_without_outliers_to_watch_the_last_weights_are_kept(cls: type[OutlierDetector], plane: Any) -> None:
+    blind = made(cls, watch=()).fit(plane[0])
+    assert not any(key.startswith("auroc/") for key in blind.history_[-1])
+    summary = list(blind.training_summary().values())[-1]
+    assert summary["weights_kept_from_step"] == summary["steps"] == 60
+    seeing = made(cls, watch=("permuted",)).fit(plane[0])
+    assert {key for key in seeing.history_[-1] if key.startswith("auroc/")} == {"auroc/permuted"}
+
+
 @pytest.mark.parametrize(("cls", "own"), CASES[:5] + CASES[-1:])
 def test_a_cut_run_resumes_bit_for_bit_with_its_replay(
     cls: type[OutlierDetector], own: Any, plane: Any, tmp_path: Path

@@ -115,7 +115,7 @@ def fit(
         "input": model.spec_.describe(),
         "rows": model.rows_,
         "false_alarm_rate": model.false_alarm_rate,
-        "steps": model.history_[-1]["step"] if model.history_ else 0,
+        "steps": sum(phase["steps"] for phase in model.training_summary().values()),
         "seconds": round(seconds, 2),
     }
     if as_json:

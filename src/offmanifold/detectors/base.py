@@ -210,7 +210,7 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
         for phase in dict.fromkeys(record["phase"] for record in self.history_):
             records = [record for record in self.history_ if record["phase"] == phase]
             judged = [record for record in records if "validation" in record]
-            best = min(judged, key=lambda record: float(record["validation"]))
+            best = next(record for record in reversed(judged) if record["kept"])
             summary[phase] = {
                 "steps": records[-1]["step"],
                 "weights_kept_from_step": best["step"],

@@ -115,7 +115,8 @@ def train(
     Returns
     -------
     list of dict
-        One record a check: phase, step, loss, validation, learning rate, metrics, gradient norms by group.
+        One record a check: phase, step, loss, validation and whether its weights were kept, learning rate, metrics,
+        gradient norms by group.
 
     Raises
     ------
@@ -267,7 +268,8 @@ class _Run:
         with self._averaged():
             validation, judged = self._judge(phase)
             problem = self._problem(loss, validation)
-            if not problem and (phase.keep == "last" or validation < state.best):
+            kept = not problem and (phase.keep == "last" or validation < state.best)
+            if kept:
                 state.best, state.best_step, state.stale_checks = validation, state.step, 0
                 self.best_weights = self._weights()
             else:
@@ -281,6 +283,7 @@ class _Run:
         record |= {
             "loss": loss,
             "validation": validation,
+            "kept": kept,
             "learning_rate": phase.updates[0].optimizer.rate(state.step - 1, phase.steps) * state.rate_scale,
             **{name: float(value) for name, value in metrics.items()},
             **judged,
