@@ -163,9 +163,10 @@ def table(records: list[Record]) -> str:
         if any(own):
             paper = f"{np.mean([PAPER[row][digit] for digit in digits]):.3f}" if row in PAPER else "–"
             cells = [_interval(values) for values in own]
+            fewest, most = min(map(len, own)), max(map(len, own))
             lines.append(
                 f"| {row} | {' | '.join(cells)} | {_interval(_means(records, row, digits))} | {paper} | "
-                f"{min(map(len, own))}–{max(map(len, own))} |"
+                f"{fewest if fewest == most else f'{fewest}–{most}'} |"
             )
     return "\n".join(lines) + "\n"
 
