@@ -87,12 +87,14 @@ def dot_rows(path: Path, rows: Sequence[tuple[str, float, float, float, float | 
     figure = new_figure(7.5, 0.9 + 0.34 * len(rows))
     axes = figure.subplots()
     places = np.arange(len(rows))[::-1]
+    told = False  # about the paper's mark
     for place, (_, value, low, high, paper) in zip(places, rows, strict=True):
         first = place == places[0]
         axes.plot([low, high], [place, place], color=NORMAL, linewidth=2)
         axes.plot(value, place, "o", color=NORMAL, label="here, 95 % interval" if first else None)
         if paper is not None:
-            axes.plot(paper, place, "D", color=OUTLIER, fillstyle="none", label="paper" if first else None)
+            axes.plot(paper, place, "D", color=OUTLIER, fillstyle="none", label=None if told else "paper")
+            told = True
     axes.axvline(0.5, color="0.6", linewidth=0.8, linestyle=":")
     axes.set_yticks(places, [row[0] for row in rows])
     axes.set_xlim(0, 1.02)
