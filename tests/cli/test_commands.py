@@ -260,7 +260,7 @@ def test_every_help_has_an_example_and_needs_no_torch(command: list[str], tmp_pa
         (["fit", "text.csv"], 1, r"Only numeric and boolean columns .*'name' \(String\).*--drop NAME"),
         (["fit", "ragged.csv"], 1, "ragged.csv cannot be read as a table"),
         (["fit", "holes.csv"], 1, "Missing values in 'b'"),
-        (["fit", "one.csv"], 1, "n_samples = 1: VAE needs at least 4 rows"),
+        (["fit", "one.csv"], 1, "n_samples = 1: AE needs at least 4 rows"),
         (["fit", "normal.csv", "-o", "model.safetensors"], 2, "model.safetensors exists. Give --overwrite"),
         (["fit", "normal.csv", "-o", "model.pkl"], 2, "--out must end in .safetensors"),
         (["fit", "normal.csv", "-o", "no/where.safetensors"], 2, "folder no of --out does not exist"),
