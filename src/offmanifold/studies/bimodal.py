@@ -12,7 +12,7 @@ from offmanifold.detectors.ae import AE
 from offmanifold.detectors.nae import NAE
 from offmanifold.measures.detection import auroc
 from offmanifold.report.figures import NORMAL, OUTLIER, new_figure, write_figure
-from offmanifold.studies.core import Job, Record, Study, arrays_of, over_seeds
+from offmanifold.studies.core import Job, Record, Study, arrays_of, shown
 
 # Scale → training rows, steps of the autoencoder, of normalisation.
 SIZES = {"smoke": (200, 10, 5), "laptop": (2_000, 500, 300), "paper": (10_000, 2_000, 2_000)}
@@ -67,8 +67,7 @@ def table(records: list[Record]) -> str:
         for key in ("ae", "nae"):
             own = _of(records, key, latent_dim)
             if own:
-                mean, low, high = over_seeds([r["metrics"]["auroc"]["value"] for r in own])
-                here = f"{mean:.3f} [{low:.3f}, {high:.3f}]" if len(own) > 1 else f"{mean:.3f}"
+                here = shown([r["metrics"]["auroc"]["value"] for r in own])
                 lines.append(f"| {key.upper()} | {latent_dim} | {here} | {len(own)} |")
     return "\n".join(lines) + "\n"
 

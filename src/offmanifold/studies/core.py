@@ -183,6 +183,19 @@ def baseline_scores(name: str, train: Array, normal: Array, odd: Array) -> tuple
     return kept(flat_normal), kept(flat_odd)
 
 
+def shown(values: Sequence[float]) -> str:
+    """Return the mean over seeds as tables show it: with its interval where there are several, "–" where none."""
+    if not values:
+        return "–"
+    mean, low, high = over_seeds(values)
+    return f"{mean:.3f} [{low:.3f}, {high:.3f}]" if len(values) > 1 else f"{mean:.3f}"
+
+
+def slug(row: str) -> str:
+    """Return a row's name as it stands in file names: "VAE(L)" → "vae-l"."""
+    return row.lower().replace("(", "-").replace(")", "")
+
+
 def _finished(folder: Path, job: Job) -> Record | None:
     path = folder / f"{job['name']}.json"
     if not path.is_file():

@@ -13,7 +13,7 @@ from offmanifold.detectors.ae import AE
 from offmanifold.detectors.nae import NAE
 from offmanifold.detectors.vae import VAE
 from offmanifold.report.figures import new_figure, write_figure
-from offmanifold.studies.core import Job, Record, Study, over_seeds
+from offmanifold.studies.core import Job, Record, Study, arrays_of, shown
 
 # Scale → training rows, steps, widths of FCRes2, learning rate. P3: 2 000 steps of batch 200, (256, 1024).
 SIZES = {
@@ -144,10 +144,7 @@ def table(records: list[Record]) -> str:
         for latent_dim in LATENT_DIMS:
             own = _of(records, row, latent_dim)
             if own:
-                cells = []
-                for measure in MEASURES:
-                    mean, low, high = over_seeds([r["metrics"][measure] for r in own])
-                    cells.append(f"{mean:.3f} [{low:.3f}, {high:.3f}]" if len(own) > 1 else f"{mean:.3f}")
+                cells = [shown([r["metrics"][measure] for r in own]) for measure in MEASURES]
                 lines.append(f"| {row} | {latent_dim} | {' | '.join(cells)} | {len(own)} |")
     world, (points, area) = EightGaussians(), grid()
     log_p = world.log_prob(points)
@@ -157,8 +154,6 @@ def table(records: list[Record]) -> str:
 
 def figure(records: list[Record], path: Path) -> None:
     """Draw the densities with samples, one row a model, one column a latent size."""
-    from offmanifold.studies.core import arrays_of
-
     rows = [row for row in ROWS if any(r["job"]["row"] == row for r in records)]
     drawing = new_figure(2.3 * (len(LATENT_DIMS) + 1), 2.3 * len(rows))
     axes = drawing.subplots(len(rows), len(LATENT_DIMS) + 1, squeeze=False)

@@ -11,7 +11,7 @@ from offmanifold.data import benchmarks
 from offmanifold.detectors.vae import VAE
 from offmanifold.measures.detection import auroc
 from offmanifold.report.figures import dot_rows
-from offmanifold.studies.core import Job, Record, Study, over_seeds
+from offmanifold.studies.core import Job, Record, Study, over_seeds, shown
 
 # Scale → training images, epochs, test images of each kind. P1: all 60 000, 100 epochs, all 10 000.
 SIZES = {"smoke": (150, 1, 60), "laptop": (6_000, 8, 1_000), "paper": (60_000, 100, 10_000)}
@@ -102,10 +102,8 @@ def table(records: list[Record]) -> str:
         "|---|---|---|---|---|",
     ]
     for row, score, values, paper in _cells(records):
-        mean, low, high = over_seeds(values)
-        ours = f"{mean:.3f} [{low:.3f}, {high:.3f}]" if len(values) > 1 else f"{mean:.3f}"
         theirs = f"{paper[0]:.2f} ({paper[1]:.2f})" if paper else "–"
-        lines.append(f"| {row} | {SCORES[score]} | {theirs} | {ours} | {len(values)} |")
+        lines.append(f"| {row} | {SCORES[score]} | {theirs} | {shown(values)} | {len(values)} |")
     gammas = [r["metrics"]["gamma"] for r in records if r["job"]["row"] == "Gaussian, γ learned"]
     if gammas:
         lines += [

@@ -11,7 +11,7 @@ from offmanifold.data import benchmarks
 from offmanifold.detectors import DETECTORS
 from offmanifold.measures.detection import auroc
 from offmanifold.report.figures import dot_rows
-from offmanifold.studies.core import Job, Record, Study, baseline_scores, over_seeds
+from offmanifold.studies.core import Job, Record, Study, baseline_scores, over_seeds, shown, slug
 
 # Scale → digits, training images, test images of each kind.
 SIZES = {
@@ -89,10 +89,9 @@ def jobs(scale: str, seed: int) -> list[Job]:
     for digit in digits:
         for row, (key, own) in ROWS.items():
             parameters = {} if key is None else parameters_of(key, scale, own)
-            slug = row.lower().replace("(", "-").replace(")", "")
             made.append(
-                {"name": f"{slug}-digit{digit}-seed{seed}", "row": row, "detector": key, "digit": digit, "seed": seed,
-                 "train_images": images, "test_images": test, "parameters": parameters}
+                {"name": f"{slug(row)}-digit{digit}-seed{seed}", "row": row, "detector": key, "digit": digit,
+                 "seed": seed, "train_images": images, "test_images": test, "parameters": parameters}
             )  # fmt: skip
     return made
 
@@ -140,13 +139,6 @@ def _means(records: list[Record], row: str, digits: list[int]) -> list[float]:
     return means
 
 
-def _interval(values: list[float]) -> str:
-    if not values:
-        return "–"
-    mean, low, high = over_seeds(values)
-    return f"{mean:.3f} [{low:.3f}, {high:.3f}]" if len(values) > 1 else f"{mean:.3f}"
-
-
 def table(records: list[Record]) -> str:
     """Return the Markdown table."""
     digits = sorted({r["job"]["digit"] for r in records})
@@ -162,10 +154,10 @@ def table(records: list[Record]) -> str:
         own = [_values(records, row, digit) for digit in digits]
         if any(own):
             paper = f"{np.mean([PAPER[row][digit] for digit in digits]):.3f}" if row in PAPER else "–"
-            cells = [_interval(values) for values in own]
+            cells = [shown(values) for values in own]
             fewest, most = min(map(len, own)), max(map(len, own))
             lines.append(
-                f"| {row} | {' | '.join(cells)} | {_interval(_means(records, row, digits))} | {paper} | "
+                f"| {row} | {' | '.join(cells)} | {shown(_means(records, row, digits))} | {paper} | "
                 f"{fewest if fewest == most else f'{fewest}–{most}'} |"
             )
     return "\n".join(lines) + "\n"

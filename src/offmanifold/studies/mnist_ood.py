@@ -7,15 +7,18 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from offmanifold.data import benchmarks
+from offmanifold.data import outliers as synthetic
 from offmanifold.detectors import DETECTORS
 from offmanifold.measures.detection import auroc
 from offmanifold.report.figures import dot_rows
 from offmanifold.studies import mnist_holdout
-from offmanifold.studies.core import Job, Record, Study, baseline_scores, over_seeds
+from offmanifold.studies.core import Job, Record, Study, baseline_scores, over_seeds, shown, slug
 
 KINDS = ("ConstantGray", "Half", "Chimera", "Omniglot", "Noise", "Fashion")
+MADE = {"ConstantGray": "constant", "Half": "erased", "Noise": "noise"}
 # Training may be watched by families of outliers that are not reported here.
 WATCH = ("patches", "inverted")
 ROWS: dict[str, tuple[str | None, dict[str, Any]]] = {
@@ -40,26 +43,21 @@ def outliers(kind: str, images: Pixels, labels: npt.NDArray[Any], n: int) -> Pix
     Half: the upper or lower half zero, by the index's parity. Chimera: the upper half of one digit over the lower half
     of another class, rows 11 to 16 zero.
     """
+    if kind in MADE:
+        made = synthetic.make(MADE[kind], torch.from_numpy(images[:n, None] / 255), torch.Generator().manual_seed(0))
+        return (made[:, 0] * 255).round().to(torch.uint8).numpy()
     rng = np.random.default_rng(0)
-    if kind == "ConstantGray":
-        return np.broadcast_to(rng.integers(256, size=(n, 1, 1), dtype=np.uint8), (n, 28, 28)).copy()
-    if kind == "Noise":
-        return rng.integers(256, size=(n, 28, 28), dtype=np.uint8)
     if kind == "Omniglot":
         characters = benchmarks.images("omniglot28").test
         return characters[rng.permutation(len(characters))[:n]]
     if kind == "Fashion":
         return benchmarks.images("fashion_mnist").test[:n]
-    made = images[:n].copy()
-    if kind == "Half":
-        made[0::2, :14] = 0
-        made[1::2, 14:] = 0
-        return made
+    chimeras = images[:n].copy()
     for i in range(n):
         partner = rng.choice(np.flatnonzero(labels != labels[i]))
-        made[i, 14:] = images[partner, 14:]
-    made[:, 11:17] = 0
-    return made
+        chimeras[i, 14:] = images[partner, 14:]
+    chimeras[:, 11:17] = 0
+    return chimeras
 
 
 def jobs(scale: str, seed: int) -> list[Job]:
@@ -68,9 +66,8 @@ def jobs(scale: str, seed: int) -> list[Job]:
     made: list[Job] = []
     for row, (key, own) in ROWS.items():
         parameters = {} if key is None else mnist_holdout.parameters_of(key, scale, own)
-        slug = row.lower().replace("(", "-").replace(")", "")
         made.append(
-            {"name": f"{slug}-seed{seed}", "row": row, "detector": key, "seed": seed, "train_images": images,
+            {"name": f"{slug(row)}-seed{seed}", "row": row, "detector": key, "seed": seed, "train_images": images,
              "test_images": test, "parameters": parameters}
         )  # fmt: skip
     return made
@@ -116,8 +113,7 @@ def table(records: list[Record]) -> str:
             continue
         cells = []
         for index, kind in enumerate(KINDS):
-            mean, low, high = over_seeds([r["metrics"]["auroc"][kind]["value"] for r in own])
-            cell = f"{mean:.3f} [{low:.3f}, {high:.3f}]" if len(own) > 1 else f"{mean:.3f}"
+            cell = shown([r["metrics"]["auroc"][kind]["value"] for r in own])
             paper = PAPER.get(row, ())
             cells.append(cell + (f" ({paper[index]:.3f})" if index < len(paper) else ""))
         lines.append(f"| {row} | {' | '.join(cells)} | {len(own)} |")

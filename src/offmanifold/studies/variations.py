@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from offmanifold.report.figures import dot_rows
 from offmanifold.studies import mnist_holdout
-from offmanifold.studies.core import Job, Record, Study, over_seeds
+from offmanifold.studies.core import Job, Record, Study, over_seeds, shown
 
 DIGIT = 9
 
@@ -59,8 +59,7 @@ def study_of(name: str, title: str, paper: str, variations: Callable[[str], list
             "|---|---|---|---|",
         ]
         for row, own in rows_of(records).items():
-            mean, low, high = over_seeds([r["metrics"]["auroc"]["value"] for r in own])
-            here = f"{mean:.3f} [{low:.3f}, {high:.3f}]" if len(own) > 1 else f"{mean:.3f}"
+            here = shown([r["metrics"]["auroc"]["value"] for r in own])
             theirs = own[0]["job"]["paper"]
             lines.append(f"| {row} | {'–' if theirs is None else f'{theirs:.3f}'} | {here} | {len(own)} |")
         return "\n".join(lines) + "\n"
