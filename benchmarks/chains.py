@@ -133,7 +133,7 @@ def main() -> None:
     in_default_arrangement(plain)
     detector, settings, model = build(device, options.capacity)
     dtype = choose_dtype("auto", model, device)
-    chain = detector._chain(model, settings)
+    chain = detector._chain(model, settings, detector._start(model, settings))
     (phase,) = detector._phases(model, settings)[1:]
     (update,) = phase.updates
     optimizer = update.optimizer.build(update.groups)

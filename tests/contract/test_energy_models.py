@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -92,6 +94,13 @@ def test_a_cut_run_resumes_bit_for_bit_with_its_replay(
             assert torch.equal(tensor, resumed.module_.state_dict()[name]), f"{name}, cut after {cut}"
 
 
+def test_a_replay_of_another_latent_size_is_refused(plane: Any, tmp_path: Path) -> None:
+    path = tmp_path / "run.checkpoint"
+    made(NAE, latent_dim=2).fit(plane[0], checkpoint=path, checkpoint_every=0)
+    with pytest.raises(ValueError, match="belongs to a run with other data or settings"):
+        made(NAE, latent_dim=3).fit(plane[0], checkpoint=path, resume=True)
+
+
 def test_the_density_integrates_to_one_in_the_users_units(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(400, 2)) * [1.0, 50.0] + [0.0, 1000.0]
@@ -128,8 +137,15 @@ def test_samples_come_in_the_users_layout_and_bounds(cls: type[OutlierDetector],
 
 def test_adjusted_chains_that_do_not_move_are_named() -> None:
     rows = np.random.default_rng(0).normal(size=(200, 3))
-    with pytest.warns(UserWarning, match=r"accepted 0\.0% of their moves.*visible_chain=\(3, 500, 31\.6\)"):
+    with pytest.warns(UserWarning, match=r"accepted 0\.0% of their moves") as caught:
         made(NAE, adjusted=True, visible_chain=(3, 5000.0, 100.0)).fit(rows)
+    said = re.search(r"visible_chain=(\(3, [^)]*\))", str(caught[0].message))
+    assert said is not None
+    advised = ast.literal_eval(said.group(1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        followed = made(NAE, adjusted=True, visible_chain=advised).fit(rows)
+    assert 0.2 < followed.history_[-1]["acceptance"] < 0.9
 
 
 @pytest.mark.parametrize(
@@ -146,6 +162,9 @@ def test_adjusted_chains_that_do_not_move_are_named() -> None:
         (NAE, {"restart": 1.5}, "restart must be .* at most 1"),
         (NAE, {"average": 1.0}, "average must be .* below 1"),
         (NAE, {"distance": "ssim"}, "distance='ssim' compares images"),
+        (NAE, {"replay_size": 100}, "replay_size=100 does not hold .* at least batch_size=128"),
+        (NAE, {"negatives": "pcd", "replay_size": 0}, "negatives='pcd' goes on from .* replay_size=0"),
+        (IGEBM, {"replay_size": 100}, "replay_size=100 does not hold"),
         (IGEBM, {"negatives": "omi"}, "negatives='omi' is unknown"),
         (IGEBM, {"replay_size": 0}, "replay_size must be an integer of at least 1"),
         (IGEBM, {"energy_penalty": -1.0}, "energy_penalty must be .* at least 0"),

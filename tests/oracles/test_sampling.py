@@ -139,6 +139,11 @@ def test_bounds_refuse_or_clamp() -> None:
         assert state.position.min() >= 0 and state.position.max() <= 1
         assert abs(state.position.var().item() * 12 - 1) < 0.05  # uniform on [0, 1] stays uniform
         assert 0.5 < info.accepted.mean() < 0.95
+    outside = torch.full((5, 1), 3.0, dtype=torch.float64)
+    state, _ = run(metropolis.step, generator(), kernel.space.enter(outside), flat, kernel, 50)
+    assert (state.position < 1).any() and state.position.max() <= 1
+    state, info = run(metropolis.step, generator(), outside, flat, kernel, 50)
+    assert info.accepted.eq(0).all()  # what entering is for
     clamped = dataclasses.replace(kernel, space=Space(0.0, 1.0))
     state, _ = run(langevin.step, generator(), start, flat, clamped, 50)
     assert (state.position == 1).any() and state.position.max() <= 1

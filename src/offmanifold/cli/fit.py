@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from offmanifold.detectors import OutlierDetector
 
 CONFIG_KEYS = ("detector", "array", "drop", "threads", "parameters")
-# The better of the two on tables, level on images (docs/benchmarks.md); `nae` takes minutes where these take seconds.
+# The better of the quick ones on tables (docs/benchmarks.md); `nae` takes minutes where they take seconds.
 DEFAULT_DETECTOR = "ae"
 
 

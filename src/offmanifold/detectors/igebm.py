@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, final
+from typing import final
 
 import numpy as np
-import torch
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
@@ -14,23 +13,24 @@ from torch.nn.utils.parametrizations import spectral_norm
 from offmanifold import parameters
 from offmanifold.data.inputs import Float64Array, InputSpec
 from offmanifold.detectors.base import OutlierDetector
-from offmanifold.detectors.configured import Settings
-from offmanifold.detectors.contrastive import (
+from offmanifold.detectors.chains import (
     SAMPLING_FACTOR,
     Chain,
     Range,
     chain_bounds,
     chain_settings,
-    contrastive_phase,
     families_to_watch,
     noise_within,
+    replay_size,
     settle_bounds,
     size_of_network,
 )
+from offmanifold.detectors.configured import Settings
+from offmanifold.detectors.contrastive import contrastive_phase
 from offmanifold.networks import choose
 from offmanifold.networks.network import Network
 from offmanifold.sampling import langevin
-from offmanifold.sampling.chain import Kernel, Space, run
+from offmanifold.sampling.chain import Kernel, Space
 from offmanifold.sampling.replay import Replay
 from offmanifold.sampling.starts import FromData, Persistent, Start
 from offmanifold.training.phases import ParameterGroup, Phase
@@ -184,7 +184,7 @@ calibration_fraction, device, precision, random_state, verbose
             "visible_chain": chain_settings("visible_chain", chain, fewest=1),
             "clip": None if table else 0.01,
             "bounds": chain_bounds(self.bounds, table),
-            "replay_size": parameters.integer("replay_size", self.replay_size),
+            "replay_size": replay_size(self.replay_size, self.batch_size, minimum=1),
             "restart": parameters.real("restart", self.restart, minimum=0, maximum=1),
             "energy_penalty": parameters.real("energy_penalty", self.energy_penalty, minimum=0),
             "average": parameters.real("average", self.average, minimum=0, below=1),
@@ -213,7 +213,7 @@ calibration_fraction, device, precision, random_state, verbose
             contrastive_phase(
                 "contrast",
                 energy=model.energy,
-                chain=self._chain(settings),
+                chain=self._chain(settings, self._start(settings)),
                 groups=(ParameterGroup.of("energy", model.body),),
                 optimizer=self._optimizer(settings),
                 steps=settings["steps"],
@@ -225,15 +225,18 @@ calibration_fraction, device, precision, random_state, verbose
             )
         ]
 
-    def _chain(self, settings: Settings) -> Chain:
+    @staticmethod
+    def _chain(settings: Settings, start: Start, factor: int = 1) -> Chain:
         steps, step_size, noise = settings["visible_chain"]
         kernel = Kernel(step_size, noise, clip=settings["clip"], space=Space(*settings["bounds"]))
-        start: Start = FromData()
-        if settings["negatives"] != "cd":
-            restart = settings["restart"] if settings["negatives"] == "pcd-restart" else 0.0
-            ring = Replay(settings["replay_size"], self.spec_.shape, self._device)
-            start = Persistent(ring, noise_within(settings["bounds"], self.spec_.shape, self._device), restart)
-        return Chain(start, langevin.step, kernel, steps)
+        return Chain(start, langevin.step, kernel, factor * steps)
+
+    def _start(self, settings: Settings) -> Start:
+        if settings["negatives"] == "cd":
+            return FromData()
+        ring = Replay(settings["replay_size"], self.spec_.shape, self._device)
+        restart = settings["restart"] if settings["negatives"] == "pcd-restart" else 0.0
+        return Persistent(ring, noise_within(settings["bounds"], self.spec_.shape, self._device), restart)
 
     def _energy_terms(self, model: EnergyNetwork, rows: Tensor) -> dict[str, Tensor]:
         return {"energy": model.energy(rows)}
@@ -243,10 +246,6 @@ calibration_fraction, device, precision, random_state, verbose
         check_is_fitted(self, "module_")
         parameters.integer("n", n)
         generator = self._generator(random_state)
-        chain, model = self._chain(self.settings_), self.module_
-        begun = noise_within(self.settings_["bounds"], self.spec_.shape, self._device)(generator, n)
-        made: list[Any] = []
-        for part in torch.split(begun, 256):
-            state, _ = run(chain.step, generator, part, model.energy, chain.kernel, SAMPLING_FACTOR * chain.steps)
-            made.append(state.position)
-        return self._restore(torch.cat(made))
+        noise = noise_within(self.settings_["bounds"], self.spec_.shape, self._device)
+        chain = self._chain(self.settings_, FromData(), SAMPLING_FACTOR)
+        return self._restore(chain.samples(generator, n, lambda k: noise(generator, k), self.module_.energy))

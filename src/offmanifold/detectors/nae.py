@@ -16,72 +16,32 @@ from offmanifold import parameters
 from offmanifold.data.inputs import Float64Array, InputSpec
 from offmanifold.detectors.autoencoder import Autoencoder
 from offmanifold.detectors.base import OutlierDetector
-from offmanifold.detectors.configured import Settings
-from offmanifold.detectors.contrastive import (
+from offmanifold.detectors.chains import (
     SAMPLING_FACTOR,
     Chain,
     Range,
     chain_bounds,
     chain_settings,
-    contrastive_phase,
     families_to_watch,
     noise_within,
+    replay_size,
     settle_bounds,
     size_of_network,
-    sum_of_squares,
 )
+from offmanifold.detectors.configured import Settings
+from offmanifold.detectors.contrastive import contrastive_phase, sum_of_squares
 from offmanifold.detectors.latent import LatentMixin
+from offmanifold.detectors.presets import PRESETS
 from offmanifold.networks import choose
 from offmanifold.probability.distances import DISTANCES, distance
 from offmanifold.probability.latents import LATENTS, prior_sample
 from offmanifold.sampling import langevin, metropolis
-from offmanifold.sampling.chain import Kernel, Space, run
+from offmanifold.sampling.chain import Kernel, Space
 from offmanifold.sampling.replay import Replay
 from offmanifold.sampling.starts import FromData, OnManifold, Persistent, Start
 from offmanifold.training.phases import Loss, Metrics, ParameterGroup, Phase, Update
 from offmanifold.training.progress import Verbosity
 
-# What "auto" means, by preset. Chains are (steps, λ, σ); a visible λ of None is 0.0128 a dimension, which is P3's 10
-# for MNIST. The first two are ours (docs/defaults.md); the others are P3's Table 11 and appendix D.3, with epochs
-# turned into steps at batch 128; it does not print the latent sizes for CIFAR-10 and CelebA.
-PRESETS: dict[str, dict[str, Any]] = {
-    "images": {
-        "latent_dim": 32, "latent": "sphere", "capacity": 0.5, "latent_chain": (10, 0.2, 0.05),
-        "visible_chain": (15, None, 0.05), "anneal": True, "clip": 0.01, "adjusted": False, "temperature": 1.0,
-        "encoder_penalty": 1e-4, "average": 0.985, "pretraining_steps": 5000, "pretraining_rate": 1e-3,
-        "steps": 240, "rate": 1e-4, "schedule": "one-cycle",
-    },
-    "tables": {
-        "latent_dim": None, "latent": "euclidean", "capacity": 1.0, "latent_chain": (10, 0.005, 0.1),
-        "visible_chain": (15, None, 0.05), "anneal": True, "clip": None, "adjusted": False, "temperature": 1.0,
-        "encoder_penalty": 0.0, "average": 0.985, "pretraining_steps": 300, "pretraining_rate": 2e-3,
-        "steps": 300, "rate": 5e-4, "schedule": "one-cycle",
-    },
-    "2d": {
-        "latent_dim": 3, "latent": "euclidean", "capacity": 1.0,
-        "latent_chain": (10, 0.005, 0.1), "visible_chain": (30, 0.005, 0.1), "anneal": False, "clip": None,
-        "adjusted": True, "temperature": "learned", "encoder_penalty": 0.0, "average": 0.0, "pretraining_steps": 0,
-        "pretraining_rate": 1e-4, "steps": 2000, "rate": 1e-5, "schedule": "constant",
-    },
-    "mnist": {
-        "latent_dim": 32, "latent": "sphere", "capacity": 1.0, "latent_chain": (10, 0.2, 0.05),
-        "visible_chain": (50, 10.0, 0.05), "anneal": True, "clip": 0.01, "adjusted": False, "temperature": 1.0,
-        "encoder_penalty": 1e-4, "average": 0.0, "pretraining_steps": 39_100, "pretraining_rate": 1e-4,
-        "steps": 19_550, "rate": 1e-5, "schedule": "constant",
-    },
-    "cifar10": {
-        "latent_dim": 64, "latent": "sphere", "capacity": 1.0, "latent_chain": (20, 1.0, 0.02),
-        "visible_chain": (40, 10.0, 0.02), "anneal": True, "clip": 0.01, "adjusted": False, "temperature": 1.0,
-        "encoder_penalty": 1e-4, "average": 0.0, "pretraining_steps": 42_240, "pretraining_rate": 1e-4,
-        "steps": 3520, "rate": 1e-5, "schedule": "constant",
-    },
-    "celeba": {
-        "latent_dim": 64, "latent": "sphere", "capacity": 1.0, "latent_chain": (20, 1.0, 0.02),
-        "visible_chain": (40, 10.0, 0.02), "anneal": True, "clip": 0.01, "adjusted": False, "temperature": 1.0,
-        "encoder_penalty": 0.0, "average": 0.0, "pretraining_steps": 42_240, "pretraining_rate": 1e-4,
-        "steps": 3520, "rate": 1e-5, "schedule": "constant",
-    },
-}  # fmt: skip
 STEP_A_DIMENSION = 0.0128
 NEGATIVES = ("omi", "cd", "pcd", "pcd-restart")
 LOWEST_ACCEPTANCE = 0.05
@@ -295,6 +255,11 @@ random_state, verbose
             return preset[argument] if isinstance(value, str) and value == "auto" else value
 
         parameters.choice("negatives", self.negatives, NEGATIVES)
+        if self.negatives.startswith("pcd") and self.replay_size == 0:
+            raise ValueError(
+                f"negatives={self.negatives!r} goes on from the replay buffer, which replay_size=0 leaves out. "
+                "Use a larger one, or negatives='cd'."
+            )
         parameters.choice("distance", self.distance, DISTANCES)
         if self.distance == "ssim" and table:
             raise ValueError("distance='ssim' compares images; the data are a table. Use 'squared' or 'l1'.")
@@ -333,7 +298,7 @@ random_state, verbose
             "clip": preset["clip"],
             "adjusted": bool(adjusted),
             "bounds": chain_bounds(self.bounds, table),
-            "replay_size": parameters.integer("replay_size", self.replay_size, minimum=0),
+            "replay_size": replay_size(self.replay_size, self.batch_size, minimum=0),
             "restart": parameters.real("restart", self.restart, minimum=0, maximum=1),
             "energy_penalty": parameters.real("energy_penalty", self.energy_penalty, minimum=0),
             "encoder_penalty": parameters.real("encoder_penalty", auto("encoder_penalty"), minimum=0),
@@ -405,7 +370,7 @@ random_state, verbose
             contrastive_phase(
                 "normalisation",
                 energy=model.energy,
-                chain=self._chain(model, settings),
+                chain=self._chain(model, settings, self._start(model, settings)),
                 groups=groups,
                 optimizer=self._optimizer(settings),
                 steps=settings["steps"],
@@ -419,7 +384,8 @@ random_state, verbose
         )
         return phases
 
-    def _chain(self, model: NormalizedAutoencoder, settings: Settings) -> Chain:
+    @staticmethod
+    def _chain(model: NormalizedAutoencoder, settings: Settings, start: Start) -> Chain:
         steps, step_size, noise = settings["visible_chain"]
         low, high = settings["bounds"]
         adjusted = settings["adjusted"]
@@ -432,7 +398,7 @@ random_state, verbose
             Space(low, high, "reject" if adjusted else "clamp"),
         )
         step = metropolis.step if adjusted else langevin.step
-        return Chain(self._start(model, settings), step, kernel, steps)
+        return Chain(start, step, kernel, steps)
 
     def _start(self, model: NormalizedAutoencoder, settings: Settings) -> Start:
         size, restart, kind = settings["replay_size"], settings["restart"], settings["negatives"]
@@ -443,7 +409,7 @@ random_state, verbose
             replay = Replay(size, (settings["latent_dim"],), device) if size else None
             return self._on_manifold(model, settings, replay, restart)
         noise = noise_within(settings["bounds"], self.spec_.shape, device)
-        ring = Replay(max(1, size), self.spec_.shape, device)
+        ring = Replay(size, self.spec_.shape, device)
         return Persistent(ring, noise, restart if kind == "pcd-restart" else 0.0)
 
     @staticmethod
@@ -478,19 +444,18 @@ random_state, verbose
         """
         check_is_fitted(self, "module_")
         parameters.integer("n", n)
+        chain = self._fresh_chain(SAMPLING_FACTOR)
         generator = self._generator(random_state)
-        settings, model = self.settings_, self.module_
-        chain = self._chain(model, settings)
-        start = self._on_manifold(model, settings, None, 1.0)
-        start.steps *= SAMPLING_FACTOR
-        made = []
-        for first in range(0, n, 256):
-            like = torch.empty(min(256, n - first), 1, device=self._device)
-            begun, _ = start.begin(generator, like)
-            state, _ = run(chain.step, generator, chain.kernel.space.bring_back(begun), model.energy, chain.kernel,
-                           chain.steps)  # fmt: skip
-            made.append(state.position)
-        return self._restore(torch.cat(made))
+        # Starts on the manifold need to know how many, and nothing else.
+        return self._restore(
+            chain.samples(generator, n, lambda k: torch.empty(k, 1, device=self._device), self.module_.energy)
+        )
+
+    def _fresh_chain(self, factor: int) -> Chain:
+        """Return the chain without a memory: from the prior, the latent chain ``factor`` times as long."""
+        start = self._on_manifold(self.module_, self.settings_, None, 1.0)
+        start.steps *= factor
+        return self._chain(self.module_, self.settings_, start)
 
     def log_prob(
         self, X: Any, *, normalise: str = "grid", bounds: tuple[Range, Range] | None = None, points: int = 400
@@ -534,11 +499,14 @@ random_state, verbose
             return
         rate = self.history_[-1].get("acceptance", 1.0)
         if rate < LOWEST_ACCEPTANCE:
-            steps, step_size, _ = self.settings_["visible_chain"]
+            chain, generator = self._fresh_chain(1), self._generator(0)
+            begun, _ = chain.start.begin(generator, torch.empty(128, 1, device=self._device))
+            size = metropolis.suggest_step_size(
+                generator, chain.kernel.space.enter(begun), self.module_.energy, chain.kernel
+            )
             warnings.warn(
                 f"The adjusted chains accepted {rate:.1%} of their moves, so they hardly moved. Try "
-                f"visible_chain=({steps}, {step_size / 10:.3g}, {math.sqrt(step_size / 5):.3g}): a step size ten times "
-                "smaller.",
+                f"visible_chain=({chain.steps}, {size:.3g}, {math.sqrt(2 * size):.3g}): about half are accepted then.",
                 UserWarning,
                 stacklevel=3,
             )

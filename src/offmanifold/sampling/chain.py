@@ -91,6 +91,10 @@ class Space:
             position = position.clamp(self.low, self.high)
         return position
 
+    def enter(self, position: Tensor) -> Tensor:
+        """Bring starts inside, whatever becomes of proposals beyond: from outside a refused chain never gets in."""
+        return dataclasses.replace(self, outside="clamp").bring_back(position)
+
     def contains(self, position: Tensor) -> Tensor:
         """Say of each row ``(n,)`` whether it is finite and within the bounds."""
         flat = position.flatten(1)

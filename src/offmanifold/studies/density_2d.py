@@ -12,7 +12,7 @@ from offmanifold.data.toys import EightGaussians
 from offmanifold.detectors.ae import AE
 from offmanifold.detectors.nae import NAE
 from offmanifold.detectors.vae import VAE
-from offmanifold.report.figures import new_figure, write_figure
+from offmanifold.report.figures import OUTLIER, new_figure, write_figure
 from offmanifold.studies.core import Job, Record, Study, arrays_of, shown
 
 # Scale → training rows, steps, widths of FCRes2, learning rate. P3: 2 000 steps of batch 200, (256, 1024).
@@ -170,7 +170,7 @@ def figure(records: list[Record], path: Path) -> None:
                 q = np.exp(log_q - np.logaddexp.reduce(log_q)) / grid()[1]
                 axis.imshow(q.reshape(SIDE, SIDE).T, origin="lower", extent=extent, cmap="Blues", vmax=truth.max())
                 if "samples" in arrays:
-                    axis.plot(*arrays["samples"][:200].T, ".", color="#D55E00", markersize=1.5)
+                    axis.plot(*arrays["samples"][:200].T, ".", color=OUTLIER, markersize=1.5)
                 axis.text(-3.8, 3.3, f"KL {own[0]['metrics']['kl']:.2f}", fontsize=8)
     for axis in axes.flat:
         axis.set_xticks([])
