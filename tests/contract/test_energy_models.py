@@ -94,6 +94,20 @@ def test_a_cut_run_resumes_bit_for_bit_with_its_replay(
             assert torch.equal(tensor, resumed.module_.state_dict()[name]), f"{name}, cut after {cut}"
 
 
+def test_a_phase_that_only_rolls_back_keeps_what_it_began_with(plane: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def overflowing(self: NAE, model: Any, settings: Any, start: Any) -> Any:
+        chain = original(model, settings, start)
+        monkeypatch.setattr(chain, "negatives", lambda generator, rows, energy: (rows * torch.nan, {}))
+        return chain
+
+    original = NAE._chain
+    monkeypatch.setattr(NAE, "_chain", overflowing)
+    detector = made(NAE, steps=2).fit(plane[0])
+    told = detector.training_summary()["normalisation"]
+    assert (told["weights_kept_from_step"], told["judged_at"], told["rolled_back"]) == (0, None, 2)
+    assert np.isfinite(detector.score_samples(plane[0])).all()
+
+
 def test_a_replay_of_another_latent_size_is_refused(plane: Any, tmp_path: Path) -> None:
     path = tmp_path / "run.checkpoint"
     made(NAE, latent_dim=2).fit(plane[0], checkpoint=path, checkpoint_every=0)

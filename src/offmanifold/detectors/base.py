@@ -210,11 +210,12 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
         for phase in dict.fromkeys(record["phase"] for record in self.history_):
             records = [record for record in self.history_ if record["phase"] == phase]
             judged = [record for record in records if "validation" in record]
-            best = next(record for record in reversed(judged) if record["kept"])
+            # A phase whose every check was a rollback keeps what it began with.
+            best = next((record for record in reversed(judged) if record["kept"]), {})
             summary[phase] = {
                 "steps": records[-1]["step"],
-                "weights_kept_from_step": best["step"],
-                "judged_at": best["validation"],
+                "weights_kept_from_step": best.get("step", 0),
+                "judged_at": best.get("validation"),
                 "rolled_back": len(records) - len(judged),
                 "seconds": records[-1]["seconds"],
             }
