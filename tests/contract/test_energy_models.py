@@ -136,6 +136,21 @@ def test_the_density_integrates_to_one_in_the_users_units(tmp_path: Path) -> Non
         made(NAE).fit(rng.normal(size=(60, 3))).log_prob(rng.normal(size=(2, 3)))
 
 
+def test_the_chains_of_samples_can_be_left_out(digits: Any) -> None:
+    images = made(NAE).fit(digits[0][:150])
+    prior, start, sample = (
+        images.sample(8, latent_steps=z, visible_steps=x, random_state=0) for z, x in ((0, 0), (5, 0), (5, 3))
+    )
+    again = images.sample(8, latent_steps=0, visible_steps=0, random_state=0)
+    np.testing.assert_array_equal(prior, again)
+    # What comes from the decoder alone is on its manifold; a start is a code that was moved on it.
+    energies = [-images.score_samples(rows).mean() for rows in (prior, start)]
+    assert energies[1] < energies[0]
+    assert not np.array_equal(start, sample)
+    with pytest.raises(ValueError, match="latent_steps must be"):
+        images.sample(8, latent_steps=-1)
+
+
 @pytest.mark.parametrize("cls", [NAE, IGEBM])
 def test_samples_come_in_the_users_layout_and_bounds(cls: type[OutlierDetector], digits: Any) -> None:
     images = made(cls).fit(digits[0][:150])

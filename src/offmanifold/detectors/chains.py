@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,10 +21,11 @@ Range = tuple[float, float]
 SAMPLING_FACTOR = 8
 # Samples drawn at a time.
 PART = 256
+AnyStart = TypeVar("AnyStart", bound=Start)
 
 
 @dataclasses.dataclass
-class Chain:
+class Chain(Generic[AnyStart]):
     """How negative samples are drawn.
 
     Attributes
@@ -34,9 +35,10 @@ class Chain:
         Adjusted or not.
     kernel : Kernel
     steps : int
+        0 leaves the starts as they are.
     """
 
-    start: Start
+    start: AnyStart
     step: Step
     kernel: Kernel
     steps: int
@@ -45,6 +47,8 @@ class Chain:
         """Return samples of the model ``(n, *shape)``, as many as there are rows, and how the chains went."""
         begun, metrics = self.start.begin(generator, rows)
         begun = self.kernel.space.enter(begun)
+        if not self.steps:
+            return begun, metrics
         state, info = run(self.step, generator, begun, energy, self.kernel, self.steps)
         self.start.end(state.position)
         metrics |= {"drift": info.drift.mean(), "noise": info.noise.mean(), "acceptance": info.accepted.mean()}

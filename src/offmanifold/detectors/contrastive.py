@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ def contrastive_phase(
     name: str,
     *,
     energy: Energy,
-    chain: Chain,
+    chain: Chain[Any],
     groups: tuple[ParameterGroup, ...],
     optimizer: Optimizer,
     steps: int,

@@ -226,7 +226,7 @@ calibration_fraction, device, precision, random_state, verbose
         ]
 
     @staticmethod
-    def _chain(settings: Settings, start: Start, factor: int = 1) -> Chain:
+    def _chain(settings: Settings, start: Start, factor: int = 1) -> Chain[Start]:
         steps, step_size, noise = settings["visible_chain"]
         kernel = Kernel(step_size, noise, clip=settings["clip"], space=Space(*settings["bounds"]))
         return Chain(start, langevin.step, kernel, factor * steps)

@@ -18,6 +18,7 @@ from offmanifold.detectors.autoencoder import Autoencoder
 from offmanifold.detectors.base import OutlierDetector
 from offmanifold.detectors.chains import (
     SAMPLING_FACTOR,
+    AnyStart,
     Chain,
     Range,
     chain_bounds,
@@ -385,7 +386,7 @@ random_state, verbose
         return phases
 
     @staticmethod
-    def _chain(model: NormalizedAutoencoder, settings: Settings, start: Start) -> Chain:
+    def _chain(model: NormalizedAutoencoder, settings: Settings, start: AnyStart) -> Chain[AnyStart]:
         steps, step_size, noise = settings["visible_chain"]
         low, high = settings["bounds"]
         adjusted = settings["adjusted"]
@@ -437,21 +438,41 @@ random_state, verbose
         check_is_fitted(self, "module_")
         return float(self.module_.temperature())
 
-    def sample(self, n: int, *, random_state: int | np.random.RandomState | None = None) -> Float64Array:
+    def sample(
+        self,
+        n: int,
+        *,
+        latent_steps: int | None = None,
+        visible_steps: int | None = None,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> Float64Array:
         """Draw ``n`` rows from the model, in the user's units and layout.
 
         A latent chain from the prior, eight times as long as in training, then the chain on x (P3, appendix D.3).
+
+        Parameters
+        ----------
+        n : int
+        latent_steps, visible_steps : int, optional
+            Other lengths of the two chains. 0 leaves one out: with no chain on x the decoded ends of the latent chain
+            come back, with neither the decoded prior (P3, Fig. 7).
+        random_state : int or RandomState, optional
+            The same one begins with the same codes, whatever the lengths.
         """
         check_is_fitted(self, "module_")
         parameters.integer("n", n)
         chain = self._fresh_chain(SAMPLING_FACTOR)
+        if latent_steps is not None:
+            chain.start.steps = parameters.integer("latent_steps", latent_steps, minimum=0)
+        if visible_steps is not None:
+            chain.steps = parameters.integer("visible_steps", visible_steps, minimum=0)
         generator = self._generator(random_state)
         # Starts on the manifold need to know how many, and nothing else.
         return self._restore(
             chain.samples(generator, n, lambda k: torch.empty(k, 1, device=self._device), self.module_.energy)
         )
 
-    def _fresh_chain(self, factor: int) -> Chain:
+    def _fresh_chain(self, factor: int) -> Chain[OnManifold]:
         """Return the chain without a memory: from the prior, the latent chain ``factor`` times as long."""
         start = self._on_manifold(self.module_, self.settings_, None, 1.0)
         start.steps *= factor

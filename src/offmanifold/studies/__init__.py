@@ -1,6 +1,8 @@
 """The table of studies: one file a table or figure of a paper."""
 
 from offmanifold.studies.bimodal import STUDY as BIMODAL
+from offmanifold.studies.cifar_ood import STUDY as CIFAR_OOD
+from offmanifold.studies.composition import STUDY as COMPOSITION
 from offmanifold.studies.core import Study
 from offmanifold.studies.density_2d import STUDY as DENSITY_2D
 from offmanifold.studies.fashion_vs_mnist import STUDY as FASHION_VS_MNIST
@@ -9,6 +11,7 @@ from offmanifold.studies.mnist_holdout import STUDY as MNIST_HOLDOUT
 from offmanifold.studies.mnist_ood import STUDY as MNIST_OOD
 from offmanifold.studies.pretraining import STUDY as PRETRAINING
 from offmanifold.studies.sampler_settings import STUDY as SAMPLER_SETTINGS
+from offmanifold.studies.samples import STUDY as SAMPLES
 
 STUDIES: dict[str, Study] = {
     study.name: study
@@ -16,11 +19,14 @@ STUDIES: dict[str, Study] = {
         FASHION_VS_MNIST,
         MNIST_HOLDOUT,
         MNIST_OOD,
+        CIFAR_OOD,
         PRETRAINING,
         SAMPLER_SETTINGS,
         LATENT_DIM,
         DENSITY_2D,
         BIMODAL,
+        COMPOSITION,
+        SAMPLES,
     )
 }
 
