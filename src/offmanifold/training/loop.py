@@ -268,12 +268,11 @@ class _Run:
         with self._averaged():
             validation, judged = self._judge(phase)
             problem = self._problem(loss, validation)
-            kept = not problem and (phase.keep == "last" or validation < state.best)
+            kept = not problem and (phase.keep == "last" or validation <= state.best)
+            state.stale_checks = 0 if validation < state.best else state.stale_checks + 1
             if kept:
-                state.best, state.best_step, state.stale_checks = validation, state.step, 0
+                state.best, state.best_step = validation, state.step
                 self.best_weights = self._weights()
-            else:
-                state.stale_checks += 1
         if problem:
             self._recover(phase, problem, record)
             return

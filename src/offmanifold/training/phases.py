@@ -114,7 +114,7 @@ class Phase:
         Sees the held-out rows, with the same noise each time, and decides which weights are kept. Default: the mean of
         the first update's loss.
     keep : {"best", "last"}
-        Whether the judgement chooses the weights, or the last ones are kept whatever it says.
+        Whether the judgement chooses the weights (of equals the later), or the last ones are kept whatever it says.
     patience : int
         Stop after so many checks without a better judgement.
     checks : int
