@@ -14,7 +14,7 @@ FLOORS = [
     {"networks", "probability", "sampling", "data", "measures", "calibration"},
     {"training"},
     {"detectors"},
-    {"storage", "report"},
+    {"storage", "diagnosis", "report"},
     {"studies"},
     {"cli"},
 ]

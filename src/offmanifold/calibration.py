@@ -92,3 +92,13 @@ def split_sizes(rows: int, rate: float, fraction: float | None) -> tuple[int, in
         calibration = math.ceil(fraction * rows)
     stopping = min(max(1, rows // 10), 1000)
     return min(calibration, rows - stopping - 1), stopping
+
+
+def split(
+    rows: int, rate: float, fraction: float | None, seed: int
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Return which rows calibrate, which choose the weights and which train: three sorted arrays of indices."""
+    calibration, stopping = split_sizes(rows, rate, fraction)
+    order = np.random.default_rng(seed).permutation(rows)
+    parts = np.split(order, [calibration, calibration + stopping])
+    return np.sort(parts[0]), np.sort(parts[1]), np.sort(parts[2])

@@ -52,6 +52,7 @@ def save(detector: OutlierDetector, path: str | os.PathLike[str]) -> None:
         "input": detector.spec_.to_json(),
         "rows": detector.rows_,
         "history": detector.history_,
+        "fit_report": detector.fit_report_,
         "made_with": {
             "offmanifold": offmanifold.__version__,
             "torch": torch.__version__,
@@ -141,6 +142,7 @@ def _rebuild(header: dict[str, Any], tensors: dict[str, Tensor], device: str) ->
     detector.spec_ = InputSpec.from_json(header["input"])
     detector.settings_ = header["settings"]
     detector.history_, detector.rows_ = header["history"], header["rows"]
+    detector.fit_report_ = header.get("fit_report", {})  # files of before it was kept
     if detector.settings_["scale"] == "standard":
         mean, scale = tensors["standardiser/mean"].numpy(), tensors["standardiser/scale"].numpy()
         if mean.shape != detector.spec_.shape or scale.shape != mean.shape or not (scale > 0).all():

@@ -142,6 +142,36 @@ def test_inspect(work: Path) -> None:
     assert "a table of 5 columns" in run("inspect", "model.safetensors", cwd=work).stdout
 
 
+def test_inspect_answers_the_three_questions(work: Path) -> None:
+    run("fit", "normal.csv", "--detector", "vae", "--set", "random_state=0", "-o", "vae.safetensors", cwd=work)
+    facts = json.loads(run("inspect", "vae.safetensors", "--json", cwd=work).stdout)
+    assert list(facts["answers"]) == ["latent size", "capacity", "gradients"]
+    assert facts["latents"]["kl"] == sorted(facts["latents"]["kl"], reverse=True)
+    shown = " ".join(run("inspect", "vae.safetensors", cwd=work).stdout.split())
+    assert "latents are active (more than 0.01 nats a row)" in shown
+    assert "learned 0.1, closed form 0." in shown
+
+
+def test_capacity_auto(work: Path) -> None:
+    command = ("fit", "normal.csv", "--capacity", "auto", "--set", "steps=100")
+    command += ("--set", "random_state=0", "-o", "sized.safetensors")
+    done = run(*command, cwd=work)
+    assert "sizes tried" in done.stdout and "best so far" in done.stdout
+    assert done.stderr.count("latent size") == done.stderr.count(" nats; ") >= 3
+    assert not list(work.glob("sized.*[!s]")), "what the search kept is gone"
+    facts = json.loads(run(*command, "--overwrite", "--json", cwd=work).stdout)
+    chosen = [tried for tried in facts["sizes_tried"] if tried["verdict"] == "best so far"][-1]
+    assert facts["detector"] == "vae"
+    assert facts["settings"]["latent_dim"] == chosen["latent_dim"]
+    assert facts["settings"]["hidden"] == [128 * chosen["width"]] * 2
+    refused = complaint(
+        "fit", "normal.csv", "--detector", "ae", "--capacity", "auto", "-o", "x.safetensors", cwd=work, status=2
+    )
+    assert "AE has none" in refused and "Use VAE" in refused
+    refused = complaint("fit", "normal.csv", "--capacity", "2", "-o", "x.safetensors", cwd=work, status=2)
+    assert "--capacity takes auto; got '2'. A factor is set with --set capacity=2." in refused
+
+
 def test_detectors(tmp_path: Path) -> None:
     text = run("detectors", cwd=tmp_path).stdout
     assert all(name in text for name in DETECTORS)
@@ -367,7 +397,10 @@ def test_killed_at_random_moments_and_resumed_it_is_the_same_model(work: Path, h
         if child.returncode == 0:
             break
         cuts += 1
-        if how == signal.SIGINT and "Interrupted; the run is saved" in errors:
+        if how == signal.SIGINT:
+            assert child.returncode == 130
+            assert "Interrupted" in errors
+        if "the run is saved in" in errors:
             refused = complaint("fit", "normal.csv", "-o", out.name, cwd=work, status=2)
             assert "Go on with --resume, or discard it with --overwrite" in refused
     assert cuts >= 2, "the run was too short to be cut"

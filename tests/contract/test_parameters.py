@@ -92,7 +92,7 @@ QUICK = {"steps": 20, "hidden": (16,), "verbose": False, "random_state": 0}
         AE(latent="sphere"),
         AE(noise=0.3),
         *(AE(error_penalty=g, latent_penalty=h, weight_decay=1e-3) for g, h in (("log", "log"), ("sqrt", "huber"))),
-        *(VAE(gamma=g) for g in ("learned", "per-dimension", "closed-form", 0.5)),
+        *(VAE(gamma=g) for g in ("learned", "per-dimension", "closed-form", "continuation", 0.5)),
         *(VAE(score_by=s) for s in ("elbo", "reconstruction", "kl", "iwae")),
         VAE(likelihood="bernoulli", scale=None),
         VAE(beta=0.0),

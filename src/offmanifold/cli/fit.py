@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 import tomllib
 import warnings
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 CONFIG_KEYS = ("detector", "array", "drop", "threads", "parameters")
 # The better of the quick ones on tables (docs/benchmarks.md); `nae` takes minutes where they take seconds.
 DEFAULT_DETECTOR = "ae"
+# Sizes are compared by their likelihood.
+SIZED_DETECTOR = "vae"
 
 
 def fit(
@@ -35,6 +38,14 @@ def fit(
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Set a parameter of the detector (repeatable)."),
+    ] = None,
+    capacity: Annotated[
+        str | None,
+        typer.Option(
+            "--capacity",
+            metavar="auto",
+            help="auto: first grow latent size and width until held-out rows gain nothing more (takes vae).",
+        ),
     ] = None,
     config: Annotated[
         Path | None,
@@ -65,11 +76,15 @@ def fit(
       offmanifold fit images.npz --array x_train --detector vae --set gamma=learned --set epochs=20
 
       offmanifold fit sensors.parquet --drop timestamp --set false_alarm_rate=0.01 --resume
+
+      offmanifold fit normal.csv --capacity auto
     """
+    if capacity not in (None, "auto"):
+        raise common.UsageError(f"--capacity takes auto; got {capacity!r}. A factor is set with --set capacity=2.")
     chosen = _read_config(config)
     if threads is not None:
         chosen["threads"] = threads
-    name = detector or chosen.get("detector", DEFAULT_DETECTOR)
+    name = detector or chosen.get("detector", DEFAULT_DETECTOR if capacity is None else SIZED_DETECTOR)
     array = array or chosen.get("array")
     drop = drop or chosen.get("drop")
 
@@ -95,12 +110,16 @@ def fit(
 
     rows = open_source(data, array=array, drop=drop or ()).load()
     began = time.monotonic()
+    search = out.with_suffix(".capacity.json")
+    tried: dict[str, Any] = {}
+    if capacity == "auto":
+        tried = _choose_capacity(model, rows, search, resume, chosen.get("threads"), quiet, quiet or as_json)
     with warnings.catch_warnings(record=True) as caught, limited_to(chosen.get("threads")):
         warnings.simplefilter("always", UserWarning)
         try:
             model.fit(rows, checkpoint=checkpoint, resume=resume, checkpoint_every=checkpoint_every)
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(
+            raise common.Stopped(
                 f"Interrupted; the run is saved in {checkpoint}. Repeat the command with --resume to go on."
                 if checkpoint.exists()
                 else "Interrupted before anything was saved."
@@ -108,16 +127,19 @@ def fit(
     seconds = time.monotonic() - began
     model.save(out)
     checkpoint.unlink(missing_ok=True)
+    search.unlink(missing_ok=True)
     for warning in caught:
         common.note(f"Warning: {warning.message}")
     summary: dict[str, Any] = {
         "model": str(out),
         "detector": name,
+        "settings": model.settings_,
         "input": model.spec_.describe(),
         "rows": model.rows_,
         "false_alarm_rate": model.false_alarm_rate,
         "steps": sum(phase["steps"] for phase in model.training_summary().values()),
         "seconds": round(seconds, 2),
+        **tried,
     }
     if as_json:
         common.print_json(summary)
@@ -128,6 +150,32 @@ def fit(
             f"{counts['stopping']:,} to stop by, {counts['calibration']:,} to calibrate with.\n"
             f"Wrote {out}. Next:  offmanifold score {out} NEW_DATA --out scores.csv"
         )
+
+
+def _choose_capacity(
+    model: OutlierDetector, rows: Any, state: Path, resume: bool, threads: int | None, quiet: bool, no_table: bool
+) -> dict[str, Any]:
+    """Set the model's size by :func:`suggest_capacity`, show what was decided from and return it."""
+    from offmanifold.diagnosis.capacity import suggest_capacity
+    from offmanifold.training.threads import limited_to
+
+    if not resume:
+        state.unlink(missing_ok=True)
+    silent: Callable[[str], None] = lambda text: None  # noqa: E731
+    try:
+        with limited_to(threads):
+            suggestion = suggest_capacity(model, rows, state=state, report=silent if quiet else common.note)
+    except KeyboardInterrupt:
+        raise common.Stopped(
+            f"Interrupted; what was tried is saved in {state}. Repeat the command with --resume to go on."
+        ) from None
+    except TypeError as error:
+        raise common.UsageError(f"--capacity auto: {error}") from error
+    model.set_params(**suggestion.parameters)
+    if not no_table:
+        columns, table = suggestion.table()
+        common.table("sizes tried", columns, table)
+    return {"sizes_tried": [dataclasses.asdict(candidate) for candidate in suggestion.candidates]}
 
 
 def _read_config(path: Path | None) -> dict[str, Any]:

@@ -27,12 +27,14 @@ def inspect(model: common.ModelArgument, as_json: common.JsonOption = False) -> 
         common.print_json({**facts, "history": detector.history_})
         return
     phases = {f"training, {phase}": told for phase, told in facts.pop("training").items()}
-    rows = [[name.replace("_", " "), _shown(value)] for name, value in (facts | phases).items()]
+    told = facts.pop("answers")
+    rows = [[name.replace("_", " "), _shown(value)] for name, value in (facts | phases | told).items()]
     common.table(str(model), ["", ""], rows)
 
 
 def _facts(detector: OutlierDetector, header: dict[str, Any]) -> dict[str, Any]:
     from offmanifold import calibration
+    from offmanifold.diagnosis.answers import answers
 
     count = len(detector.calibration_scores_)
     facts: dict[str, Any] = {
@@ -53,17 +55,16 @@ def _facts(detector: OutlierDetector, header: dict[str, Any]) -> dict[str, Any]:
         "probes": "16 random rows score here as they did when the model was saved",
         "made_with": header["made_with"],
     }
-    gamma = getattr(detector, "gamma_", None)
-    if gamma is not None:
-        facts["gamma"] = {
-            "mean": float(gamma.mean()),
-            "least": float(gamma.min()),
-            "at_floor": detector.module_.likelihood.touches_floor,
-        }
+    facts |= {name: facts_of_fit for name, facts_of_fit in detector.fit_report_.items() if name != "score"}
+    if "latents" in facts:
+        facts["latents"] = facts["latents"] | {"kl": [round(value, 3) for value in facts["latents"]["kl"]]}
+    facts["answers"] = answers(detector)
     return facts
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, dict) and {"value", "low", "high"} <= value.keys():
+        return f"{_shown(value['value'])} [{_shown(value['low'])}, {_shown(value['high'])}]"
     if isinstance(value, dict):
         return ", ".join(f"{key.replace('_', ' ')} {_shown(inner)}" for key, inner in value.items())
     if isinstance(value, float):

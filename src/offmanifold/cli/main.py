@@ -29,6 +29,10 @@ def _version(value: bool) -> None:
         raise typer.Exit
 
 
+# What shells expect of a program that was stopped by Ctrl-C.
+INTERRUPTED = 130
+
+
 @app.callback()
 def main_options(
     version: Annotated[
@@ -46,7 +50,7 @@ def main_options(
 
       offmanifold score model.safetensors new.csv --out scores.csv
 
-    Exit status: 0 fine, 1 failed, 2 wrong usage.
+    Exit status: 0 fine, 1 failed, 2 wrong usage, 130 interrupted.
     """
 
 
@@ -60,8 +64,13 @@ def main() -> None:
         app(args=arguments, prog_name="offmanifold")
     except common.UsageError as error:
         _fail(error, 2, debug)
-    except KeyboardInterrupt as error:
-        _fail(common.Stopped(str(error) or "Interrupted."), 1, False)
+    except common.Stopped as error:
+        _fail(error, INTERRUPTED, False)
+    except SystemExit as error:
+        # Typer turns a Ctrl-C into this exit status without a word.
+        if error.code == INTERRUPTED:
+            _fail(common.Stopped("Interrupted."), INTERRUPTED, False)
+        raise
     except (ValueError, TypeError, RuntimeError, OSError, MemoryError) as error:
         _fail(error, 1, debug)
 

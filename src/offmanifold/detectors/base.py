@@ -21,12 +21,13 @@ from offmanifold import calibration
 from offmanifold.data.inputs import Float64Array, InputSpec, Rows
 from offmanifold.data.tables import Standardiser
 from offmanifold.detectors.configured import Configured, Settings
+from offmanifold.measures.estimates import difference_of_means, mean_of
 from offmanifold.networks.network import initialise
 from offmanifold.probability.bounds import bits_per_dim
 from offmanifold.training.checkpoints import Checkpointer, fingerprint, saved_seed
 from offmanifold.training.loop import History, train
 from offmanifold.training.phases import Phase
-from offmanifold.training.precision import choose_device, choose_dtype, computing_in
+from offmanifold.training.precision import choose_device, choose_dtype, computing_in, memory_of
 from offmanifold.training.progress import Progress
 from offmanifold.training.threads import limited_to
 
@@ -36,8 +37,17 @@ PROBES = 16
 # Networks always see passes of one fixed size (the last is padded), so that a row's score is the same to the
 # last bit whatever rows come with it.
 TABLE_PASS, IMAGE_PASS = 1024, 64
+# Rows of training, and of stopping, that the report on a fit looks at.
+REPORTED = 1000
+# Of each weight in training: itself, its gradient, two moments, and the best one so far.
+COPIES = 5
 # How many bytes of the user's data are converted at a time: few enough to stay in the processor's cache.
 BLOCK_BYTES = 2 * 2**20
+
+
+def _evenly(n: int) -> npt.NDArray[np.intp]:
+    """Return places of at most REPORTED of ``n`` rows, evenly spread."""
+    return np.linspace(0, n - 1, min(n, REPORTED)).astype(np.intp)
 
 
 def sum_terms(terms: dict[str, Float64Array]) -> Float64Array:
@@ -68,6 +78,9 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
         One record a check of training.
     rows_ : dict
         How many rows went to training, to stopping, and to calibration.
+    fit_report_ : dict
+        Mean scores of training rows and of calibration rows, and the gap between them, with intervals; more where a
+        detector has more to tell.
     """
 
     key: ClassVar[str]
@@ -153,13 +166,9 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
         seed = (
             saved_seed(path)  # the run that is continued keeps its own
             if resume and path is not None
-            else int(check_random_state(self.random_state).randint(2**31 - 1))
+            else self._seed()
         )
-        n_calibration, n_stopping = calibration.split_sizes(len(rows), self.false_alarm_rate, self.calibration_fraction)
-        order = np.random.default_rng(seed).permutation(len(rows))
-        for_calibration = np.sort(order[:n_calibration])
-        for_stopping = np.sort(order[n_calibration : n_calibration + n_stopping])
-        for_training = np.sort(order[n_calibration + n_stopping :])
+        for_calibration, for_stopping, for_training = self.split(len(rows), seed=seed)
 
         self.spec_, self.settings_ = rows.spec, settings
         self._device = choose_device(self.device)
@@ -174,6 +183,7 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
         self._settle(data, settings)
         rows.take(for_calibration)  # a bad value among them is better found now than after training
 
+        self._check_memory(rows.spec, settings)
         model = self._new_module(rows.spec, settings, seed)
         checkpointer = None
         if path is not None:
@@ -194,14 +204,43 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
         self.module_: Any = model.requires_grad_(False)
         self.rows_ = {
             "training": len(for_training),
-            "stopping": n_stopping,
-            "calibration": n_calibration,
+            "stopping": len(for_stopping),
+            "calibration": len(for_calibration),
         }
         self._set_input_attributes()
         self._calibrate(np.sort(self._scores(rows, for_calibration)))
+        self.fit_report_: dict[str, Any] = self._fit_report(
+            rows, for_training[_evenly(len(for_training))], for_stopping[_evenly(len(for_stopping))]
+        )
         self._warn_if_too_few()
         self._warn_about_training()
         return self
+
+    def _seed(self) -> int:
+        return int(check_random_state(self.random_state).randint(2**31 - 1))
+
+    def split(self, n: int, *, seed: int | None = None) -> tuple[npt.NDArray[np.intp], ...]:
+        """Return which of ``n`` rows :meth:`fit` would calibrate with, stop by and train on, as sorted index arrays.
+
+        Only where ``random_state`` is an integer will ``fit`` draw the same ones again.
+        """
+        seed = self._seed() if seed is None else seed
+        return calibration.split(n, self.false_alarm_rate, self.calibration_fraction, seed)
+
+    def _fit_report(self, rows: Rows, training: npt.NDArray[np.intp], held_out: npt.NDArray[np.intp]) -> dict[str, Any]:
+        """Return what the rows of training can tell about the fit, for the model's file: JSON-able.
+
+        The two index arrays are rows of training and of stopping, REPORTED each at most.
+        """
+        scores = self._scores(rows, training)
+        return {
+            "score": {
+                "training": mean_of(scores).to_json(),
+                "held_out": mean_of(self.calibration_scores_).to_json(),
+                "gap": difference_of_means(scores, self.calibration_scores_).to_json(),
+                "spread": float(self.calibration_scores_.std()),
+            }
+        }
 
     def training_summary(self) -> dict[str, dict[str, Any]]:
         """Return for each phase of training: steps, the step whose weights were kept, and how often it rolled back."""
@@ -220,6 +259,17 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
                 "seconds": records[-1]["seconds"],
             }
         return summary
+
+    def _check_memory(self, spec: InputSpec, settings: Settings) -> None:
+        """Refuse a network whose weights cannot be trained on this device, before anything of it is allocated."""
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            weights = sum(parameter.numel() for parameter in self._build(spec, settings).parameters())
+        needed, there = COPIES * 4 * weights, memory_of(self._device)
+        if needed > there:
+            raise ValueError(
+                f"A network of {weights:.3g} weights takes {needed / 2**30:,.0f} GiB to train; this device has "
+                f"{there / 2**30:,.0f} GiB. Use a smaller capacity, hidden or latent_dim."
+            )
 
     def _new_module(self, spec: InputSpec, settings: Settings, seed: int) -> nn.Module:
         # Construction draws from PyTorch's global generator; the user's stream is put back afterwards, and

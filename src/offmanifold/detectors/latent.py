@@ -2,29 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from sklearn.base import TransformerMixin
 from torch import Tensor
 
-from offmanifold.data.inputs import Float64Array
+from offmanifold.data.inputs import Float64Array, Rows
 
 
 class LatentMixin(TransformerMixin):  # type: ignore[misc]
     """For detectors with an encoder and a decoder: latent codes and reconstructions."""
 
+    @property
+    def latent_prior(self: Any) -> str | None:
+        """What codes are meant to follow: "euclidean" for N(0, I), "sphere" for uniform, None for nothing."""
+        return "sphere" if self.settings_["latent"] == "sphere" else None
+
     def transform(self: Any, X: Any) -> Float64Array:
         """Return latent codes ``(n, latent_dim)``: the posterior's means where codes are random."""
-        return np.concatenate([codes.double().cpu().numpy() for codes in self._through("encode", X)])
+        return joined(self._through(lambda model, rows: model.encode(rows), self._fitted_rows(X)))
 
     def reconstruct(self: Any, X: Any) -> Float64Array:
         """Return the rows as the model sees them, in the units and layout of ``X``."""
-        return np.concatenate([self._restore(part) for part in self._through("reconstruct", X)])
+        parts = self._through(lambda model, rows: model.reconstruct(rows), self._fitted_rows(X))
+        return np.concatenate([self._restore(part) for part in parts])
 
-    def _through(self: Any, method: str, X: Any) -> Iterator[Tensor]:
+    def reconstruction_errors(self: Any, X: Any) -> Float64Array:
+        """Return each row's mean squared error ``(n,)`` in what the network sees: see :meth:`prepared`."""
+
+        def errors(model: Any, rows: Tensor) -> Tensor:
+            reconstructed: Tensor = model.reconstruct(rows)
+            return (rows - reconstructed).square().flatten(1).mean(1)
+
+        return joined(self._through(errors, self._fitted_rows(X)))
+
+    def prepared(self: Any, X: Any) -> Float64Array:
+        """Return the rows as the network sees them ``(n, D)``: standardised columns, or pixels in [0, 1]."""
+        return joined(self._through(lambda model, rows: rows.flatten(1), self._fitted_rows(X)))
+
+    def _through(
+        self: Any, compute: Callable[[Any, Tensor], Tensor], rows: Rows, index: npt.NDArray[np.intp] | None = None
+    ) -> Iterator[Tensor]:
+        """Yield what ``compute(module, prepared rows)`` gives, a pass at a time."""
         with torch.no_grad():
-            for rows, real in self._passes(self._fitted_rows(X)):
-                yield getattr(self.module_, method)(rows)[:real]
+            for part, real in self._passes(rows, index):
+                yield compute(self.module_, part)[:real]
+
+
+def joined(parts: Iterator[Tensor]) -> Float64Array:
+    """Return parts of a result as one float64 array."""
+    return np.concatenate([part.double().cpu().numpy() for part in parts])

@@ -3,29 +3,38 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
-from typing import final
+from typing import Any, final
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from offmanifold import parameters
-from offmanifold.data.inputs import Float64Array, InputSpec
+from offmanifold.data.inputs import Float64Array, InputSpec, Rows
 from offmanifold.detectors.base import OutlierDetector
 from offmanifold.detectors.configured import Settings
-from offmanifold.detectors.latent import LatentMixin
+from offmanifold.detectors.latent import LatentMixin, joined
+from offmanifold.measures.estimates import mean_of
+from offmanifold.measures.latents import ACTIVE, averaged_kl
 from offmanifold.networks import choose
 from offmanifold.probability import bounds
 from offmanifold.probability.divergences import kl_to_standard_normal
 from offmanifold.probability.latents import prior_sample, split_posterior
-from offmanifold.probability.likelihoods import GAMMAS, Bernoulli, Gaussian, Likelihood
+from offmanifold.probability.likelihoods import GAMMAS, LOWEST_GAMMA, Bernoulli, Gaussian, Likelihood
 from offmanifold.training.phases import ParameterGroup, Phase, Update
 from offmanifold.training.progress import Verbosity
 
 SCORES = ("elbo", "reconstruction", "kl", "iwae")
 LIKELIHOODS = ("gaussian", "bernoulli")
+COLLAPSE = (
+    f"No latent carries {ACTIVE} nats about a row: the posterior has collapsed, and the decoder sees no difference "
+    "between rows. Try gamma='learned' (a fixed one of the data's size leaves nothing to tell), a smaller beta, more "
+    "steps, or a larger learning_rate. Columns that are independent of each other have nothing to share either."
+)
 # log γ has to travel far (from 1 to 0.001 is 7 nats) while weights move little: it gets a rate of its own.
 GAMMA_RATE = 20.0
 
@@ -65,6 +74,13 @@ class VariationalAutoencoder(nn.Module):
         """Return E[x | z] at the posterior mean ``(n, *shape)``."""
         return self.likelihood.mean(self.decoder(self.encode(rows)))
 
+    def expected_errors(self, rows: Tensor) -> Tensor:
+        """Return E_q ‖x − E[x | z]‖²/d ``(n,)`` over the draws that scores use."""
+        mean, log_std = self.posterior(rows)
+        codes = mean + log_std.exp() * self.scoring_noise[:, None]
+        means = (self.likelihood.mean(self.decoder(z)) for z in codes)
+        return torch.stack([(rows - again).square().flatten(1).mean(1) for again in means]).mean(0)
+
     def log_likelihoods(self, rows: Tensor, codes: Tensor) -> Tensor:
         """Return log p(x | z) ``(samples, n)`` for codes ``(samples, n, latent_dim)``."""
         return torch.stack([self.likelihood.log_prob(rows, self.decoder(z)) for z in codes])
@@ -81,9 +97,10 @@ class VAE(LatentMixin, OutlierDetector):
         superfluous ones (P0 §3.1).
     likelihood : {"gaussian", "bernoulli"}
         "bernoulli" takes values in [0, 1].
-    gamma : {"auto", "learned", "per-dimension", "closed-form"} or float
+    gamma : {"auto", "learned", "per-dimension", "closed-form", "continuation"} or float
         The decoder's variance γ: learned, one or one for each dimension; the running mean squared error, its
-        optimum given the networks; or a fixed number. "auto": learned for images, 0.1 for tables.
+        optimum given the networks; the same, but begun at the data's variance and falling by at most 1 % a step (P4
+        §4); or a fixed number. "auto": learned for images, 0.1 for tables.
     beta : float
         Weight of the KL term in training.
     score_by : {"elbo", "reconstruction", "kl", "iwae"}
@@ -105,7 +122,8 @@ class VAE(LatentMixin, OutlierDetector):
     Attributes
     ----------
     gamma_ : ndarray or None
-        The decoder's variance after training: a scalar, or of a row's shape.
+        The decoder's variance after training: a scalar, or of a row's shape. Its course is in ``history_``, and so is
+        ``gradient_norm/latent``: the mean over rows of ‖∂L/∂z‖ with L in nats a row (P4 Fig. 4b).
 
     Examples
     --------
@@ -222,7 +240,9 @@ class VAE(LatentMixin, OutlierDetector):
             Bernoulli()
             if settings["likelihood"] == "bernoulli"
             # Pixels vary by about a tenth, standardised columns by one.
-            else Gaussian(spec.shape, settings["gamma"], start=0.1 if image else 1.0, sigmoid=image)
+            else Gaussian(
+                spec.shape, settings["gamma"], start=settings.get("gamma_start", 0.1 if image else 1.0), sigmoid=image
+            )
         )
         return VariationalAutoencoder(encoder, decoder, likelihood, settings["latent_dim"], settings["samples"])
 
@@ -232,16 +252,25 @@ class VAE(LatentMixin, OutlierDetector):
                 f"likelihood='bernoulli' needs values in [0, 1]; got {rows.min():.3g} … {rows.max():.3g}"
                 + (" after standardisation: set scale=None for columns in [0, 1]." if settings["scale"] else ".")
             )
+        if settings["gamma"] == "continuation":
+            settings["gamma_start"] = max(float(rows.var(correction=0)), LOWEST_GAMMA)
 
     def _phases(self, model: VariationalAutoencoder, settings: Settings) -> list[Phase]:
         beta = settings["beta"]
 
         def loss(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
             mean, log_std = model.posterior(rows)
-            noise = torch.empty_like(mean).normal_(generator=generator)
-            log_likelihood = model.likelihood.log_prob(rows, model.decoder(mean + log_std.exp() * noise))
+            codes = mean + log_std.exp() * torch.empty_like(mean).normal_(generator=generator)
+            log_likelihood = model.likelihood.log_prob(rows, model.decoder(codes))
             kl = kl_to_standard_normal(mean, log_std).sum(1)
             metrics = {"log_likelihood": log_likelihood.detach().mean(), "kl": kl.detach().mean()}
+            if codes.requires_grad:
+                size = rows.numel()  # the loop minimises a mean over rows and dimensions; told is a row's, in nats
+
+                def tell(gradient: Tensor) -> None:
+                    metrics["gradient_norm/latent"] = size * gradient.norm(dim=1).mean()
+
+                codes.register_hook(tell)  # type: ignore[no-untyped-call]
             if isinstance(model.likelihood, Gaussian) and model.likelihood.rule != "fixed":
                 metrics["gamma"] = model.likelihood.gamma.mean()
             # Per dimension: the size of a step then means the same for 3 columns and for 784 pixels.
@@ -267,6 +296,46 @@ class VAE(LatentMixin, OutlierDetector):
         if score == "elbo":
             terms["kl"] = kl_to_standard_normal(mean, log_std).sum(1)
         return terms
+
+    # --- the latent space ------------------------------------------------------------------------------
+
+    @property
+    def latent_prior(self) -> str:
+        """Codes are meant to follow N(0, I)."""
+        return "euclidean"
+
+    def posterior(self, X: Any) -> tuple[Float64Array, Float64Array]:
+        """Return mean and standard deviation of q(z | x), ``(n, latent_dim)`` each."""
+        return self._posterior(self._fitted_rows(X))
+
+    def _posterior(self, rows: Rows, index: npt.NDArray[np.intp] | None = None) -> tuple[Float64Array, Float64Array]:
+        both = joined(self._through(lambda model, part: torch.cat(model.posterior(part), 1), rows, index))
+        mean, log_std = np.split(both, 2, axis=1)
+        return mean, np.exp(log_std)
+
+    def expected_errors(self, X: Any) -> Float64Array:
+        """Return E_q ‖x − μ(z)‖²/d of each row ``(n,)``: their mean is γ's closed-form optimum (P4 Eq. 6)."""
+        return self._expected_errors(self._fitted_rows(X))
+
+    def _expected_errors(self, rows: Rows, index: npt.NDArray[np.intp] | None = None) -> Float64Array:
+        return joined(self._through(lambda model, part: model.expected_errors(part), rows, index))
+
+    def _fit_report(self, rows: Rows, training: npt.NDArray[np.intp], held_out: npt.NDArray[np.intp]) -> dict[str, Any]:
+        report = super()._fit_report(rows, training, held_out)
+        kl = averaged_kl(*self._posterior(rows, held_out))
+        report["latents"] = {"kl": np.sort(kl)[::-1].tolist(), "active": int((kl > ACTIVE).sum()), "threshold": ACTIVE}
+        if isinstance(self.module_.likelihood, Gaussian):
+            report["gamma"] = {
+                "learned": float(self.module_.likelihood.gamma.mean()),
+                "closed_form": mean_of(self._expected_errors(rows, training)).to_json(),
+                "at_floor": self.module_.likelihood.touches_floor,
+            }
+        return report
+
+    def _warn_about_training(self) -> None:
+        """Say so where the posterior has collapsed."""
+        if self.fit_report_["latents"]["active"] == 0:
+            warnings.warn(COLLAPSE, UserWarning, stacklevel=3)
 
     def sample(self, n: int, *, random_state: int | np.random.RandomState | None = None) -> Float64Array:
         """Draw ``n`` rows from the model: z from the prior, x from p(x | z), in the user's units and layout."""

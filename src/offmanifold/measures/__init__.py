@@ -1,5 +1,30 @@
-"""Measures of detection, each with an interval."""
+"""Measures of detection, of the latent space and of the fit, each with an interval where it is an estimate."""
 
-from offmanifold.measures.detection import Estimate, aupr, auroc, detection_report, fpr_at_tpr
+from offmanifold.measures.detection import aupr, auroc, detection_report, fpr_at_tpr
+from offmanifold.measures.estimates import Estimate
+from offmanifold.measures.fitting import generalisation_gap, optimal_gamma, reconstruction_error
+from offmanifold.measures.information import kraskov
+from offmanifold.measures.latents import (
+    LatentInformation,
+    active_latents,
+    aggregate_mmd,
+    latent_information,
+    latent_kl,
+)
 
-__all__ = ["Estimate", "aupr", "auroc", "detection_report", "fpr_at_tpr"]
+__all__ = [
+    "Estimate",
+    "LatentInformation",
+    "active_latents",
+    "aggregate_mmd",
+    "aupr",
+    "auroc",
+    "detection_report",
+    "fpr_at_tpr",
+    "generalisation_gap",
+    "kraskov",
+    "latent_information",
+    "latent_kl",
+    "optimal_gamma",
+    "reconstruction_error",
+]

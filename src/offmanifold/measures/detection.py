@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -12,31 +11,9 @@ import numpy.typing as npt
 from scipy.stats import binomtest, norm, rankdata
 from sklearn.metrics import average_precision_score
 
+from offmanifold.measures.estimates import Estimate
+
 Scores = npt.NDArray[np.float64]
-
-
-@dataclasses.dataclass(frozen=True)
-class Estimate:
-    """A number with its confidence interval.
-
-    Attributes
-    ----------
-    value, low, high : float
-    level : float
-        Confidence of the interval, 0.95 by default.
-    """
-
-    value: float
-    low: float
-    high: float
-    level: float = 0.95
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
-
-    def to_json(self) -> dict[str, float]:
-        """Return a dict of plain floats."""
-        return dataclasses.asdict(self)
 
 
 def _pair(normal: npt.ArrayLike, outliers: npt.ArrayLike) -> tuple[Scores, Scores]:

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-GAMMAS = ("learned", "per-dimension", "closed-form")
+GAMMAS = ("learned", "per-dimension", "closed-form", "continuation")
+LOWEST_GAMMA = 1e-6
 LOG_2PI = math.log(2 * math.pi)
 
 
@@ -20,13 +21,13 @@ class Gaussian(nn.Module):
     ----------
     shape : tuple of int
         One row.
-    gamma : {"learned", "per-dimension", "closed-form"} or float
+    gamma : {"learned", "per-dimension", "closed-form", "continuation"} or float
         One learned variance; one for each dimension; the running mean squared error (its optimum given
-        the networks); or a fixed number.
+        the networks); the same, but falling by at most 1 % a step; or a fixed number.
     floor : float
         The variance never falls below this.
     start : float
-        Where a learned variance starts.
+        Where a variance that is not fixed starts.
     sigmoid : bool
         Whether the mean is the sigmoid of what the decoder gives (images in [0, 1]).
 
@@ -35,14 +36,16 @@ class Gaussian(nn.Module):
     What is learned is log(γ − floor), so that the gradient never vanishes at the floor.
     """
 
+    running_error: Tensor
     momentum = 0.05
+    slowest_factor = 0.99
 
     def __init__(
         self,
         shape: Sequence[int],
         gamma: str | float = "learned",
         *,
-        floor: float = 1e-6,
+        floor: float = LOWEST_GAMMA,
         start: float = 1.0,
         sigmoid: bool = False,
     ) -> None:
@@ -53,8 +56,9 @@ class Gaussian(nn.Module):
         value = torch.full(tuple(shape) if gamma == "per-dimension" else (), math.log(start))
         if self.rule in ("learned", "per-dimension"):
             self.log_gamma = nn.Parameter(value)
-        elif self.rule == "closed-form":
+        elif self.rule in ("closed-form", "continuation"):
             self.register_buffer("log_gamma", value)
+            self.register_buffer("running_error", value.exp())
         else:
             self.register_buffer("log_gamma", torch.tensor(math.log(float(gamma))))
 
@@ -82,7 +86,7 @@ class Gaussian(nn.Module):
     def log_prob(self, rows: Tensor, decoded: Tensor) -> Tensor:
         """−½ [Σ (x − mean)²/γ + Σ log γ + D log 2π] for each row: ``(n,)`` nats."""
         squared = (rows - self.mean(decoded)).square()
-        if self.training and self.rule == "closed-form":
+        if self.training and self.rule in ("closed-form", "continuation"):
             self._follow(squared.detach().mean())
         return self._log_prob(squared)
 
@@ -98,8 +102,11 @@ class Gaussian(nn.Module):
         return -0.5 * (weighted + log_det + dimensions * LOG_2PI)
 
     def _follow(self, mean_squared_error: Tensor) -> None:
-        running = torch.lerp(self.log_gamma.exp(), mean_squared_error, self.momentum)
-        self.log_gamma.copy_(running.clamp(min=self.floor).log())
+        self.running_error.lerp_(mean_squared_error, self.momentum)
+        gamma = self.running_error.clamp(min=self.floor)
+        if self.rule == "continuation":
+            gamma = torch.maximum(gamma, self.log_gamma.exp() * self.slowest_factor)
+        self.log_gamma.copy_(gamma.log())
 
     def sample(self, decoded: Tensor, generator: torch.Generator) -> Tensor:
         """Draw x ``(n, *shape)``."""

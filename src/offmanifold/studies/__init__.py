@@ -9,9 +9,11 @@ from offmanifold.studies.fashion_vs_mnist import STUDY as FASHION_VS_MNIST
 from offmanifold.studies.latent_dim import STUDY as LATENT_DIM
 from offmanifold.studies.mnist_holdout import STUDY as MNIST_HOLDOUT
 from offmanifold.studies.mnist_ood import STUDY as MNIST_OOD
+from offmanifold.studies.penalties import STUDY as PENALTIES
 from offmanifold.studies.pretraining import STUDY as PRETRAINING
 from offmanifold.studies.sampler_settings import STUDY as SAMPLER_SETTINGS
 from offmanifold.studies.samples import STUDY as SAMPLES
+from offmanifold.studies.smoothing import STUDY as SMOOTHING
 
 STUDIES: dict[str, Study] = {
     study.name: study
@@ -27,6 +29,8 @@ STUDIES: dict[str, Study] = {
         BIMODAL,
         COMPOSITION,
         SAMPLES,
+        SMOOTHING,
+        PENALTIES,
     )
 }
 

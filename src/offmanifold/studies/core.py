@@ -23,6 +23,7 @@ from sklearn.neighbors import NearestNeighbors
 
 import offmanifold
 from offmanifold import atomic
+from offmanifold.measures.estimates import mean_of
 from offmanifold.training.threads import cores, limited_to, share
 
 SCALES = ("smoke", "laptop", "paper")
@@ -151,13 +152,8 @@ def arrays_of(record: Record) -> dict[str, npt.NDArray[Any]]:
 
 def over_seeds(values: Sequence[float]) -> tuple[float, float, float]:
     """Return mean and Student's 95 % interval over seeds (the mean alone for one seed)."""
-    from scipy.stats import t
-
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return mean, mean, mean
-    half = float(t.ppf(0.975, len(values) - 1)) * float(np.std(values, ddof=1)) / len(values) ** 0.5
-    return mean, mean - half, mean + half
+    estimate = mean_of(values)
+    return estimate.value, estimate.low, estimate.high
 
 
 def baseline_scores(name: str, train: Array, normal: Array, odd: Array) -> tuple[Array, Array]:

@@ -1,8 +1,10 @@
-"""Arithmetic inside the networks: bfloat16 where the processor gains from it."""
+"""Where networks run, how much fits there, and their arithmetic: bfloat16 where the processor gains from it."""
 
 from __future__ import annotations
 
 import contextlib
+import math
+import os
 from collections.abc import Iterator
 
 import torch
@@ -24,6 +26,16 @@ def choose_device(device: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device={device!r} cannot be used here: {reason}") from error
     return chosen
+
+
+def memory_of(device: torch.device) -> float:
+    """Return the bytes of memory that a device has in all; infinity where that cannot be found out."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[1])
+    try:
+        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (AttributeError, ValueError, OSError):  # not a POSIX system
+        return math.inf
 
 
 def gains_from_bfloat16(device: torch.device) -> bool:

@@ -1,0 +1,77 @@
+"""Three questions about a fitted model: is its latent space right, its network, and are its gradients?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from offmanifold.detectors.base import OutlierDetector
+from offmanifold.detectors.vae import COLLAPSE
+
+# A gap of so many standard deviations of the held-out scores is worth a word (Cohen's "small").
+NOTABLE_GAP = 0.2
+# Gradients that end so many times where they began have grown.
+GROWN = 10.0
+SEARCH = "`offmanifold fit --capacity auto` (suggest_capacity in Python) compares sizes on held-out rows"
+
+
+def answers(detector: OutlierDetector) -> dict[str, str]:
+    """Answer by name what can be answered from ``fit_report_`` and ``history_``, in words.
+
+    Returns
+    -------
+    dict of str
+        "latent size" (detectors with a posterior), "capacity", "gradients" (as far as they were recorded).
+    """
+    report = detector.fit_report_
+    found = {}
+    if "latents" in report:
+        found["latent size"] = _latent_size(report["latents"])
+    if "score" in report:
+        found["capacity"] = _capacity(report["score"], detector.score_unit)
+    gradients = _gradients(detector, report.get("gamma", {}))
+    if gradients:
+        found["gradients"] = gradients
+    return found
+
+
+def _latent_size(latents: Mapping[str, Any]) -> str:
+    active, total = latents["active"], len(latents["kl"])
+    if active == 0:
+        return COLLAPSE
+    used = f"{active} of {total} latents are active (more than {latents['threshold']:g} nats a row)"
+    if active < total:
+        return f"{used}: large enough; training has pruned the others."
+    return f"{used}: perhaps too few. Try latent_dim={2 * total}; {SEARCH}."
+
+
+def _capacity(score: Mapping[str, Any], unit: str) -> str:
+    gap, spread = score["gap"], score["spread"]
+    told = (
+        f"training rows score {gap['value']:+.4g} against held-out ones [{gap['low']:.4g}, {gap['high']:.4g}] ({unit}; "
+        f"the held-out scores' standard deviation is {spread:.4g})"
+    )
+    if gap["low"] > 0 and gap["value"] > NOTABLE_GAP * spread:
+        return (
+            f"{told}: the model knows its training rows better than others. A smaller network, fewer steps or more "
+            "rows would generalise better."
+        )
+    return f"{told}: no sign of a network that is too large. Whether a larger one would be better: {SEARCH}."
+
+
+def _gradients(detector: OutlierDetector, gamma: Mapping[str, Any]) -> str | None:
+    records = [record for record in detector.history_ if "gradient_norm/latent" in record]
+    if len(records) < 2:
+        return None
+    first, last = records[0], records[-1]
+    norms = first["gradient_norm/latent"], last["gradient_norm/latent"]
+    told = f"‖∂L/∂z‖ went from {norms[0]:.3g} to {norms[1]:.3g} nats"
+    if "gamma" in last:
+        told += f" while γ went from {first['gamma']:.3g} to {last['gamma']:.3g}"
+    if gamma.get("at_floor"):
+        return f"{told}, its floor: the data lie on a manifold without noise, or are constant. The scores are finite."
+    if norms[1] <= GROWN * norms[0]:
+        return f"{told}: nothing unusual."
+    if "gamma" in last and last["gamma"] < first["gamma"] / GROWN:
+        return f"{told}: as it must be where γ falls with the error (P4, §2); not a bug."
+    return f"{told}, which γ does not explain. Try a smaller learning_rate or gamma='continuation'."

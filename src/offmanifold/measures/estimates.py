@@ -1,0 +1,56 @@
+"""Numbers with their confidence intervals."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import t as student
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A number with its confidence interval.
+
+    Attributes
+    ----------
+    value, low, high : float
+    level : float
+        Confidence of the interval, 0.95 by default.
+    """
+
+    value: float
+    low: float
+    high: float
+    level: float = 0.95
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+    def to_json(self) -> dict[str, float]:
+        """Return a dict of plain floats."""
+        return dataclasses.asdict(self)
+
+
+def mean_of(values: npt.ArrayLike, *, level: float = 0.95) -> Estimate:
+    """Mean of independent values ``(n,)`` with Student's interval; of one value, the value alone."""
+    values = np.asarray(values, dtype=np.float64)
+    mean, n = float(values.mean()), len(values)
+    half = 0.0 if n < 2 else float(student.ppf(0.5 + level / 2, n - 1)) * float(values.std(ddof=1)) / math.sqrt(n)
+    return Estimate(mean, mean - half, mean + half, level)
+
+
+def difference_of_means(values: npt.ArrayLike, others: npt.ArrayLike, *, level: float = 0.95) -> Estimate:
+    """Mean of ``values`` minus mean of ``others``, two independent samples, with Welch's interval."""
+    first, second = (np.asarray(sample, dtype=np.float64) for sample in (values, others))
+    difference = float(first.mean() - second.mean())
+    if min(len(first), len(second)) < 2:
+        return Estimate(difference, -math.inf, math.inf, level)
+    a, b = (float(sample.var(ddof=1)) / len(sample) for sample in (first, second))
+    if a + b == 0:
+        return Estimate(difference, difference, difference, level)
+    freedom = (a + b) ** 2 / (a**2 / (len(first) - 1) + b**2 / (len(second) - 1))
+    half = float(student.ppf(0.5 + level / 2, freedom)) * math.sqrt(a + b)
+    return Estimate(difference, difference - half, difference + half, level)
