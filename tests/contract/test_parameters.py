@@ -140,6 +140,15 @@ def test_gamma_is_reported() -> None:
     assert VAE(likelihood="bernoulli", scale=None, **QUICK).fit(TABLE > 0).gamma_ is None
 
 
+def test_all_scores_at_once_are_those_of_each() -> None:
+    detector = VAE(**QUICK).fit(TABLE)
+    together = detector.scores(TABLE)
+    assert list(together) == ["elbo", "reconstruction", "kl", "iwae"]
+    for name, scores in together.items():
+        alone = VAE(score_by=name, **QUICK).fit(TABLE).score_samples(TABLE)
+        np.testing.assert_allclose(scores, alone, rtol=1e-6)
+
+
 def test_penalties_act() -> None:
     """A log penalty on the codes (P4 Eq. 7) makes them smaller than none does."""
     settings = QUICK | {"steps": 200, "noise": 0.0, "weight_decay": 0.01}

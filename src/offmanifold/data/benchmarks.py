@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,6 +49,15 @@ def images(name: str) -> Images:
     return Images(
         held.get("x_train", nothing), held["x_test"], held.get("y_train", nothing), held.get("y_test", nothing)
     )
+
+
+def others_at_hand(names: Mapping[str, str], most: int) -> dict[str, npt.NDArray[np.uint8]]:
+    """Return at most ``most`` test images of each set by its label; those that are not on this machine are left out."""
+    found = {}
+    for label, name in names.items():
+        with contextlib.suppress(DataMissing):
+            found[label] = images(name).test[:most]
+    return found
 
 
 class Table(NamedTuple):

@@ -81,9 +81,20 @@ class VariationalAutoencoder(nn.Module):
         means = (self.likelihood.mean(self.decoder(z)) for z in codes)
         return torch.stack([(rows - again).square().flatten(1).mean(1) for again in means]).mean(0)
 
-    def log_likelihoods(self, rows: Tensor, codes: Tensor) -> Tensor:
-        """Return log p(x | z) ``(samples, n)`` for codes ``(samples, n, latent_dim)``."""
-        return torch.stack([self.likelihood.log_prob(rows, self.decoder(z)) for z in codes])
+    def energies(self, rows: Tensor, *, decoded: bool = True) -> dict[str, Tensor]:
+        """Return −E_q log p(x | z), KL(q ‖ p) and minus the importance-weighted bound, ``(n,)`` each, in nats.
+
+        Without ``decoded`` the KL alone, which needs no decoder.
+        """
+        mean, log_std = self.posterior(rows)
+        kl = kl_to_standard_normal(mean, log_std).sum(1)
+        if not decoded:
+            return {"kl": kl}
+        noise = self.scoring_noise[:, None]
+        codes = mean + log_std.exp() * noise
+        log_likelihoods = torch.stack([self.likelihood.log_prob(rows, self.decoder(z)) for z in codes])
+        log_weights = bounds.gaussian_log_weights(log_likelihoods, codes, noise, log_std)
+        return {"reconstruction": -log_likelihoods.mean(0), "kl": kl, "iwae": -bounds.iwae(log_weights)}
 
 
 @final
@@ -284,18 +295,18 @@ class VAE(LatentMixin, OutlierDetector):
 
     def _energy_terms(self, model: VariationalAutoencoder, rows: Tensor) -> dict[str, Tensor]:
         score = self.settings_["score_by"]
-        mean, log_std = model.posterior(rows)
-        if score == "kl":
-            return {"kl": kl_to_standard_normal(mean, log_std).sum(1)}
-        noise = model.scoring_noise[:, None]
-        codes = mean + log_std.exp() * noise
-        log_likelihoods = model.log_likelihoods(rows, codes)
-        if score == "iwae":
-            return {"iwae": -bounds.iwae(bounds.gaussian_log_weights(log_likelihoods, codes, noise, log_std))}
-        terms = {"reconstruction": -log_likelihoods.mean(0)}
-        if score == "elbo":
-            terms["kl"] = kl_to_standard_normal(mean, log_std).sum(1)
-        return terms
+        energies = model.energies(rows, decoded=score != "kl")
+        return {name: energies[name] for name in (("reconstruction", "kl") if score == "elbo" else (score,))}
+
+    def scores(self, X: Any) -> dict[str, Float64Array]:
+        """Return what :meth:`score_samples` would be with each ``score_by``: ``(n,)`` nats by name, high = normal."""
+
+        def energies(model: VariationalAutoencoder, rows: Tensor) -> Tensor:
+            found = model.energies(rows)
+            return torch.stack([found["reconstruction"] + found["kl"], *found.values()], 1)
+
+        columns = -joined(self._through(energies, self._fitted_rows(X))).T
+        return dict(zip(("elbo", "reconstruction", "kl", "iwae"), columns, strict=True))
 
     # --- the latent space ------------------------------------------------------------------------------
 

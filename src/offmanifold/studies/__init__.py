@@ -1,18 +1,23 @@
 """The table of studies: one file a table or figure of a paper."""
 
 from offmanifold.studies.bimodal import STUDY as BIMODAL
+from offmanifold.studies.capacity import STUDY as CAPACITY
 from offmanifold.studies.cifar_ood import STUDY as CIFAR_OOD
 from offmanifold.studies.composition import STUDY as COMPOSITION
 from offmanifold.studies.core import Study
 from offmanifold.studies.density_2d import STUDY as DENSITY_2D
 from offmanifold.studies.fashion_vs_mnist import STUDY as FASHION_VS_MNIST
 from offmanifold.studies.latent_dim import STUDY as LATENT_DIM
+from offmanifold.studies.latent_size import STUDY as LATENT_SIZE
+from offmanifold.studies.learned_gamma import STUDY as LEARNED_GAMMA
 from offmanifold.studies.mnist_holdout import STUDY as MNIST_HOLDOUT
 from offmanifold.studies.mnist_ood import STUDY as MNIST_OOD
 from offmanifold.studies.penalties import STUDY as PENALTIES
 from offmanifold.studies.pretraining import STUDY as PRETRAINING
+from offmanifold.studies.pruning import STUDY as PRUNING
 from offmanifold.studies.sampler_settings import STUDY as SAMPLER_SETTINGS
 from offmanifold.studies.samples import STUDY as SAMPLES
+from offmanifold.studies.score_choice import STUDY as SCORE_CHOICE
 from offmanifold.studies.smoothing import STUDY as SMOOTHING
 
 STUDIES: dict[str, Study] = {
@@ -29,6 +34,11 @@ STUDIES: dict[str, Study] = {
         BIMODAL,
         COMPOSITION,
         SAMPLES,
+        LATENT_SIZE,
+        CAPACITY,
+        PRUNING,
+        LEARNED_GAMMA,
+        SCORE_CHOICE,
         SMOOTHING,
         PENALTIES,
     )

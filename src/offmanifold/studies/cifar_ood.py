@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import numpy as np
@@ -46,7 +45,7 @@ def parameters_of(key: str, scale: str, own: dict[str, Any]) -> dict[str, Any]:
     return parameters | (CHAINS[scale] if key == "nae" else {})
 
 
-def _coloured(images: Pixels) -> Pixels:
+def coloured(images: Pixels) -> Pixels:
     """Pad grey 28×28 images with zeros to 32×32 and repeat them in three channels."""
     return np.repeat(np.pad(images, ((0, 0), (2, 2), (2, 2)))[..., None], 3, 3)
 
@@ -55,10 +54,9 @@ def _sets(images: int, test: int) -> Sets:
     cifar = benchmarks.images("cifar10")
     others = {
         "ConstantGray": made("ConstantGray", cifar.test[:test]),
-        "Fashion": _coloured(benchmarks.images("fashion_mnist").test[:test]),
+        "Fashion": coloured(benchmarks.images("fashion_mnist").test[:test]),
     }
-    with contextlib.suppress(benchmarks.DataMissing):  # its column stays empty
-        others["SVHN"] = benchmarks.images("svhn").test[:test]
+    others |= benchmarks.others_at_hand({"SVHN": "svhn"}, test)
     others |= {"Faces": benchmarks.images("lfw32").test[:test], "Noise": made("Noise", cifar.test[:test])}
     return Sets(cifar.train[:images], cifar.test[:test], others)
 
