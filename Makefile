@@ -53,6 +53,7 @@ lint: $(STAMP_DEV)
 bench: $(STAMP_BENCH)
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/chains.py
+	$(BIN)/python benchmarks/vae.py
 	$(BIN)/python benchmarks/tables.py
 
 clean:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from offmanifold.networks import small_maps
 from offmanifold.networks.network import Network, Reshape
 
 Pair = tuple[Network, Network]
@@ -43,14 +44,14 @@ def strided(shape: tuple[int, ...], into_latent: int, latent_dim: int, capacity:
     flat = widths[-1] * rows * columns
     encoder: list[nn.Module] = []
     for before, after in zip([channels, *widths], widths, strict=False):
-        encoder += [nn.Conv2d(before, after, 5, 2, 2), nn.ReLU()]
+        encoder += [small_maps.Conv2d(before, after, 5, 2, 2), nn.ReLU()]
     encoder += [nn.Flatten(), nn.Linear(flat, into_latent)]
     decoder: list[nn.Module] = [nn.Linear(latent_dim, flat), nn.ReLU(), Reshape(widths[-1], rows, columns)]
     outputs = [*reversed(widths[:-1]), channels]
     for step, (before, after) in enumerate(zip([widths[-1], *outputs], outputs, strict=False)):
         small, large = sizes[-1 - step], sizes[-2 - step]
         extra = (large[0] - 2 * small[0] + 1, large[1] - 2 * small[1] + 1)
-        decoder += [nn.ConvTranspose2d(before, after, 5, 2, 2, output_padding=extra), nn.ReLU()]
+        decoder += [small_maps.ConvTranspose2d(before, after, 5, 2, 2, output_padding=extra), nn.ReLU()]
     return _pair(encoder, decoder[:-1])
 
 

@@ -1,0 +1,95 @@
+"""The gradient of small maps' weights against PyTorch's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from offmanifold.networks import small_maps
+
+
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(5, 2, 2), (3, 1, 1), (3, 2, 0), (4, 2, 1)])
+@pytest.mark.parametrize("sides", [(7, 7), (8, 8), (9, 6)])
+def test_the_weights_gradient_is_autograds(kernel: int, stride: int, padding: int, sides: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(3, 4, *sides, generator=generator, dtype=torch.float64)
+    weight = torch.randn(5, 4, kernel, kernel, generator=generator, dtype=torch.float64, requires_grad=True)
+    output = F.conv2d(rows, weight, None, stride, padding)
+    slope = torch.randn(output.shape, generator=generator, dtype=torch.float64)
+    (expected,) = torch.autograd.grad(output, weight, slope)
+    torch.testing.assert_close(small_maps.weight_gradient(slope, rows, kernel, stride, padding), expected)
+    # Transposed: the same windows, with the roles of input and output exchanged.
+    codes = torch.randn(3, 5, *output.shape[2:], generator=generator, dtype=torch.float64)
+    smallest = [(small - 1) * stride - 2 * padding + kernel for small in output.shape[2:]]
+    extra = tuple(side - least for side, least in zip(sides, smallest, strict=True))
+    if all(0 <= more < stride for more in extra):
+        weight = weight.detach().requires_grad_()
+        output = F.conv_transpose2d(codes, weight, None, stride, padding, extra)
+        slope = torch.randn(output.shape, generator=generator, dtype=torch.float64)
+        (expected,) = torch.autograd.grad(output, weight, slope)
+        torch.testing.assert_close(small_maps.weight_gradient(codes, slope, kernel, stride, padding), expected)
+
+
+LAYERS = [
+    (small_maps.Conv2d(6, 8, 5, 2, 2), nn.Conv2d(6, 8, 5, 2, 2), (3, 6, 7, 7)),
+    (small_maps.Conv2d(6, 8, 5, 2, 2), nn.Conv2d(6, 8, 5, 2, 2), (3, 6, 16, 12)),
+    (
+        small_maps.ConvTranspose2d(6, 8, 5, 2, 2, output_padding=(1, 0)),
+        nn.ConvTranspose2d(6, 8, 5, 2, 2, output_padding=(1, 0)),
+        (3, 6, 4, 4),
+    ),
+]
+
+
+def gradients(layer: nn.Module, rows: torch.Tensor, dtype: torch.dtype) -> list[torch.Tensor]:
+    rows = rows.clone().requires_grad_()
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        output = layer(rows)
+    found = torch.autograd.grad(output.float().square().sum(), [rows, *layer.parameters()])
+    return [output.detach().float(), *found]
+
+
+@pytest.mark.parametrize(("ours", "theirs", "shape"), LAYERS)
+def test_layers_are_pytorchs_in_either_arithmetic(
+    ours: nn.Module, theirs: nn.Module, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs.load_state_dict(ours.state_dict())
+    rows = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    calls = []
+    gradient = small_maps.weight_gradient
+    monkeypatch.setattr(small_maps, "weight_gradient", lambda *args: calls.append(1) or gradient(*args))
+    for own, other in zip(*(gradients(layer, rows, torch.float32) for layer in (ours, theirs)), strict=True):
+        torch.testing.assert_close(own, other)
+    assert not calls, "float32 takes PyTorch's own"
+    for own, other in zip(*(gradients(layer, rows, torch.bfloat16) for layer in (ours, theirs)), strict=True):
+        assert own.dtype == other.dtype == torch.float32
+        assert (own - other).norm() <= 0.01 * other.norm()
+    assert calls == [1]
+
+
+@pytest.mark.parametrize(("ours", "theirs", "shape"), LAYERS)
+def test_a_gradient_of_the_input_alone_costs_nothing_more(
+    ours: nn.Module, theirs: nn.Module, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*args: Any) -> None:
+        raise AssertionError("the weights' gradient was computed")
+
+    monkeypatch.setattr(small_maps, "weight_gradient", never)
+    rows = torch.randn(shape, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = ours(rows)
+    torch.autograd.grad(output.float().square().sum(), rows)
+    with pytest.raises(AssertionError, match="was computed"), torch.autocast("cpu", torch.bfloat16):
+        torch.autograd.grad(ours(rows).float().square().sum(), next(ours.parameters()))
+
+
+def test_large_maps_and_layers_without_a_bias_are_pytorchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(small_maps, "weight_gradient", None)
+    for layer, side in ((small_maps.Conv2d(2, 3, 5, 2, 2), 40), (small_maps.Conv2d(2, 3, 5, 2, 2, bias=False), 8)):
+        with torch.autocast("cpu", torch.bfloat16):
+            output = layer(torch.randn(2, 2, side, side))
+        torch.autograd.grad(output.float().sum(), list(layer.parameters()))
