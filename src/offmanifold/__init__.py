@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from offmanifold.calibration import false_discoveries
-    from offmanifold.detectors import AE, DETECTORS, VAE, OutlierDetector
+    from offmanifold.detectors import AE, DETECTORS, IGEBM, NAE, VAE, OutlierDetector
+    from offmanifold.diagnosis.capacity import suggest_capacity
     from offmanifold.measures import aupr, auroc, detection_report, fpr_at_tpr
     from offmanifold.storage import load, save
     from offmanifold.training.loop import TrainingDiverged
@@ -32,6 +33,7 @@ _HOMES = {
     "fpr_at_tpr": "offmanifold.measures",
     "load": "offmanifold.storage",
     "save": "offmanifold.storage",
+    "suggest_capacity": "offmanifold.diagnosis.capacity",
 }
 
 __all__ = [  # noqa: RUF022 - detectors first
@@ -49,6 +51,7 @@ __all__ = [  # noqa: RUF022 - detectors first
     "fpr_at_tpr",
     "detection_report",
     "false_discoveries",
+    "suggest_capacity",
     "__version__",
 ]
 

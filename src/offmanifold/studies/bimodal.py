@@ -67,7 +67,7 @@ def table(records: list[Record]) -> str:
         for key in ("ae", "nae"):
             own = _of(records, key, latent_dim)
             if own:
-                here = shown([r["metrics"]["auroc"]["value"] for r in own])
+                here = shown([r["metrics"]["auroc"]["value"] for r in own], share=True)
                 lines.append(f"| {key.upper()} | {latent_dim} | {here} | {len(own)} |")
     return "\n".join(lines) + "\n"
 

@@ -86,7 +86,7 @@ def table(records: list[Record]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for size, own in _by_size(records).items():
-        cells = [shown([r["metrics"]["auroc"][kind]["value"] for r in own]) for kind in KINDS]
+        cells = [shown([r["metrics"]["auroc"][kind]["value"] for r in own], share=True) for kind in KINDS]
         errors = [f"{np.mean([r['metrics']['error'][kind][0] for r in own]):.4f}" for kind in ("normal", "digit")]
         lines.append(f"| {size} | {' | '.join(cells + errors)} | {len(own)} |")
     return "\n".join(lines) + "\n"

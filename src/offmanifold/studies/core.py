@@ -179,12 +179,21 @@ def baseline_scores(name: str, train: Array, normal: Array, odd: Array) -> tuple
     return kept(flat_normal), kept(flat_odd)
 
 
-def shown(values: Sequence[float]) -> str:
-    """Return the mean over seeds as tables show it: with its interval where there are several, "–" where none."""
+def shown(values: Sequence[float], *, share: bool = False) -> str:
+    """Return the mean over seeds as tables show it: with its interval where there are several, "–" where none.
+
+    Three decimals, more for small numbers and fewer for large ones. A ``share`` (an AUROC) has three, and an interval
+    within [0, 1], which Student's does not know of.
+    """
     if not values:
         return "–"
     mean, low, high = over_seeds(values)
-    return f"{mean:.3f} [{low:.3f}, {high:.3f}]" if len(values) > 1 else f"{mean:.3f}"
+    size = abs(mean)
+    decimals = 3 if share or 0.1 <= size < 10 or size == 0 else 4 if size < 0.1 else 1 if size < 100 else 0
+    if share:
+        low, high = max(0.0, low), min(1.0, high)
+    interval = f" [{low:.{decimals}f}, {high:.{decimals}f}]" if len(values) > 1 else ""
+    return f"{mean:.{decimals}f}{interval}"
 
 
 def slug(row: str) -> str:

@@ -103,7 +103,7 @@ def table(records: list[Record]) -> str:
     ]
     for row, score, values, paper in _cells(records):
         theirs = f"{paper[0]:.2f} ({paper[1]:.2f})" if paper else "–"
-        lines.append(f"| {row} | {SCORES[score]} | {theirs} | {shown(values)} | {len(values)} |")
+        lines.append(f"| {row} | {SCORES[score]} | {theirs} | {shown(values, share=True)} | {len(values)} |")
     gammas = [r["metrics"]["gamma"] for r in records if r["job"]["row"] == "Gaussian, γ learned"]
     if gammas:
         lines += [

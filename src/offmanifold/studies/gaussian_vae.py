@@ -92,7 +92,7 @@ def column(records: list[Record], *path: str) -> str:
             value = value.get(name, {}) if isinstance(value, dict) else {}
         if isinstance(value, int | float):
             values.append(float(value))
-    return shown(values)
+    return shown(values, share=path[0] == "auroc")
 
 
 def by(records: list[Record], key: str) -> dict[Any, list[Record]]:

@@ -154,10 +154,10 @@ def table(records: list[Record]) -> str:
         own = [_values(records, row, digit) for digit in digits]
         if any(own):
             paper = f"{np.mean([PAPER[row][digit] for digit in digits]):.3f}" if row in PAPER else "–"
-            cells = [shown(values) for values in own]
+            cells = [shown(values, share=True) for values in own]
             fewest, most = min(map(len, own)), max(map(len, own))
             lines.append(
-                f"| {row} | {' | '.join(cells)} | {shown(_means(records, row, digits))} | {paper} | "
+                f"| {row} | {' | '.join(cells)} | {shown(_means(records, row, digits), share=True)} | {paper} | "
                 f"{fewest if fewest == most else f'{fewest}–{most}'} |"
             )
     return "\n".join(lines) + "\n"

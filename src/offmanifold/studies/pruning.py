@@ -64,7 +64,7 @@ def table(records: list[Record]) -> str:
         for size in SIZES_OF_LATENTS:
             own = _of(records, alpha, size)
             if own:
-                share = shown([r["metrics"]["active"] / len(r["metrics"]["latents"]["kl"]) for r in own])
+                share = shown([r["metrics"]["active"] / len(r["metrics"]["latents"]["kl"]) for r in own], share=True)
                 bounds = f"{column(own, 'low_of_the_first')} to {column(own, 'high_of_the_first')}"
                 cells = [column(own, "active"), share, column(own, "gamma"), column(own, "kl_of_the_first")]
                 cells += [bounds, column(own, "kraskov_of_the_first")]

@@ -123,7 +123,7 @@ def study_of(
             if any(own):
                 papers = [rows[row].paper.get(kind) for kind in kinds]
                 cells = [
-                    shown(found) + ("" if theirs is None else f" ({theirs:.3f})")
+                    shown(found, share=True) + ("" if theirs is None else f" ({theirs:.3f})")
                     for found, theirs in zip(own, papers, strict=True)
                 ]
                 lines.append(f"| {row} | {' | '.join(cells)} | {max(map(len, own))} |")

@@ -64,7 +64,7 @@ def table(records: list[Record]) -> str:
         for kind in own[0]["metrics"]["auroc"]:
             cells = [column(own, "auroc", kind, score, "value") for score in SCORES]
             lines.append(f"| {TRAINED_ON[data]} | {gamma} | {kind} | {' | '.join(cells)} | {len(own)} |")
-        means = [shown(_means(own, score)) for score in SCORES]
+        means = [shown(_means(own, score), share=True) for score in SCORES]
         lines.append(f"| {TRAINED_ON[data]} | {gamma} | **mean** | {' | '.join(means)} | {len(own)} |")
     return "\n".join(lines) + "\n"
 

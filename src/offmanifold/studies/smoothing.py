@@ -97,7 +97,8 @@ def table(records: list[Record]) -> str:
     ]
     for index, gamma in enumerate(GAMMAS):
         cells = [
-            shown([r["metrics"][name][index] for r in records]) for name in ("several_minima", "distance_of_the_lowest")
+            shown([r["metrics"][name][index] for r in records], share=share)
+            for name, share in (("several_minima", True), ("distance_of_the_lowest", False))
         ]
         lines.append(f"| {gamma:g} | {' | '.join(cells)} | {len(records)} |")
     return "\n".join(lines) + "\n"

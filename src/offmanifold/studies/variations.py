@@ -59,7 +59,7 @@ def study_of(name: str, title: str, paper: str, variations: Callable[[str], list
             "|---|---|---|---|",
         ]
         for row, own in rows_of(records).items():
-            here = shown([r["metrics"]["auroc"]["value"] for r in own])
+            here = shown([r["metrics"]["auroc"]["value"] for r in own], share=True)
             theirs = own[0]["job"]["paper"]
             lines.append(f"| {row} | {'–' if theirs is None else f'{theirs:.3f}'} | {here} | {len(own)} |")
         return "\n".join(lines) + "\n"
