@@ -45,11 +45,13 @@ def test_examples_run(path: Path, tmp_path: Path) -> None:
 
 
 def test_readmes_python_runs(tmp_path: Path, plane: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    (code,) = blocks("README.md", "python")
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    namespace = {"X_normal": plane[0], "X_new": plane[1]}
-    exec(code, namespace)
+    normal, odd = plane
+    namespace = {"X_normal": normal, "X_new": odd, "X_train": normal[:300], "X_held_out": normal[300:]}
+    for code in blocks("README.md", "python"):
+        exec(code, namespace)
+    assert namespace["detector"].settings_["latent_dim"] == namespace["found"].parameters["latent_dim"]
     assert (tmp_path / "model.safetensors").exists()
 
 
