@@ -1,6 +1,6 @@
 """AUROC and training time on the ADBench tables: ours beside PyOD's AE and VAE and nearest neighbours.
 
-    python benchmarks/tables.py [--seeds 0 1] [--threads 1] [--only ae vae knn pyod-ae pyod-vae]
+    python benchmarks/tables.py [--seeds 0 1] [--threads 1] [--only ae vae multiscale-denoiser knn pyod-ae pyod-vae]
 
 One process, one run: times compare. Every detector sees the same rows; peers get standardised columns, ours
 standardise by themselves. No outlier is used for anything but the figure.
@@ -21,7 +21,7 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler
 
-from offmanifold import AE, VAE, atomic
+from offmanifold import AE, VAE, MultiscaleDenoiser, atomic
 from offmanifold.data.benchmarks import Table, tables
 from offmanifold.measures import auroc
 
@@ -54,6 +54,7 @@ def pyod(name: str) -> Callable[[Table, int], Scorer]:
 METHODS: dict[str, Callable[[Table, int], Scorer]] = {
     "ae": ours(AE),
     "vae": ours(VAE),
+    "multiscale-denoiser": ours(MultiscaleDenoiser),
     "knn": knn,
     "pyod-ae": pyod("ae"),
     "pyod-vae": pyod("vae"),

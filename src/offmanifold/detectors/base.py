@@ -107,6 +107,9 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
     def _settle(self, rows: Tensor, settings: Settings) -> None:
         """Look at the prepared training rows: raise ``ValueError`` where they do not suit, add settings they decide."""
 
+    def _finish(self, model: Any, training: Tensor, held_out: Tensor, settings: Settings) -> None:
+        """Complete the trained module from the rows it was trained on and stopped by; may add settings."""
+
     def _warn_about_training(self) -> None:
         """Warn of what ``history_`` shows that the user should know."""
 
@@ -202,6 +205,8 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
                 progress=Progress(self.verbose),
             )
         self.module_: Any = model.requires_grad_(False)
+        with torch.no_grad():
+            self._finish(model, data.to(self._device), held_out.to(self._device), settings)
         self.rows_ = {
             "training": len(for_training),
             "stopping": len(for_stopping),

@@ -28,7 +28,7 @@ def answers(detector: OutlierDetector) -> dict[str, str]:
     if "latents" in report:
         found["latent size"] = _latent_size(report["latents"])
     if "score" in report:
-        found["capacity"] = _capacity(report["score"], detector.score_unit)
+        found["capacity"] = _capacity(report["score"], detector.score_unit, searchable="latents" in report)
     gradients = _gradients(detector, report.get("gamma", {}))
     if gradients:
         found["gradients"] = gradients
@@ -45,7 +45,7 @@ def _latent_size(latents: Mapping[str, Any]) -> str:
     return f"{used}: perhaps too few. Try latent_dim={2 * total}; {SEARCH}."
 
 
-def _capacity(score: Mapping[str, Any], unit: str) -> str:
+def _capacity(score: Mapping[str, Any], unit: str, *, searchable: bool) -> str:
     gap, spread = score["gap"], score["spread"]
     told = (
         f"training rows score {gap['value']:+.4g} against held-out ones [{gap['low']:.4g}, {gap['high']:.4g}] ({unit}; "
@@ -56,7 +56,8 @@ def _capacity(score: Mapping[str, Any], unit: str) -> str:
             f"{told}: the model knows its training rows better than others. A smaller network, fewer steps or more "
             "rows would generalise better."
         )
-    return f"{told}: no sign of a network that is too large. Whether a larger one would be better: {SEARCH}."
+    advice = f" Whether a larger one would be better: {SEARCH}." if searchable else ""
+    return f"{told}: no sign of a network that is too large.{advice}"
 
 
 def _gradients(detector: OutlierDetector, gamma: Mapping[str, Any]) -> str | None:

@@ -1,0 +1,157 @@
+"""Denoisers against closed forms and loops."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from offmanifold import MultiscaleDenoiser, auroc, load, storage
+from offmanifold.detectors.multiscale import MultiscaleModel
+from offmanifold.networks.denoiser import Denoiser
+
+RNG = np.random.default_rng(0)
+
+
+def model(rows: np.ndarray, scales: tuple[float, ...] = (0.1, 0.5, 2.0)) -> MultiscaleModel:
+    """Return an untrained model in float64 that stores ``rows``."""
+    made = MultiscaleModel(Denoiser(rows.shape[1], (16, 16), 0.1), scales, len(rows), rows.shape[1], 0.0, 1.0).double()
+    made.rows = torch.from_numpy(rows)
+    return made.eval()
+
+
+def test_a_network_that_gives_nothing_has_loss_one_and_is_best_for_unit_gaussians() -> None:
+    generator = torch.Generator().manual_seed(0)
+    denoiser = Denoiser(4, (8,), 0.0)
+    torch.nn.init.zeros_(denoiser.leave.weight)
+    torch.nn.init.zeros_(denoiser.leave.bias)
+    rows, noise = torch.randn(2, 50_000, 4, generator=generator)
+    for level in (0.05, 0.7, 3.0):
+        sigma = torch.full((50_000, 1), level)
+        assert denoiser.loss(rows, noise, sigma, None).mean().item() == pytest.approx(1, abs=0.02)
+        # E[x | y] = y/(1 + σ²): there is nothing left to learn.
+        torch.testing.assert_close(denoiser(rows, sigma), rows / (1 + level**2))
+
+
+def test_the_loss_is_the_denoising_error() -> None:
+    denoiser = Denoiser(3, (8,), 0.0).double()
+    rows, noise = (torch.from_numpy(RNG.normal(size=(20, 3))) for _ in range(2))
+    sigma = torch.from_numpy(RNG.uniform(0.05, 3, size=(20, 1)))
+    error = (denoiser(rows + sigma * noise, sigma) - rows).square().mean(1)
+    torch.testing.assert_close(denoiser.loss(rows, noise, sigma, None), error * ((1 + sigma**2) / sigma**2)[:, 0])
+
+
+def test_dropout_comes_from_the_generator_alone() -> None:
+    denoiser = Denoiser(3, (8,), 0.5)
+    rows, sigma = torch.randn(20, 3), torch.ones(20, 1)
+    first = denoiser.network(rows, sigma, torch.Generator().manual_seed(1))
+    torch.manual_seed(7)
+    assert torch.equal(first, denoiser.network(rows, sigma, torch.Generator().manual_seed(1)))
+    assert not torch.equal(first, denoiser.network(rows, sigma, torch.Generator().manual_seed(2)))
+    many = torch.stack([denoiser.network(rows, sigma, torch.Generator().manual_seed(i)) for i in range(3000)])
+    # One block: the output is linear in what is dropped, so dropout leaves its mean alone.
+    torch.testing.assert_close(many.mean(0), denoiser.network(rows, sigma), atol=0.05, rtol=0)
+
+
+def test_learned_features_are_the_errors_of_the_denoiser() -> None:
+    made = model(RNG.normal(size=(5, 3)))
+    rows = torch.from_numpy(RNG.normal(size=(7, 3)))
+    found = made.learned(rows)
+    for index, sigma in enumerate(made.scales.tolist()):
+        level = torch.full((7, 1), sigma, dtype=torch.float64)
+        residual = (rows - made.denoiser(rows, level)).square().mean(1) / sigma**2
+        errors = [(rows - made.denoiser(rows + sigma * noise, level)).square().mean(1) for noise in made.noise]
+        torch.testing.assert_close(found[:, 2 * index], residual)
+        torch.testing.assert_close(found[:, 2 * index + 1], torch.stack(errors).mean(0))
+
+
+def test_the_empirical_denoiser_is_the_loop_and_in_the_limit_the_nearest_neighbour() -> None:
+    stored, rows = RNG.normal(size=(40, 3)), RNG.normal(size=(600, 3))
+    made = model(stored, (1e-3, 0.5, 2.0))
+    found = made.empirical(torch.from_numpy(rows)).detach().numpy()
+    for i in (0, 255, 256, 599):
+        squares = ((rows[i] - stored) ** 2).sum(1)
+        for index, sigma in enumerate((0.5, 2.0), 1):
+            weights = np.exp(-squares / (2 * sigma**2))
+            weights /= weights.sum()
+            assert found[i, 2 * index] == pytest.approx(((rows[i] - weights @ stored) ** 2).mean(), rel=1e-9)
+            assert found[i, 2 * index + 1] == pytest.approx(weights @ squares / 3, rel=1e-9)
+        assert found[i, :2] == pytest.approx([squares.min() / 3] * 2, rel=1e-6)
+
+
+def test_a_trained_denoiser_is_the_posterior_mean_of_a_gaussian() -> None:
+    """Of N(0, Λ): E[x | y] = Λ (Λ + σ²)⁻¹ y."""
+    deviations = np.array([1.6, 0.4, 0.15])
+    rows = RNG.normal(size=(6000, 3)) * deviations
+    detector = MultiscaleDenoiser(scale=None, hidden=(64, 64), steps=3000, random_state=0, verbose=False).fit(rows)
+    new = RNG.normal(size=(500, 3)) * deviations
+    for sigma in (0.2, 0.5, 1.5):
+        expected = new * deviations**2 / (deviations**2 + sigma**2)
+        error = ((detector.reconstruct(new, sigma=sigma) - expected) ** 2).mean() / (expected**2).mean()
+        assert error < 0.03, sigma
+
+
+def test_evidence_terms_and_score_fit_together(plane: Any, tmp_path: Path) -> None:
+    normal, odd = plane
+    detector = MultiscaleDenoiser(hidden=(32,), steps=200, random_state=0, verbose=False).fit(normal[:300])
+    evidence = detector.evidence(odd)
+    assert evidence.shape == (len(odd), 28)
+    combined = np.log(np.exp(evidence).mean(1))
+    np.testing.assert_allclose(detector.score_samples(odd), -combined, rtol=1e-5)
+    terms = detector.score_terms(odd)
+    share = np.exp(evidence[:, :14]).sum(1) / np.exp(evidence).sum(1)
+    np.testing.assert_allclose(terms["learned"], -combined * share, rtol=1e-4, atol=1e-6)
+    assert list(terms) == ["learned", "empirical"]
+    # Normal rows that took no part stand where the held-out rows stood; 30 of those place a median to ±.25.
+    assert np.abs(np.median(detector.evidence(normal[300:]), 0)).max() < 0.8
+    assert detector.fit_report_ == {"rows_in_the_model_file": detector.rows_["training"]}
+    detector.save(tmp_path / "with.safetensors")
+    assert len(storage.read(tmp_path / "with.safetensors")[1]["module/rows"]) == detector.rows_["training"]
+
+
+def test_rows_can_be_left_out_of_the_file(plane: Any, tmp_path: Path) -> None:
+    normal, odd = plane
+    settings = {"hidden": (32,), "steps": 400, "random_state": 0, "verbose": False}
+    detector = MultiscaleDenoiser(store_rows=False, **settings).fit(normal[:300])
+    detector.save(tmp_path / "without.safetensors")
+    tensors = storage.read(tmp_path / "without.safetensors")[1]
+    assert tensors["module/rows"].shape == (0, 5)
+    again = load(tmp_path / "without.safetensors")
+    np.testing.assert_array_equal(again.score_samples(odd), detector.score_samples(odd))
+    assert list(again.score_terms(odd)) == ["learned"]
+    assert auroc(again.score_samples(normal[300:]), again.score_samples(odd)).value > 0.95
+    few = MultiscaleDenoiser(most_rows=50, **settings).fit(normal)
+    assert few.settings_["stored"] == 50
+
+
+def test_scales_reach_down_to_the_distance_between_neighbours() -> None:
+    settings = {"hidden": (8,), "steps": 1, "verbose": False}
+    sparse = MultiscaleDenoiser(**settings).fit(RNG.normal(size=(200, 20)))
+    dense = MultiscaleDenoiser(**settings).fit(RNG.normal(size=(20_000, 2)))
+    assert sparse.settings_["scales"][0] == pytest.approx(0.05)
+    assert 0.01 <= dense.settings_["scales"][0] < 0.02
+    assert sparse.settings_["scales"][-1] == dense.settings_["scales"][-1] == pytest.approx(3.0)
+
+
+def test_what_it_cannot_take_is_said(plane: Any) -> None:
+    with pytest.raises(ValueError, match="network='mlp' is unknown. Did you mean 'resmlp'"):
+        MultiscaleDenoiser(network="mlp").fit(plane[0])
+    with pytest.raises(ValueError, match="hidden must be of one width"):
+        MultiscaleDenoiser(hidden=(8, 16)).fit(plane[0])
+    with pytest.raises(TypeError, match="store_rows must be True or False"):
+        MultiscaleDenoiser(store_rows="no").fit(plane[0])
+    with pytest.raises(ValueError, match="most_rows must be"):
+        MultiscaleDenoiser(most_rows=0).fit(plane[0])
+
+
+def test_stored_rows_are_left_out_of_their_own_neighbours() -> None:
+    stored = RNG.normal(size=(30, 3))
+    made = model(stored)
+    places = torch.tensor([0, 7, 29])
+    found = made.empirical(torch.from_numpy(stored[places]), places)
+    for row, place in zip(found, places.tolist(), strict=True):
+        others = model(np.delete(stored, place, 0))
+        torch.testing.assert_close(row, others.empirical(torch.from_numpy(stored[place : place + 1]))[0])
