@@ -24,8 +24,8 @@ SCALES, LARGEST, SMALLEST = 7, 3.0, (0.01, 0.05)
 DROPOUT = 0.1
 # Draws of noise in the denoising error, the same for every row.
 DRAWS = 4
-# Rows of a pass that are compared with all stored rows at a time.
-PART = 256
+# Rows evaluated at a time, and distances to stored rows held at a time.
+PART, CELLS = 256, 2**20
 # Features beyond so many spreads of the held-out rows say no more.
 MOST = 20.0
 TINY = 1e-9
@@ -107,19 +107,24 @@ class MultiscaleModel(nn.Module):
         """
         parts = []
         squares = self.rows.square().sum(1)
-        for start in range(0, len(flat), PART):
-            part = flat[start : start + PART]
-            distances = (part.square().sum(1, keepdim=True) + squares - 2 * part @ self.rows.T).clamp(min=0)
+        # One product gives the weights' sums as well as the weighted means.
+        stored = torch.cat([self.rows, self.rows.new_ones(len(self.rows), 1)], 1)
+        size = max(1, CELLS // len(self.rows))
+        for start in range(0, len(flat), size):
+            part = flat[start : start + size]
+            distances = torch.addmm(squares, part, self.rows.T, alpha=-2)
+            distances.add_(part.square().sum(1, keepdim=True)).clamp_(min=0)
             if own is not None:
-                here = own[start : start + PART, None]
+                here = own[start : start + size, None]
                 distances = distances.scatter(1, here, distances.amax(1, keepdim=True).clamp(min=1e12))
-            nearest = distances.amin(1, keepdim=True)
+            exponents = distances.amin(1, keepdim=True) - distances
             found = []
-            for sigma in self.scales:
-                weights = ((nearest - distances) / (2 * sigma**2)).exp()
-                weights = weights / weights.sum(1, keepdim=True)
-                residual = (part - weights @ self.rows).square().mean(1)
-                found += [residual, (weights * distances).sum(1) / part.shape[1]]
+            for sigma in self.scales.tolist():
+                weights = (exponents / (2 * sigma**2)).exp_()
+                sums = weights @ stored
+                total = sums[:, -1]
+                residual = (part - sums[:, :-1] / total[:, None]).square().mean(1)
+                found += [residual, torch.linalg.vecdot(weights, distances) / total / part.shape[1]]
             parts.append(torch.stack(found, 1))
         return torch.cat(parts)
 
