@@ -162,6 +162,7 @@ def test_constant_duplicated_and_single_rows_leave_everything_finite(gamma: str)
             assert set(answers(detector)) == {"latent size", "capacity", "gradients"}
 
 
+@pytest.mark.filterwarnings("ignore:.*has collapsed:UserWarning")
 def test_the_floor_is_reported() -> None:
     detector = VAE(gamma="closed-form", random_state=0, verbose=False).fit(np.full((200, 3), 7.0))
     assert detector.fit_report_["gamma"]["at_floor"]

@@ -22,7 +22,7 @@ from sklearn.utils.estimator_checks import check_estimator
 from offmanifold import auroc, load
 from offmanifold.detectors import OutlierDetector
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*cannot promise:UserWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:.*cannot promise:UserWarning", "ignore:.*has collapsed:UserWarning")
 
 
 @pytest.fixture

@@ -72,6 +72,6 @@ def _shown(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     if isinstance(value, list):
-        shown = ", ".join(map(str, value[:12]))
+        shown = ", ".join(map(_shown, value[:12]))
         return shown + (f" … ({len(value)})" if len(value) > 12 else "")
     return {None: "–", True: "yes", False: "no"}.get(value, str(value)) if value in (None, True, False) else str(value)
