@@ -37,6 +37,11 @@ JUDGED = 2000
 NEIGHBOURS_FROM = 500
 
 
+def _evenly(n: int, most: int) -> Tensor:
+    """Return the places of at most ``most`` of ``n`` rows, evenly spread."""
+    return torch.linspace(0, n - 1, min(n, most), dtype=torch.float64).long()
+
+
 class MultiscaleModel(nn.Module):
     """A denoiser, the training rows, and how the features of normal rows are distributed.
 
@@ -257,12 +262,11 @@ calibration_fraction, device, precision, random_state, verbose
         shift, unit = 0.0, 1.0
         if rows.ndim > 2:
             shift, unit = float(flat.mean()), max(float(flat.std(correction=0)), 1e-3)
-        flat = (flat - shift) / unit
-        step = max(1, len(flat) // NEIGHBOURS_FROM)
+        flat = (flat[_evenly(len(flat), settings["most_rows"])] - shift) / unit
         # The smallest distance is a row's to itself.
         nearest = [
             torch.cdist(part, flat).topk(min(2, len(flat)), largest=False).values[:, -1]
-            for part in torch.split(flat[::step], PART)
+            for part in torch.split(flat[_evenly(len(flat), NEIGHBOURS_FROM)], max(1, CELLS // len(flat)))
         ]
         neighbour = float(torch.cat(nearest).median()) / flat.shape[1] ** 0.5
         smallest = min(max(neighbour, SMALLEST[0]), SMALLEST[1])
@@ -306,14 +310,14 @@ calibration_fraction, device, precision, random_state, verbose
     def _finish(self, model: MultiscaleModel, training: Tensor, held_out: Tensor, settings: Settings) -> None:
         """Store rows, and learn how the features of rows that were not trained on are distributed."""
         if settings["store_rows"]:
-            kept = torch.linspace(0, len(training) - 1, min(len(training), settings["most_rows"])).long()
+            kept = _evenly(len(training), settings["most_rows"])
             model.rows = model.flat(training[kept.to(training.device)]).contiguous()
             settings["stored"] = len(kept)
         parts = [torch.cat([model.learned(model.flat(part)) for part in torch.split(held_out, PART)])]
         if settings["stored"]:
             # Each stored row against all others: as good as rows held out, and there are more of them.
-            some = torch.linspace(0, settings["stored"] - 1, min(settings["stored"], STANDARDISED)).long()
-            parts.append(model.empirical(model.rows[some.to(training.device)], some.to(training.device)))
+            some = _evenly(settings["stored"], STANDARDISED).to(training.device)
+            parts.append(model.empirical(model.rows[some], some))
         at = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64, device=training.device)
         found = [(part + TINY).log().double().quantile(at, dim=0) for part in parts]
         low, middle, high = torch.cat(found, 1)
