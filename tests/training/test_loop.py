@@ -370,3 +370,16 @@ def test_a_convolutional_detector_trains_in_either_precision(detector_class: typ
         scores = detector.fit(images).score_samples(images)
         assert detector.settings_["network"] == "strided"
         assert np.isfinite(scores).all()
+
+
+def test_metrics_that_are_functions_are_called_at_checks_alone() -> None:
+    model, calls = linear(), []
+
+    def loss(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Any]:
+        values = (rows - model(rows)).square().mean(1)
+        return values, {"cheap": values.detach().mean(), "dear": lambda: calls.append(1) or values.detach().max()}
+
+    update = Update((ParameterGroup.of("weight", model),), loss, Optimizer(0.01))
+    history = train(model, [Phase("p", (update,), 40, 10, checks=4)], ROWS[:30], ROWS[30:], seed=0)
+    assert len(calls) == len(history) == 4
+    assert all(record["dear"] > record["cheap"] for record in history)

@@ -20,7 +20,7 @@ from offmanifold.networks import choose
 from offmanifold.probability.distances import DISTANCES, distance
 from offmanifold.probability.latents import LATENTS
 from offmanifold.probability.penalties import PENALTIES, penalised_mean
-from offmanifold.training.phases import ParameterGroup, Phase, Update
+from offmanifold.training.phases import Metrics, ParameterGroup, Phase, Update
 from offmanifold.training.progress import Verbosity
 
 
@@ -207,7 +207,7 @@ class AE(LatentMixin, OutlierDetector):
         (low, high), kind = settings["noise"], settings["distance"]
         error_penalty, latent_penalty = settings["error_penalty"], settings["latent_penalty"]
 
-        def loss(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        def loss(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Metrics]:
             inputs = rows
             if high:
                 inputs = torch.empty_like(rows).normal_(generator=generator)
@@ -216,7 +216,7 @@ class AE(LatentMixin, OutlierDetector):
                 inputs = torch.addcmul(rows, inputs, levels)
             codes = model.encode(inputs)
             errors = distance(rows, model.decode(codes), kind)
-            metrics = {"reconstruction": errors.detach().mean()}
+            metrics: Metrics = {"reconstruction": errors.detach().mean()}
             total = penalised_mean(errors, error_penalty)
             if latent_penalty is not None:
                 penalties = penalised_mean(codes.square(), latent_penalty)

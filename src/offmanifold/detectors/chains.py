@@ -45,8 +45,8 @@ class Chain(Generic[AnyStart]):
 
     def negatives(self, generator: torch.Generator, rows: Tensor, energy: Energy) -> tuple[Tensor, Metrics]:
         """Return samples of the model ``(n, *shape)``, as many as there are rows, and how the chains went."""
-        begun, metrics = self.start.begin(generator, rows)
-        begun = self.kernel.space.enter(begun)
+        begun, told = self.start.begin(generator, rows)
+        begun, metrics = self.kernel.space.enter(begun), Metrics(told)
         if not self.steps:
             return begun, metrics
         state, info = run(self.step, generator, begun, energy, self.kernel, self.steps)

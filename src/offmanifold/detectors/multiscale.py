@@ -17,7 +17,7 @@ from offmanifold.data.inputs import Float64Array, InputSpec, Rows
 from offmanifold.detectors.base import OutlierDetector
 from offmanifold.detectors.configured import Settings
 from offmanifold.networks.denoiser import Denoiser
-from offmanifold.training.phases import ParameterGroup, Phase, Update
+from offmanifold.training.phases import Metrics, ParameterGroup, Phase, Update
 from offmanifold.training.progress import Verbosity
 
 SCALES, LARGEST, SMALLEST = 7, 3.0, (0.01, 0.05)
@@ -297,7 +297,7 @@ calibration_fraction, device, precision, random_state, verbose
             errors = torch.cat([loss(part, generator)[0] for part in torch.split(many, 10 * PART)])
             return float(errors.double().mean()), {}
 
-        def loss(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        def loss(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Metrics]:
             flat = model.flat(rows)
             sigma = flat.new_empty(len(flat), 1).uniform_(low, high, generator=generator).exp_()
             noise = torch.empty_like(flat).normal_(generator=generator)

@@ -347,7 +347,7 @@ random_state, verbose
 
         def reconstruction(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Metrics]:
             errors = model.energy(rows)
-            metrics = {"reconstruction": errors.detach().mean()}
+            metrics: Metrics = {"reconstruction": errors.detach().mean()}
             return (errors + weight_penalty() if factor else errors), metrics
 
         networks = (ParameterGroup.of("encoder", model.encoder), ParameterGroup.of("decoder", model.decoder))

@@ -25,7 +25,7 @@ from offmanifold.probability import bounds
 from offmanifold.probability.divergences import kl_to_standard_normal
 from offmanifold.probability.latents import prior_sample, split_posterior
 from offmanifold.probability.likelihoods import GAMMAS, LOWEST_GAMMA, Bernoulli, Gaussian, Likelihood
-from offmanifold.training.phases import ParameterGroup, Phase, Update
+from offmanifold.training.phases import Metrics, ParameterGroup, Phase, Update
 from offmanifold.training.progress import Verbosity
 
 SCORES = ("elbo", "reconstruction", "kl", "iwae")
@@ -269,19 +269,17 @@ class VAE(LatentMixin, OutlierDetector):
     def _phases(self, model: VariationalAutoencoder, settings: Settings) -> list[Phase]:
         beta = settings["beta"]
 
-        def loss(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        def loss(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Metrics]:
             mean, log_std = model.posterior(rows)
             codes = mean + log_std.exp() * torch.empty_like(mean).normal_(generator=generator)
             log_likelihood = model.likelihood.log_prob(rows, model.decoder(codes))
             kl = kl_to_standard_normal(mean, log_std).sum(1)
-            metrics = {"log_likelihood": log_likelihood.detach().mean(), "kl": kl.detach().mean()}
+            metrics: Metrics = {"log_likelihood": log_likelihood.detach().mean(), "kl": kl.detach().mean()}
             if codes.requires_grad:
+                gradients: list[Tensor] = []
+                codes.register_hook(gradients.append)  # type: ignore[no-untyped-call]
                 size = rows.numel()  # the loop minimises a mean over rows and dimensions; told is a row's, in nats
-
-                def tell(gradient: Tensor) -> None:
-                    metrics["gradient_norm/latent"] = size * gradient.norm(dim=1).mean()
-
-                codes.register_hook(tell)  # type: ignore[no-untyped-call]
+                metrics["gradient_norm/latent"] = lambda: size * gradients[0].norm(dim=1).mean()
             if isinstance(model.likelihood, Gaussian) and model.likelihood.rule != "fixed":
                 metrics["gamma"] = model.likelihood.gamma.mean()
             # Per dimension: the size of a step then means the same for 3 columns and for 784 pixels.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from offmanifold.training.checkpoints import Checkpointer, deferred_interrupt
-from offmanifold.training.phases import Phase, Update
+from offmanifold.training.phases import Metrics, Phase, Update
 from offmanifold.training.precision import computing_in
 from offmanifold.training.progress import Progress
 
@@ -219,11 +219,11 @@ class _Run:
         self.model.eval()
         return self.state.history
 
-    def _step(self, phase: Phase) -> tuple[Tensor, dict[str, Tensor]]:
+    def _step(self, phase: Phase) -> tuple[Tensor, Metrics]:
         """Run every update once on one batch; return the first one's loss and all metrics."""
         batch = self.batches.next()
         first_loss: Tensor | None = None
-        all_metrics: dict[str, Tensor] = {}
+        all_metrics: Metrics = {}
         for update, optimizer in zip(phase.updates, self.optimizers, strict=True):
             for group, settings in zip(update.groups, optimizer.param_groups, strict=True):
                 rate = update.optimizer.rate(self.state.step, phase.steps)
@@ -245,9 +245,7 @@ class _Run:
             self._follow(phase.average)
         return first_loss, all_metrics
 
-    def _apply(
-        self, update: Update, optimizer: torch.optim.Optimizer, batch: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def _apply(self, update: Update, optimizer: torch.optim.Optimizer, batch: Tensor) -> tuple[Tensor, Metrics]:
         values, metrics = update.loss(batch, self.noise_generator)
         loss = values.mean()
         parameters = [parameter for group in update.groups for parameter in group.parameters]
@@ -258,7 +256,7 @@ class _Run:
         optimizer.step()
         return loss.detach(), metrics
 
-    def _check(self, phase: Phase, metrics: dict[str, Tensor]) -> None:
+    def _check(self, phase: Phase, metrics: Metrics) -> None:
         """Record, compare with the best, and roll back or stop a run that has diverged."""
         state = self.state
         assert self._total is not None
@@ -284,7 +282,7 @@ class _Run:
             "validation": validation,
             "kept": kept,
             "learning_rate": phase.updates[0].optimizer.rate(state.step - 1, phase.steps) * state.rate_scale,
-            **{name: float(value) for name, value in metrics.items()},
+            **{name: float(value() if callable(value) else value) for name, value in metrics.items()},
             **judged,
         }
         for update in phase.updates:

@@ -10,7 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-Metrics = dict[str, Tensor]
+# By name; what costs something may be a function, which is called at checks alone.
+Metrics = dict[str, Tensor | Callable[[], Tensor]]
 # (rows, generator) → (per-row loss, metrics). Unreduced: the loop takes the mean.
 Loss = Callable[[Tensor, torch.Generator], tuple[Tensor, Metrics]]
 # (held-out rows, generator) → (what decides which weights are kept, low = better; what else to record)
