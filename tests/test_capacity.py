@@ -81,6 +81,21 @@ def test_an_interrupted_search_goes_on(curved: np.ndarray, tmp_path: Path, monke
         suggest_capacity(small(), curved, state=state)
 
 
+def test_a_search_without_a_seed_goes_on_with_its_own(
+    curved: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = tmp_path / "search.json"
+    monkeypatch.setattr(capacity._Search, "_try", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        suggest_capacity(small(random_state=None), curved, widths=(0.25,), latent_dims=(2,), state=state)
+    monkeypatch.undo()
+    kept = json.loads(state.read_text())["random_state"]
+    again = suggest_capacity(
+        small(random_state=None, verbose="auto"), curved, widths=(0.25,), latent_dims=(2,), state=state
+    )
+    assert again.parameters["random_state"] == kept
+
+
 def test_images_are_widened_by_their_channels() -> None:
     images = np.random.default_rng(0).random((60, 16, 16)).astype(np.float32)
     found = suggest_capacity(small(steps=2, batch_size=16), images, widths=(0.1, 0.2), latent_dims=(2, 3))

@@ -168,6 +168,13 @@ def test_capacity_auto(work: Path) -> None:
         "fit", "normal.csv", "--detector", "ae", "--capacity", "auto", "-o", "x.safetensors", cwd=work, status=2
     )
     assert "AE has none" in refused and "Use VAE" in refused
+    (work / "sized.capacity.json").write_text("{}")
+    refused = complaint(*command, "--overwrite", "--resume", cwd=work, status=1)
+    assert "sized.capacity.json is not the state of a search" in refused
+    (work / "sized.safetensors").unlink()
+    refused = complaint(*command, cwd=work, status=2)
+    assert "An interrupted run is saved in sized.capacity.json. Go on with --resume" in refused
+    (work / "sized.capacity.json").unlink()
     refused = complaint("fit", "normal.csv", "--capacity", "2", "-o", "x.safetensors", cwd=work, status=2)
     assert "--capacity takes auto; got '2'. A factor is set with --set capacity=2." in refused
 

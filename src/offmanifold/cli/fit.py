@@ -18,6 +18,7 @@ from offmanifold.parameters import did_you_mean
 
 if TYPE_CHECKING:
     from offmanifold.detectors import OutlierDetector
+    from offmanifold.diagnosis.capacity import Suggestion
 
 CONFIG_KEYS = ("detector", "array", "drop", "threads", "parameters")
 # The better of the quick ones on tables (docs/benchmarks.md); `nae` takes minutes where they take seconds.
@@ -90,10 +91,12 @@ def fit(
 
     checkpoint = out.with_suffix(".checkpoint")
     common.check_output(out, overwrite or (resume and checkpoint.exists()), (".safetensors",))
-    if checkpoint.exists() and not (resume or overwrite):
-        raise common.UsageError(
-            f"An interrupted run is saved in {checkpoint}. Go on with --resume, or discard it with --overwrite."
-        )
+    search = out.with_suffix(".capacity.json")
+    for saved in (checkpoint, search):
+        if saved.exists() and not (resume or overwrite):
+            raise common.UsageError(
+                f"An interrupted run is saved in {saved}. Go on with --resume, or discard it with --overwrite."
+            )
     from offmanifold.data.files import open_source
     from offmanifold.detectors import DETECTORS
     from offmanifold.training.threads import limited_to
@@ -110,10 +113,15 @@ def fit(
 
     rows = open_source(data, array=array, drop=drop or ()).load()
     began = time.monotonic()
-    search = out.with_suffix(".capacity.json")
+    if not resume:
+        search.unlink(missing_ok=True)
     tried: dict[str, Any] = {}
     if capacity == "auto":
-        tried = _choose_capacity(model, rows, search, resume, chosen.get("threads"), quiet, quiet or as_json)
+        with limited_to(chosen.get("threads")):
+            sizes = _choose_capacity(model, rows, search, quiet)
+        tried["sizes_tried"] = [dataclasses.asdict(candidate) for candidate in sizes.candidates]
+        if not (quiet or as_json):
+            common.table("sizes tried", *sizes.table())
     with warnings.catch_warnings(record=True) as caught, limited_to(chosen.get("threads")):
         warnings.simplefilter("always", UserWarning)
         try:
@@ -152,30 +160,20 @@ def fit(
         )
 
 
-def _choose_capacity(
-    model: OutlierDetector, rows: Any, state: Path, resume: bool, threads: int | None, quiet: bool, no_table: bool
-) -> dict[str, Any]:
-    """Set the model's size by :func:`suggest_capacity`, show what was decided from and return it."""
+def _choose_capacity(model: OutlierDetector, rows: Any, state: Path, quiet: bool) -> Suggestion:
+    """Set the model's size by :func:`suggest_capacity`, and return what was decided from."""
     from offmanifold.diagnosis.capacity import suggest_capacity
-    from offmanifold.training.threads import limited_to
 
-    if not resume:
-        state.unlink(missing_ok=True)
-    silent: Callable[[str], None] = lambda text: None  # noqa: E731
     try:
-        with limited_to(threads):
-            suggestion = suggest_capacity(model, rows, state=state, report=silent if quiet else common.note)
+        found = suggest_capacity(model, rows, state=state, report=None if quiet else common.note)
     except KeyboardInterrupt:
         raise common.Stopped(
             f"Interrupted; what was tried is saved in {state}. Repeat the command with --resume to go on."
         ) from None
     except TypeError as error:
         raise common.UsageError(f"--capacity auto: {error}") from error
-    model.set_params(**suggestion.parameters)
-    if not no_table:
-        columns, table = suggestion.table()
-        common.table("sizes tried", columns, table)
-    return {"sizes_tried": [dataclasses.asdict(candidate) for candidate in suggestion.candidates]}
+    model.set_params(**found.parameters)
+    return found
 
 
 def _read_config(path: Path | None) -> dict[str, Any]:

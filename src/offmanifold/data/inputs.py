@@ -88,6 +88,11 @@ class InputSpec:
         return rows[:, 0] if self.layout == "hw" else rows
 
 
+def evenly(n: int, most: int) -> npt.NDArray[np.intp]:
+    """Return the places of at most ``most`` of ``n`` rows, evenly spread."""
+    return np.linspace(0, n - 1, min(n, most)).astype(np.intp)
+
+
 class Rows:
     """A user's rows, described at once and converted piece by piece.
 

@@ -18,7 +18,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from offmanifold import calibration
-from offmanifold.data.inputs import Float64Array, InputSpec, Rows
+from offmanifold.data.inputs import Float64Array, InputSpec, Rows, evenly
 from offmanifold.data.tables import Standardiser
 from offmanifold.detectors.configured import Configured, Settings
 from offmanifold.measures.estimates import difference_of_means, mean_of
@@ -43,11 +43,6 @@ REPORTED = 1000
 COPIES = 5
 # How many bytes of the user's data are converted at a time: few enough to stay in the processor's cache.
 BLOCK_BYTES = 2 * 2**20
-
-
-def _evenly(n: int) -> npt.NDArray[np.intp]:
-    """Return places of at most REPORTED of ``n`` rows, evenly spread."""
-    return np.linspace(0, n - 1, min(n, REPORTED)).astype(np.intp)
 
 
 def sum_terms(terms: dict[str, Float64Array]) -> Float64Array:
@@ -215,7 +210,7 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
         self._set_input_attributes()
         self._calibrate(np.sort(self._scores(rows, for_calibration)))
         self.fit_report_: dict[str, Any] = self._fit_report(
-            rows, for_training[_evenly(len(for_training))], for_stopping[_evenly(len(for_stopping))]
+            rows, *(part[evenly(len(part), REPORTED)] for part in (for_training, for_stopping))
         )
         self._warn_if_too_few()
         self._warn_about_training()

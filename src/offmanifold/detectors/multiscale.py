@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from offmanifold import parameters
-from offmanifold.data.inputs import Float64Array, InputSpec, Rows
+from offmanifold.data.inputs import Float64Array, InputSpec, Rows, evenly
 from offmanifold.detectors.base import OutlierDetector
 from offmanifold.detectors.configured import Settings
 from offmanifold.networks.denoiser import Denoiser
@@ -35,11 +35,6 @@ STANDARDISED = 2000
 JUDGED = 2000
 # Rows from which the distance between neighbours is learned.
 NEIGHBOURS_FROM = 500
-
-
-def _evenly(n: int, most: int) -> Tensor:
-    """Return the places of at most ``most`` of ``n`` rows, evenly spread."""
-    return torch.linspace(0, n - 1, min(n, most), dtype=torch.float64).long()
 
 
 class MultiscaleModel(nn.Module):
@@ -124,7 +119,7 @@ class MultiscaleModel(nn.Module):
                 distances = distances.scatter(1, here, distances.amax(1, keepdim=True).clamp(min=1e12))
             exponents = distances.amin(1, keepdim=True) - distances
             found = []
-            for sigma in self.scales.tolist():
+            for sigma in self.scales:
                 weights = (exponents / (2 * sigma**2)).exp_()
                 sums = weights @ stored
                 total = sums[:, -1]
@@ -262,11 +257,11 @@ calibration_fraction, device, precision, random_state, verbose
         shift, unit = 0.0, 1.0
         if rows.ndim > 2:
             shift, unit = float(flat.mean()), max(float(flat.std(correction=0)), 1e-3)
-        flat = (flat[_evenly(len(flat), settings["most_rows"])] - shift) / unit
+        flat = (flat[evenly(len(flat), settings["most_rows"])] - shift) / unit
         # The smallest distance is a row's to itself.
         nearest = [
             torch.cdist(part, flat).topk(min(2, len(flat)), largest=False).values[:, -1]
-            for part in torch.split(flat[_evenly(len(flat), NEIGHBOURS_FROM)], max(1, CELLS // len(flat)))
+            for part in torch.split(flat[evenly(len(flat), NEIGHBOURS_FROM)], max(1, CELLS // len(flat)))
         ]
         neighbour = float(torch.cat(nearest).median()) / flat.shape[1] ** 0.5
         smallest = min(max(neighbour, SMALLEST[0]), SMALLEST[1])
@@ -310,13 +305,13 @@ calibration_fraction, device, precision, random_state, verbose
     def _finish(self, model: MultiscaleModel, training: Tensor, held_out: Tensor, settings: Settings) -> None:
         """Store rows, and learn how the features of rows that were not trained on are distributed."""
         if settings["store_rows"]:
-            kept = _evenly(len(training), settings["most_rows"])
-            model.rows = model.flat(training[kept.to(training.device)]).contiguous()
+            kept = evenly(len(training), settings["most_rows"])
+            model.rows = model.flat(training[kept]).contiguous()
             settings["stored"] = len(kept)
         parts = [torch.cat([model.learned(model.flat(part)) for part in torch.split(held_out, PART)])]
         if settings["stored"]:
             # Each stored row against all others: as good as rows held out, and there are more of them.
-            some = _evenly(settings["stored"], STANDARDISED).to(training.device)
+            some = torch.from_numpy(evenly(settings["stored"], STANDARDISED)).to(training.device)
             parts.append(model.empirical(model.rows[some], some))
         at = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64, device=training.device)
         found = [(part + TINY).log().double().quantile(at, dim=0) for part in parts]

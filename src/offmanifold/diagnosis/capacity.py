@@ -18,14 +18,12 @@ import numpy.typing as npt
 from sklearn.base import clone
 
 from offmanifold import atomic, parameters
-from offmanifold.data.inputs import Rows
+from offmanifold.data.inputs import Rows, evenly
 from offmanifold.detectors.base import OutlierDetector
 from offmanifold.measures.estimates import Estimate, difference_of_means, mean_of
 from offmanifold.networks import choose
 
 WIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
-# What a table's dense networks are widened from, as (…) times a width.
-DENSE_UNITS = 128
 # Rows whose scores decide, and training rows they are compared with.
 MOST_HELD_OUT = 5000
 Scores = npt.NDArray[np.float64]
@@ -119,7 +117,7 @@ def suggest_capacity(
     widths: Sequence[float] = WIDTHS,
     latent_dims: Sequence[int] | None = None,
     state: str | os.PathLike[str] | None = None,
-    report: Callable[[str], None] = lambda text: None,
+    report: Callable[[str], None] | None = None,
 ) -> Suggestion:
     """Grow latent size and width until held-out rows gain nothing more, or only because training rows are memorised.
 
@@ -131,12 +129,12 @@ def suggest_capacity(
         Normal rows, as for ``fit``. The rows that ``fit`` will calibrate with are left out of the search; a fifth of
         the others, at most 5 000, is held out of every training and compared row by row.
     widths : increasing sequence of float
-        Factors on a convolutional network's channels, or on 128 hidden units.
+        Factors on a convolutional network's channels, or on a dense one's hidden units.
     latent_dims : increasing sequence of int, optional
         Default: 2, 4, 8, … up to the number of columns, at most 64; 8, 16, … 256 for images.
     state : path, optional
         A file that keeps what is done: interrupted, the same call goes on from there.
-    report : callable
+    report : callable, optional
         Is told about each candidate.
 
     Returns
@@ -159,14 +157,26 @@ def suggest_capacity(
     rows = Rows(X, owner=type(detector).__name__)
     latent_dims = _increasing("latent_dims", latent_dims or _latent_dims(rows), parameters.integer)
     widths = _increasing("widths", widths, lambda name, value: parameters.real(name, value, above=0))
+    state = None if state is None else Path(state)
+    stored = _read(state)
     random_state = own["random_state"]
     if not isinstance(random_state, int | np.integer):
-        # The final fit must set the same rows aside.
-        random_state = int(np.random.default_rng().integers(2**31 - 1))
-    search = _Search(
-        clone(detector).set_params(random_state=int(random_state)), rows, latent_dims, widths, state, report
-    )
-    return search.run()
+        # The final fit must set the same rows aside, and so must a search that goes on.
+        random_state = stored.get("random_state", int(np.random.default_rng().integers(2**31 - 1)))
+    detector = clone(detector).set_params(random_state=int(random_state))
+    return _Search(detector, rows, latent_dims, widths, state, stored, report).run()
+
+
+def _read(state: Path | None) -> dict[str, Any]:
+    """Return what an earlier search kept, or nothing."""
+    if state is None or not state.is_file():
+        return {}
+    try:
+        stored = json.loads(state.read_text())
+        return {"fingerprint": str(stored["fingerprint"]), "random_state": int(stored["random_state"]),
+                "candidates": dict(stored["candidates"])}  # fmt: skip
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{state} is not the state of a search for a capacity: {error}.") from error
 
 
 def _latent_dims(rows: Rows) -> list[int]:
@@ -190,11 +200,12 @@ class _Search:
         rows: Rows,
         latent_dims: list[int],
         widths: list[float],
-        state: str | os.PathLike[str] | None,
-        report: Callable[[str], None],
+        state: Path | None,
+        stored: dict[str, Any],
+        report: Callable[[str], None] | None,
     ) -> None:
         self.detector, self.latent_dims, self.widths, self.report = detector, latent_dims, widths, report
-        self.spec = rows.spec
+        self.settings = detector._resolved(rows.spec, len(rows))
         _, *searched = detector.split(len(rows))
         index = np.sort(np.concatenate(searched))
         held_out = np.random.default_rng(0).permutation(len(index))[: min(MOST_HELD_OUT, len(index) // 5)]
@@ -202,9 +213,18 @@ class _Search:
             raise ValueError(f"suggest_capacity needs at least 20 rows to compare sizes on; got {len(rows)}.")
         self.held_out = rows.take(index[np.sort(held_out)])
         self.training = rows.take(np.delete(index, held_out))
-        self.state = None if state is None else Path(state)
-        self.checkpoint = None if self.state is None else self.state.with_suffix(".candidate")
-        self.known = self._read_state()
+        self.state = state
+        self.checkpoint = None if state is None else state.with_suffix(".candidate")
+        self.fingerprint = self._fingerprint()
+        self.known: dict[str, Any] = stored.get("candidates", {})
+        if stored and stored["fingerprint"] != self.fingerprint:
+            raise ValueError(
+                f"{state} belongs to a search with other data or settings. Go on with the very same ones, or delete it "
+                "to start anew."
+            )
+        if self.checkpoint is not None and not stored:
+            self.checkpoint.unlink(missing_ok=True)  # of a search that was given up
+            self._write_state()
 
     def run(self) -> Suggestion:
         """Walk the two axes by turns."""
@@ -225,15 +245,10 @@ class _Search:
         return Suggestion(found | {"random_state": self.detector.get_params()["random_state"]}, tuple(candidates))
 
     def _parameters(self, latent_dim: int, width: float) -> dict[str, Any]:
-        network = self.detector.get_params()["network"]
-        dense = network in choose.DENSE or (
-            network == "auto" and (self.spec.kind == "table" or choose.for_images(self.spec.shape) in choose.DENSE)
-        )
-        if not dense:
+        if self.settings["network"] not in choose.DENSE:
             return {"latent_dim": latent_dim, "capacity": width}
-        hidden = self.detector.get_params()["hidden"]
-        base = [DENSE_UNITS, DENSE_UNITS] if isinstance(hidden, str) else np.atleast_1d(hidden).tolist()
-        return {"latent_dim": latent_dim, "hidden": tuple(max(1, round(units * width)) for units in base)}
+        hidden = tuple(max(1, round(units * width)) for units in self.settings["hidden"])
+        return {"latent_dim": latent_dim, "hidden": hidden}
 
     def _try(
         self, place: tuple[int, int], best: Candidate | None, best_scores: Scores | None
@@ -259,9 +274,9 @@ class _Search:
             facts["seconds"],
             _verdict(gain, gap, best),
         )
-        self.report(
-            f"latent size {latent_dim}, width {width:g}: held-out {_shown(candidate.score)} nats; {candidate.verdict}"
-        )
+        if self.report is not None:
+            held_out = _shown(candidate.score)
+            self.report(f"latent size {latent_dim}, width {width:g}: held-out {held_out} nats; {candidate.verdict}")
         return candidate, scores
 
     def _train(self, latent_dim: int, width: float) -> dict[str, Any]:
@@ -274,7 +289,7 @@ class _Search:
             model.fit(self.training, checkpoint=self.checkpoint, resume=True)
         if self.checkpoint is not None:
             self.checkpoint.unlink(missing_ok=True)
-        some = np.linspace(0, len(self.training) - 1, min(len(self.training), len(self.held_out))).astype(int)
+        some = evenly(len(self.training), len(self.held_out))
         report = model.fit_report_
         return {
             "held_out": model.score_samples(self.held_out).tolist(),
@@ -288,34 +303,20 @@ class _Search:
     # --- what is kept between runs ---------------------------------------------------------------------
 
     def _fingerprint(self) -> str:
-        digest = hashlib.sha256(json.dumps(self.detector.get_params(), sort_keys=True, default=str).encode())
+        """Return a digest of what decides the results: neither the device nor what is shown."""
+        decisive = {name: v for name, v in self.detector.get_params().items() if name not in ("device", "verbose")}
+        digest = hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode())
         for rows in (self.training, self.held_out):
-            digest.update(np.ascontiguousarray(rows).tobytes())
+            digest.update(np.ascontiguousarray(rows).data)
         return digest.hexdigest()
-
-    def _read_state(self) -> dict[str, Any]:
-        if self.state is None or self.checkpoint is None:
-            return {}
-        if not self.state.is_file():
-            self.checkpoint.unlink(missing_ok=True)  # of a search that was given up
-            self.known = {}
-            self._write_state()
-            return {}
-        try:
-            stored = json.loads(self.state.read_text())
-            fingerprint, known = stored["fingerprint"], dict(stored["candidates"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{self.state} is not the state of a search for a capacity: {error}.") from error
-        if fingerprint != self._fingerprint():
-            raise ValueError(
-                f"{self.state} belongs to a search with other data or settings. Go on with the very same ones, or "
-                "delete it to start anew."
-            )
-        return known
 
     def _write_state(self) -> None:
         if self.state is not None:
-            content = {"fingerprint": self._fingerprint(), "candidates": self.known}
+            content = {
+                "fingerprint": self.fingerprint,
+                "random_state": self.detector.get_params()["random_state"],
+                "candidates": self.known,
+            }
             atomic.write(self.state, json.dumps(content) + "\n")
 
 
