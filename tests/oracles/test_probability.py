@@ -15,7 +15,7 @@ from torch import Tensor
 from offmanifold.data.inputs import InputSpec
 from offmanifold.detectors.vae import VAE, VariationalAutoencoder
 from offmanifold.networks.network import initialise
-from offmanifold.probability import bounds, divergences, latents
+from offmanifold.probability import bounds, divergences, grids, latents
 from offmanifold.probability.distances import distance, ssim
 from offmanifold.probability.likelihoods import Bernoulli, Gaussian
 from offmanifold.probability.penalties import PENALTIES, penalised_mean
@@ -272,3 +272,11 @@ def test_per_row_penalties_have_the_value_and_gradient_of_the_penalised_mean(pen
     (found,) = torch.autograd.grad(rows.mean(0).sum(), values)
     (expected,) = torch.autograd.grad(direct, values)
     torch.testing.assert_close(found, expected)
+
+
+def test_a_density_integrates_to_one_on_the_grid() -> None:
+    points, area = grids.midpoints(((-6.0, 7.0), (-5.0, 5.0)), 200)
+    assert points.shape == (40_000, 2) and area == pytest.approx(13 * 10 / 40_000)
+    assert (np.diff(points[:200, 0]) == 0).all() and (np.diff(points[:200, 1]) > 0).all()
+    log_p = -0.5 * ((points - [0.5, 0.0]) ** 2).sum(1)
+    assert grids.log_integral(log_p, area) == pytest.approx(math.log(2 * math.pi), abs=1e-5)

@@ -29,11 +29,14 @@ def data_folder() -> Path:
     return folder
 
 
+Pixels = npt.NDArray[np.uint8]
+
+
 class Images(NamedTuple):
     """A set of images, uint8 ``(n, H, W)`` or ``(n, H, W, 3)``, with labels ``(n,)``; what is missing is empty."""
 
-    train: npt.NDArray[np.uint8]
-    test: npt.NDArray[np.uint8]
+    train: Pixels
+    test: Pixels
     train_labels: npt.NDArray[Any]
     test_labels: npt.NDArray[Any]
 
@@ -51,7 +54,7 @@ def images(name: str) -> Images:
     )
 
 
-def others_at_hand(names: Mapping[str, str], most: int) -> dict[str, npt.NDArray[np.uint8]]:
+def others_at_hand(names: Mapping[str, str], most: int) -> dict[str, Pixels]:
     """Return at most ``most`` test images of each set by its label; those that are not on this machine are left out."""
     found = {}
     for label, name in names.items():

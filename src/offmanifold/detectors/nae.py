@@ -35,6 +35,7 @@ from offmanifold.detectors.latent import LatentMixin
 from offmanifold.detectors.presets import PRESETS
 from offmanifold.networks import choose
 from offmanifold.probability.distances import DISTANCES, distance
+from offmanifold.probability.grids import log_integral, midpoints
 from offmanifold.probability.latents import LATENTS, prior_sample
 from offmanifold.sampling import langevin, metropolis
 from offmanifold.sampling.chain import Kernel, Space
@@ -506,11 +507,8 @@ random_state, verbose
             if self._standardiser is not None:
                 corners = self._standardiser.inverse(corners)
             bounds = ((corners[0, 0], corners[1, 0]), (corners[0, 1], corners[1, 1]))
-        axes = [low + (high - low) * (np.arange(points) + 0.5) / points for low, high in bounds]
-        grid = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 2)
-        area = math.prod((high - low) / points for low, high in bounds)
-        exponents = self.score_samples(grid) / self.temperature_
-        log_omega = np.logaddexp.reduce(exponents) + math.log(area)
+        grid, area = midpoints(bounds, points)
+        log_omega = log_integral(self.score_samples(grid) / self.temperature_, area)
         log_p: Float64Array = self._scores(rows) / self.temperature_ - log_omega
         return log_p
 

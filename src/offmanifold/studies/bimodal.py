@@ -101,7 +101,6 @@ STUDY = Study(
     name="bimodal",
     title="Does the model reconstruct the gap between two clusters?",
     paper="P3, Fig. 11",
-    seeds={"smoke": (0,), "laptop": (0, 1, 2), "paper": (0, 1, 2)},
     jobs=jobs,
     run=run,
     table=table,

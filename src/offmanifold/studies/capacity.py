@@ -112,7 +112,6 @@ STUDY = Study(
     name="capacity",
     title="What does capacity do to γ and to images of other kinds?",
     paper="P0, Table 2 and Fig. 3",
-    seeds={"smoke": (0,), "laptop": (0, 1, 2), "paper": (0, 1, 2)},
     jobs=jobs,
     run=run,
     table=table,

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from offmanifold.data import benchmarks
+from offmanifold.data.benchmarks import Pixels
 from offmanifold.studies import mnist_holdout
-from offmanifold.studies.refusals import WATCH, Pixels, Row, Sets, made, study_of
+from offmanifold.studies.refusals import WATCH, Row, Sets, made, study_of
 
 KINDS = ("ConstantGray", "Fashion", "SVHN", "Faces", "Noise")
 # Scale → training images, test images of each kind.

@@ -27,6 +27,7 @@ from offmanifold.measures.estimates import mean_of
 from offmanifold.training.threads import cores, limited_to, share
 
 SCALES = ("smoke", "laptop", "paper")
+SEEDS = {"smoke": (0,), "laptop": (0, 1, 2), "paper": (0, 1, 2)}
 Job = dict[str, Any]
 Array = npt.NDArray[Any]
 Record = dict[str, Any]
@@ -39,8 +40,6 @@ class Study:
     Attributes
     ----------
     name, title, paper : str
-    seeds : mapping of scale → seeds
-        The default seeds of each scale; all of them are reported.
     jobs : (scale, seed) → list of job
         Independent jobs as JSON-able dicts with a ``"name"``; each is complete in itself.
     run : job → metrics
@@ -48,16 +47,18 @@ class Study:
     table : records → str
         The Markdown table, with the paper's numbers beside ours.
     figure : (records, path) → None
+    seeds : mapping of scale → seeds
+        The default seeds of each scale; all of them are reported.
     """
 
     name: str
     title: str
     paper: str
-    seeds: Mapping[str, Sequence[int]]
     jobs: Callable[[str, int], list[Job]]
     run: Callable[[Job], dict[str, Any]]
     table: Callable[[list[Record]], str]
     figure: Callable[[list[Record], Path], None]
+    seeds: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=SEEDS.copy)
 
 
 def digest(array: npt.NDArray[Any]) -> str:

@@ -12,6 +12,7 @@ from offmanifold.data.toys import EightGaussians
 from offmanifold.detectors.ae import AE
 from offmanifold.detectors.nae import NAE
 from offmanifold.detectors.vae import VAE
+from offmanifold.probability.grids import log_integral, midpoints
 from offmanifold.report.figures import OUTLIER, new_figure, write_figure
 from offmanifold.studies.core import Job, Record, Study, arrays_of, shown
 
@@ -36,8 +37,7 @@ MEASURES = {"nll": "−E log q (nats)", "tv": "total variation", "kl": "KL(p ‖
 
 def grid() -> tuple[Float64Array, float]:
     """Return the midpoints ``(SIDE², 2)`` of a grid over [−4, 4]² and the area of a cell."""
-    axis = -LIMIT + 2 * LIMIT * (np.arange(SIDE) + 0.5) / SIDE
-    return np.stack(np.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2), (2 * LIMIT / SIDE) ** 2
+    return midpoints(((-LIMIT, LIMIT), (-LIMIT, LIMIT)), SIDE)
 
 
 def jobs(scale: str, seed: int) -> list[Job]:
@@ -69,7 +69,7 @@ def jobs(scale: str, seed: int) -> list[Job]:
 def temperature_of(errors: Float64Array, on_grid: Float64Array, area: float) -> float:
     """Return the T that makes exp(−E/T)/Ω most likely: what a plain autoencoder's error is divided by."""
     candidates = np.geomspace(1e-4, 10, 200)
-    log_likelihoods = [-errors.mean() / t - np.logaddexp.reduce(-on_grid / t) - np.log(area) for t in candidates]
+    log_likelihoods = [-errors.mean() / t - log_integral(-on_grid / t, area) for t in candidates]
     return float(candidates[int(np.argmax(log_likelihoods))])
 
 
@@ -91,7 +91,7 @@ def vae_log_density(detector: VAE, points: Float64Array, draws: int = 10_000) ->
 
 def compare(log_q: Float64Array, log_p: Float64Array, area: float) -> dict[str, float]:
     """Integrate over the grid: −E_p log q, ½ ∫ |p − q|, KL(p ‖ q), with both normalised there."""
-    log_p, log_q = (values - np.logaddexp.reduce(values) - np.log(area) for values in (log_p, log_q))
+    log_p, log_q = (values - log_integral(values, area) for values in (log_p, log_q))
     p, q = np.exp(log_p), np.exp(log_q)
     nll = -float((p * log_q).sum() * area)
     return {"nll": nll, "tv": float(np.abs(p - q).sum() * area / 2), "kl": nll + float((p * log_p).sum() * area)}
@@ -167,7 +167,7 @@ def figure(records: list[Record], path: Path) -> None:
             if own:
                 arrays = arrays_of(own[0])
                 log_q = arrays["log_q"].astype(float)
-                q = np.exp(log_q - np.logaddexp.reduce(log_q)) / grid()[1]
+                q = np.exp(log_q - log_integral(log_q, grid()[1]))
                 axis.imshow(q.reshape(SIDE, SIDE).T, origin="lower", extent=extent, cmap="Blues", vmax=truth.max())
                 if "samples" in arrays:
                     axis.plot(*arrays["samples"][:200].T, ".", color=OUTLIER, markersize=1.5)

@@ -83,7 +83,6 @@ STUDY = Study(
     name="latent-size",
     title="Does a larger latent space let outliers in?",
     paper="P0, Table 1 and Fig. 2",
-    seeds={"smoke": (0,), "laptop": (0, 1, 2), "paper": (0, 1, 2)},
     jobs=jobs,
     run=run,
     table=table,

@@ -107,7 +107,6 @@ STUDY = Study(
     name="learned-gamma",
     title="Is γ better learned than fixed at its final value?",
     paper="P4, Fig. 4",
-    seeds={"smoke": (0,), "laptop": (0, 1, 2), "paper": (0, 1, 2)},
     jobs=jobs,
     run=run,
     table=table,

@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from offmanifold.data import benchmarks
+from offmanifold.data.benchmarks import Pixels
 from offmanifold.studies import mnist_holdout
-from offmanifold.studies.refusals import MADE, WATCH, Pixels, Row, Sets, made, study_of
+from offmanifold.studies.refusals import MADE, WATCH, Row, Sets, made, study_of
 
 KINDS = ("ConstantGray", "Half", "Chimera", "Omniglot", "Noise", "Fashion")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from offmanifold.detectors.vae import VAE
-from offmanifold.measures.latents import latent_information
+from offmanifold.measures.latents import ACTIVE, latent_information
 from offmanifold.report.figures import ACCENT, NORMAL, OUTLIER, new_figure, write_figure
 from offmanifold.studies.core import Job, Record, Study, shown
 from offmanifold.studies.gaussian_vae import DATA, SIZES, column, parameters_of
@@ -36,7 +36,7 @@ def run(job: Job) -> dict[str, Any]:
     information = latent_information(detector, train[: 5 * job["rows"]], most_rows=job["rows"])
     arrays = {name: values for name, values in dataclasses.asdict(information).items() if name != "latent"}
     return {
-        "active": int((information.kl > 0.01).sum()),
+        "active": int((information.kl > ACTIVE).sum()),
         "gamma": float(detector.gamma_) if detector.gamma_ is not None else None,
         "total_kl": float(information.kl.sum()),
         **{f"{name}_of_the_first": float(values[0]) for name, values in arrays.items()},
@@ -98,7 +98,6 @@ STUDY = Study(
     name="pruning",
     title="How many latents carry information?",
     paper="P0, Fig. 4",
-    seeds={"smoke": (0,), "laptop": (0, 1, 2), "paper": (0, 1, 2)},
     jobs=jobs,
     run=run,
     table=table,

@@ -8,10 +8,10 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from offmanifold.data import outliers as synthetic
+from offmanifold.data.benchmarks import Pixels
 from offmanifold.detectors import DETECTORS
 from offmanifold.measures.detection import auroc
 from offmanifold.report.figures import dot_rows
@@ -20,7 +20,6 @@ from offmanifold.studies.core import Job, Record, Study, baseline_scores, over_s
 # Training may be watched by families of outliers that are not reported here.
 WATCH = ("patches", "inverted")
 MADE = {"ConstantGray": "constant", "Half": "erased", "Noise": "noise"}
-Pixels = npt.NDArray[np.uint8]
 
 
 class Row(NamedTuple):
@@ -142,7 +141,6 @@ def study_of(
         name=name,
         title=title,
         paper=paper,
-        seeds={"smoke": (0,), "laptop": (0, 1, 2), "paper": (0, 1, 2)},
         jobs=jobs,
         run=run,
         table=table,

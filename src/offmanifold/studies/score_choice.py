@@ -83,7 +83,6 @@ STUDY = Study(
     name="score-choice",
     title="Which score of a VAE tells outliers best?",
     paper="P0, P1 and P3 use different ones",
-    seeds={"smoke": (0,), "laptop": (0, 1, 2), "paper": (0, 1, 2)},
     jobs=jobs,
     run=run,
     table=table,

@@ -75,7 +75,6 @@ def study_of(name: str, title: str, paper: str, variations: Callable[[str], list
         name=name,
         title=title,
         paper=paper,
-        seeds={"smoke": (0,), "laptop": (0, 1, 2), "paper": (0, 1, 2)},
         jobs=jobs,
         run=mnist_holdout.run,
         table=table,
