@@ -1,9 +1,10 @@
 """Training P0's network (×1, γ learned), as ratios within one run.
 
-    python benchmarks/vae.py [--steps 60] [--rounds 5] [--likelihood-steps 300]
+    python benchmarks/vae.py [--steps 300] [--rounds 3] [--likelihood-steps 300]
 
 Against the same module trained the plain way: float32 in PyTorch's default arrangement, a DataLoader with its default
-settings, Adam as it comes. Also whether both end with the same held-out negative log-likelihood, over three seeds.
+settings, Adam as it comes. A short run checks itself more often than a study does: 60 steps instead of 300 took a fifth
+of the ratio away. Also whether both end with the same held-out negative log-likelihood, over three seeds.
 """
 
 from __future__ import annotations
@@ -102,8 +103,8 @@ class Pair:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--likelihood-steps", type=int, default=300)
     parser.add_argument("--out", type=Path, default=Path("bench-results"))
     options = parser.parse_args()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from offmanifold.data.benchmarks import DataMissing
@@ -32,3 +34,20 @@ def test_smoke(name: str, tmp_path: Path) -> None:
     (folder / "table.md").unlink()
     summarise(study, "smoke", results=tmp_path)
     assert (folder / "table.md").read_text() == table
+
+
+def test_a_users_own_images_are_compared_too(tmp_path: Path) -> None:
+    study = STUDIES["capacity"]
+    np.save(tmp_path / "mine.npy", np.zeros((4, 32, 32, 3), np.uint8))
+    np.save(tmp_path / "small.npy", np.zeros((4, 28, 28), np.uint8))
+    run = functools.partial(run_study, study, "smoke", results=tmp_path, only="alpha0.25-*")
+    try:
+        (record,) = run(against={"Mine": str(tmp_path / "mine.npy")})
+    except DataMissing as error:
+        pytest.skip(str(error))
+    assert record["metrics"]["auroc"]["Mine"]["elbo"]["value"] <= 1
+    assert "AUROC, Mine" in (folder_of(study, "smoke", tmp_path) / "table.md").read_text()
+    with pytest.raises(ValueError, match=r"Small: .*small.npy holds uint8 of shape \(4, 28, 28\); images of 32 × 32"):
+        run(against={"Small": str(tmp_path / "small.npy")})
+    with pytest.raises(ValueError, match="bimodal compares fixed kinds"):
+        run_study(STUDIES["bimodal"], "smoke", results=tmp_path, against={"Mine": "mine.npy"})

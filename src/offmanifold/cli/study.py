@@ -47,6 +47,12 @@ def run(
     ] = "*",
     results: ResultsOption = Path("results"),
     jobs: Annotated[int, typer.Option("--jobs", min=1, help="Jobs side by side; they share the cores.")] = 1,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--against", metavar="NAME=PATH", help="Score images of your own too: a folder or file (capacity alone)."
+        ),
+    ] = None,
 ) -> None:
     """Run a study's missing jobs, then write its table and figure. Stop and start it as you like.
 
@@ -59,7 +65,10 @@ def run(
     from offmanifold.studies.core import folder_of, run_study
 
     try:
-        run_study(study, scale, results=results, seeds=seed, only=only, jobs=jobs, report=common.note)
+        run_study(
+            study, scale, results=results, seeds=seed, only=only, jobs=jobs, against=_named(against or []),
+            report=common.note,
+        )  # fmt: skip
     except DataMissing as error:
         common.note(f"Skipped: {error}")
         return
@@ -81,6 +90,16 @@ def show(name: NameArgument, scale: ScaleOption = "laptop", results: ResultsOpti
             f"Run  offmanifold study run {name} --scale {scale}  first."
         )
     typer.echo(study.table(records))
+
+
+def _named(against: list[str]) -> dict[str, str]:
+    named = {}
+    for text in against:
+        name, _, path = text.partition("=")
+        if not name or not path or not Path(path).exists():
+            raise common.UsageError(f"--against takes NAME=PATH with a path that exists; got {text!r}.")
+        named[name] = str(Path(path).resolve())
+    return named
 
 
 def _find(name: str, scale: str) -> Study:

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from offmanifold.data.files import open_source
+
 VARIABLE = "OFFMANIFOLD_DATA"
 
 
@@ -60,6 +62,21 @@ def others_at_hand(names: Mapping[str, str], most: int) -> dict[str, Pixels]:
     for label, name in names.items():
         with contextlib.suppress(DataMissing):
             found[label] = images(name).test[:most]
+    return found
+
+
+def others_named(paths: Mapping[str, str], most: int, like: Pixels) -> dict[str, Pixels]:
+    """Read at most ``most`` of a user's images of each kind, files or folders by label; they must be of one size."""
+    found = {}
+    for label, path in paths.items():
+        pixels = np.asarray(open_source(path).load())[:most]
+        if pixels.dtype != np.uint8 or pixels.shape[1:] != like.shape[1:]:
+            size = " × ".join(map(str, like.shape[1:]))
+            raise ValueError(
+                f"{label}: {path} holds {pixels.dtype} of shape {pixels.shape}; images of {size} bytes are needed, as "
+                "the detector was trained on. Bring them to that size first."
+            )
+        found[label] = pixels
     return found
 
 

@@ -49,6 +49,8 @@ class Study:
     figure : (records, path) → None
     seeds : mapping of scale → seeds
         The default seeds of each scale; all of them are reported.
+    against : bool
+        Whether jobs may bring further kinds of images, by name, as files or folders under ``"against"``.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Study:
     table: Callable[[list[Record]], str]
     figure: Callable[[list[Record], Path], None]
     seeds: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=SEEDS.copy)
+    against: bool = False
 
 
 def digest(array: npt.NDArray[Any]) -> str:
@@ -79,6 +82,7 @@ def run_study(
     seeds: Sequence[int] | None = None,
     only: str = "*",
     jobs: int = 1,
+    against: Mapping[str, str] | None = None,
     report: Callable[[str], None] = lambda text: None,
 ) -> list[Record]:
     """Run the jobs of a study that have no result yet, then write its table and figure.
@@ -94,13 +98,19 @@ def run_study(
         Shell pattern of the jobs' names, such as "nae-*".
     jobs : int
         Jobs side by side, each with its share of the cores.
+    against : mapping of name → file or folder, optional
+        Further kinds of images to score, for a study that takes them. A job with others than before is done again.
     report : callable
         Is told about progress.
     """
+    if against and not study.against:
+        raise ValueError(f"{study.name} compares fixed kinds of rows; it takes no others (got {', '.join(against)}).")
     folder = folder_of(study, scale, results)
     folder.mkdir(parents=True, exist_ok=True)
     chosen = study.seeds[scale] if seeds is None else seeds
     all_jobs = [job for seed in chosen for job in study.jobs(scale, seed) if fnmatch.fnmatch(job["name"], only)]
+    if against:
+        all_jobs = [job | {"against": dict(against)} for job in all_jobs]
     if not all_jobs:
         names = ", ".join(job["name"] for job in study.jobs(scale, chosen[0]))
         raise ValueError(f"No job of {study.name} at scale {scale} matches {only!r}. They are: {names}.")

@@ -27,6 +27,9 @@ TRAINING: dict[str, dict[str, Any]] = {
     "paper": {"steps": 200_000, "batch_size": 64, "learning_rate": 1e-4, "schedule": "constant"},
 }
 
+# Wide networks are slow: at laptop scale a batch is half of the other studies', and one draw of z does.
+WIDE: dict[str, dict[str, int]] = {"smoke": {}, "laptop": {"batch_size": 32, "samples": 1}, "paper": {}}
+
 
 def parameters_of(scale: str, **own: Any) -> dict[str, Any]:
     """Return the hyper-parameters at a scale: P0's network, γ learned, whatever ``own`` says otherwise."""

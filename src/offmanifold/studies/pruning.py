@@ -10,7 +10,7 @@ from offmanifold.detectors.vae import VAE
 from offmanifold.measures.latents import ACTIVE, latent_information
 from offmanifold.report.figures import ACCENT, NORMAL, OUTLIER, new_figure, write_figure
 from offmanifold.studies.core import Job, Record, Study, shown
-from offmanifold.studies.gaussian_vae import DATA, SIZES, column, parameters_of
+from offmanifold.studies.gaussian_vae import DATA, SIZES, WIDE, column, parameters_of
 
 SIZES_OF_LATENTS = (32, 256)
 CAPACITIES = (1.0, 4.0)
@@ -23,7 +23,9 @@ def jobs(scale: str, seed: int) -> list[Job]:
     return [
         {"name": f"alpha{alpha:g}-k{size}-seed{seed}", "alpha": alpha, "latent_dim": size, "seed": seed,
          "train_images": images, "rows": MOST_ROWS[scale],
-         "parameters": parameters_of(scale, latent_dim=8 if scale == "smoke" else size, capacity=alpha)}
+         "parameters": parameters_of(
+             scale, latent_dim=8 if scale == "smoke" else size, capacity=alpha, **WIDE[scale]
+         )}
         for alpha in CAPACITIES
         for size in SIZES_OF_LATENTS
     ]  # fmt: skip
