@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 
 import offmanifold
-from offmanifold import storage
+from offmanifold import measures, storage
 from offmanifold.cli.main import main
 from offmanifold.detectors import DETECTORS
 
@@ -150,6 +150,24 @@ def test_inspect_answers_the_three_questions(work: Path) -> None:
     shown = " ".join(run("inspect", "vae.safetensors", cwd=work).stdout.split())
     assert "latents are active (more than 0.01 nats a row)" in shown
     assert "learned 0.1, closed form 0." in shown
+
+
+def test_inspect_measures_on_rows(work: Path) -> None:
+    run("fit", "normal.csv", "--detector", "vae", "--set", "random_state=0", "-o", "measured.safetensors", cwd=work)
+    command = ("inspect", "measured.safetensors", "--data", "normal.csv")
+    found = json.loads(run(*command, "--json", cwd=work).stdout)["on_data"]
+    detector, rows = offmanifold.load(work / "measured.safetensors"), pl.read_csv(work / "normal.csv")
+    assert found["rows"] == len(rows)
+    assert found["reconstruction_error"] == measures.reconstruction_error(detector, rows).to_json()
+    assert found["optimal_gamma"] == measures.optimal_gamma(detector, rows).to_json()
+    assert found["aggregate_mmd"] == measures.aggregate_mmd(detector, rows).to_json()
+    np.testing.assert_allclose(found["latents"]["kl"], measures.latent_kl(detector, rows), rtol=0.2)
+    assert found["latents"]["active"] == len(measures.active_latents(detector, rows))
+    assert "on data, their KL (nats)" in " ".join(run(*command, cwd=work).stdout.split())
+    plain = json.loads(run("inspect", "model.safetensors", "--data", "normal.csv", "--json", cwd=work).stdout)[
+        "on_data"
+    ]
+    assert list(plain) == ["rows", "reconstruction_error"]
 
 
 def test_capacity_auto(work: Path) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from offmanifold.cli import common
 
@@ -11,24 +14,41 @@ if TYPE_CHECKING:
     from offmanifold.detectors import OutlierDetector
 
 
-def inspect(model: common.ModelArgument, as_json: common.JsonOption = False) -> None:
+def inspect(
+    model: common.ModelArgument,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", metavar="DATA", help="Normal rows to measure the model on, best ones it never saw."),
+    ] = None,
+    array: common.ArrayOption = None,
+    drop: common.DropOption = None,
+    as_json: common.JsonOption = False,
+) -> None:
     """Say what a model is, what it was learned on, and what it can promise.
 
-    [bold]Example[/bold]
+    With [bold]--data[/bold] also how well it reconstructs these rows, what each latent tells about one, and whether
+    the codes follow their prior.
+
+    [bold]Examples[/bold]
 
       offmanifold inspect model.safetensors
+
+      offmanifold inspect model.safetensors --data held-out.csv
     """
     detector = common.load_model(model)
     from offmanifold.storage import read
 
     header, _ = read(model)
     facts = _facts(detector, header)
+    if data is not None:
+        facts["on_data"] = _measured(detector, common.open_for(detector, data, array, drop).load())
     if as_json:
         common.print_json({**facts, "history": detector.history_})
         return
     phases = {f"training, {phase}": told for phase, told in facts.pop("training").items()}
     told = facts.pop("answers")
-    rows = [[name.replace("_", " "), _shown(value)] for name, value in (facts | phases | told).items()]
+    on_data = {f"on data, {name}": value for name, value in _flat(facts.pop("on_data", {})).items()}
+    rows = [[name.replace("_", " "), _shown(value)] for name, value in (facts | phases | told | on_data).items()]
     common.table(str(model), ["", ""], rows)
 
 
@@ -60,6 +80,32 @@ def _facts(detector: OutlierDetector, header: dict[str, Any]) -> dict[str, Any]:
         facts["latents"] = facts["latents"] | {"kl": [round(value, 3) for value in facts["latents"]["kl"]]}
     facts["answers"] = answers(detector)
     return facts
+
+
+def _measured(detector: OutlierDetector, rows: Any) -> dict[str, Any]:
+    from offmanifold.measures import latent_report
+
+    found = latent_report(detector, rows)
+    if not found:
+        raise ValueError(
+            f"{detector.key} neither reconstructs rows nor has latents: there is nothing to measure on --data."
+        )
+    return {"rows": len(rows), **found}
+
+
+def _flat(measured: dict[str, Any]) -> dict[str, Any]:
+    """Return measures for the terminal: one line each, the latents' with few digits."""
+    latents = measured.get("latents", {})
+    names = {
+        "active": "active latents", "latent": "latents by KL", "kl": "their KL (nats)",
+        "low": "their information, at least", "high": "at most", "kraskov": "by Kraskov's estimator",
+    }  # fmt: skip
+    lines = {
+        name: [round(item, 3) + 0.0 for item in latents[key]] if key != "active" else latents[key]
+        for key, name in names.items()
+        if key in latents
+    }
+    return {name: value for name, value in measured.items() if name != "latents"} | lines
 
 
 def _shown(value: Any) -> str:

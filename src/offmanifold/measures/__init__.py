@@ -10,6 +10,7 @@ from offmanifold.measures.latents import (
     aggregate_mmd,
     latent_information,
     latent_kl,
+    latent_report,
 )
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "kraskov",
     "latent_information",
     "latent_kl",
+    "latent_report",
     "optimal_gamma",
     "reconstruction_error",
 ]

@@ -13,6 +13,7 @@ from sklearn.utils import check_random_state
 
 from offmanifold import parameters
 from offmanifold.measures.estimates import Estimate, mean_of
+from offmanifold.measures.fitting import optimal_gamma, reconstruction_error
 from offmanifold.measures.information import kraskov_with_each
 from offmanifold.probability.divergences import kl_to_standard_normal, mmd
 from offmanifold.probability.latents import prior_sample
@@ -197,3 +198,37 @@ def aggregate_mmd(
         drawn = prior_sample(size, codes.shape[1], prior, generator, torch.device("cpu")).double()
         values.append(float(mmd(part, drawn, kernel=kernel, bandwidth=bandwidth)))
     return mean_of(values)
+
+
+def latent_report(
+    detector: Any, X: Any, *, most_rows: int = 2000, random_state: int | np.random.RandomState | None = 0
+) -> dict[str, Any]:
+    """Measure on rows what a fitted detector's kind has: errors, γ, the codes' fit to their prior, latents.
+
+    Parameters
+    ----------
+    detector : fitted detector
+    X : array-like or frame
+        Rows, best ones that it was not trained on.
+    most_rows : int
+        For the latents' information, whose time grows with the square.
+    random_state : int, RandomState or None
+
+    Returns
+    -------
+    dict, JSON-able
+        ``reconstruction_error``, ``aggregate_mmd``, ``optimal_gamma`` (each with ``value``, ``low``, ``high``) and
+        ``latents`` (lists of :class:`LatentInformation`'s fields and the number ``active``), as far as they apply.
+    """
+    report: dict[str, Any] = {}
+    if hasattr(detector, "reconstruction_errors"):
+        report["reconstruction_error"] = reconstruction_error(detector, X).to_json()
+    if getattr(detector, "latent_prior", None) is not None:
+        report["aggregate_mmd"] = aggregate_mmd(detector, X, random_state=random_state).to_json()
+    if getattr(detector, "gamma_", None) is not None:
+        report["optimal_gamma"] = optimal_gamma(detector, X).to_json()
+    if hasattr(detector, "posterior"):
+        found = latent_information(detector, X, most_rows=most_rows, random_state=random_state)
+        report["latents"] = {name: values.tolist() for name, values in dataclasses.asdict(found).items()}
+        report["latents"]["active"] = int((found.kl > ACTIVE).sum())
+    return report
