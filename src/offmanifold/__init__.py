@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from offmanifold.calibration import false_discoveries
     from offmanifold.detectors import AE, DETECTORS, IGEBM, NAE, VAE, MultiscaleDenoiser, OutlierDetector
+    from offmanifold.diagnosis import Diagnosis, diagnose
     from offmanifold.diagnosis.capacity import suggest_capacity
     from offmanifold.measures import aupr, auroc, detection_report, fpr_at_tpr
     from offmanifold.storage import load, save
@@ -21,6 +22,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "AE": "offmanifold.detectors",
     "DETECTORS": "offmanifold.detectors",
+    "Diagnosis": "offmanifold.diagnosis",
     "IGEBM": "offmanifold.detectors",
     "MultiscaleDenoiser": "offmanifold.detectors",
     "NAE": "offmanifold.detectors",
@@ -30,6 +32,7 @@ _HOMES = {
     "aupr": "offmanifold.measures",
     "auroc": "offmanifold.measures",
     "detection_report": "offmanifold.measures",
+    "diagnose": "offmanifold.diagnosis",
     "false_discoveries": "offmanifold.calibration",
     "fpr_at_tpr": "offmanifold.measures",
     "load": "offmanifold.storage",
@@ -54,6 +57,8 @@ __all__ = [  # noqa: RUF022 - detectors first
     "detection_report",
     "false_discoveries",
     "suggest_capacity",
+    "diagnose",
+    "Diagnosis",
     "__version__",
 ]
 

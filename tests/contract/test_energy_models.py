@@ -14,7 +14,6 @@ import torch
 from conftest import quick
 
 from offmanifold import load
-from offmanifold.data import outliers
 from offmanifold.detectors import IGEBM, NAE, OutlierDetector
 from offmanifold.training.checkpoints import Checkpointer
 
@@ -42,7 +41,7 @@ def test_every_kind_of_chain_trains_and_says_how_it_went(cls: type[OutlierDetect
         detector = made(cls, **own).fit(plane[0])
     last = detector.history_[-1]
     assert {"drift", "noise", "acceptance", "energy_gap", "negatives_below_median", "weight_norm"} <= set(last)
-    assert {f"auroc/{family}" for family in outliers.FOR_TABLES} <= set(last)
+    assert {f"auroc/{family}" for family in ("permuted", "exchanged", "jittered", "stretched")} <= set(last)
     assert all(np.isfinite(value) for value in last.values() if isinstance(value, float))
     assert last["drift"] > 0 and last["noise"] > 0
     remembers = own.get("negatives") != "cd" and own.get("replay_size") != 0
@@ -210,26 +209,3 @@ def test_a_chain_must_be_a_triple() -> None:
     for value in ("short", (1, 2.0), 3):
         with pytest.raises((TypeError, ValueError), match="visible_chain"):
             made(NAE, visible_chain=value).fit(np.random.default_rng(0).normal(size=(40, 3)))
-
-
-def test_synthetic_outliers() -> None:
-    generator = torch.Generator().manual_seed(0)
-    images = torch.rand(20, 1, 8, 8, generator=generator)
-    made_of = {family: outliers.make(family, images, generator) for family in outliers.FOR_IMAGES}
-    assert all(odd.shape == images.shape and odd.min() >= 0 and odd.max() <= 1 for odd in made_of.values())
-    assert made_of["constant"].flatten(1).std(1).max() == 0
-    assert made_of["erased"][0, :, :4].eq(0).all() and torch.equal(made_of["erased"][1, :, :4], images[1, :, :4])
-    assert torch.equal(made_of["mixed"][:, :, :4], images[:, :, :4])
-    assert not any(torch.equal(odd, image) for odd, image in zip(made_of["mixed"], images, strict=True))
-    for odd, image in zip(made_of["patches"], images, strict=True):
-        assert torch.equal(odd.flatten().sort().values, image.flatten().sort().values)
-    rows = torch.randn(500, 4, generator=generator)
-    permuted = outliers.make("permuted", rows, generator)
-    assert torch.equal(permuted.sort(0).values, rows.sort(0).values) and not torch.equal(permuted, rows)
-    exchanged = outliers.make("exchanged", rows, generator)
-    assert 0.15 < (exchanged != rows).double().mean() < 0.25
-    stretched = outliers.make("stretched", rows, generator)
-    factor = (stretched - rows.mean(0)).norm(dim=1) / (rows - rows.mean(0)).norm(dim=1)
-    assert factor.min() >= 1.5 and factor.max() <= 3.0
-    with pytest.raises(ValueError, match="family='constant' is unknown"):
-        outliers.make("constant", rows, generator)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -147,6 +148,18 @@ class _counter:
             self._bar.stop()
 
 
+@contextlib.contextmanager
+def telling() -> Iterator[Callable[[str], None]]:
+    """Give a function that shows what is being done, in one line on a terminal and nowhere else."""
+    if not sys.stderr.isatty():
+        yield lambda text: None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("") as status:
+        yield lambda text: status.update(text)
+
+
 def scores_of(detector: OutlierDetector, source: Source) -> npt.NDArray[np.float64]:
     """Return the scores of a whole source."""
     import numpy as np
@@ -156,14 +169,15 @@ def scores_of(detector: OutlierDetector, source: Source) -> npt.NDArray[np.float
     return np.concatenate([sum_terms(terms) for _, terms in scored_chunks(detector, source)])
 
 
-def table(title: str | None, columns: list[str], rows: list[list[str]]) -> None:
-    """Print a table."""
+def table(title: str | None, columns: list[str], rows: list[list[str]], styles: list[str] | None = None) -> None:
+    """Print a table; ``styles`` colours the rows' second cells. Brackets in a cell are the user's own, never markup."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     shown = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for column in columns:
         shown.add_column(column, overflow="fold")
-    for row in rows:
-        shown.add_row(*row)
+    for i, row in enumerate(rows):
+        shown.add_row(*(Text(cell, styles[i] if styles and j == 1 else "") for j, cell in enumerate(row)))
     Console().print(shown)

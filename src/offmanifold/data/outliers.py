@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from offmanifold import parameters
@@ -64,6 +66,34 @@ def inverted(rows: Tensor, generator: torch.Generator) -> Tensor:
     return 1 - rows
 
 
+def blurred(rows: Tensor, generator: torch.Generator) -> Tensor:
+    """Gaussian blur of a twelfth of the shorter side."""
+    sigma = min(rows.shape[2:]) / 12
+    reach = max(1, math.ceil(2 * sigma))
+    places = torch.arange(-reach, reach + 1, dtype=rows.dtype, device=rows.device)
+    bell = (-0.5 * (places / sigma).square()).exp()
+    channels = rows.shape[1]
+    weights = (bell / bell.sum()).expand(channels, 1, -1)
+    padded = F.pad(rows, (reach,) * 4, mode="replicate")
+    return F.conv2d(F.conv2d(padded, weights[:, :, :, None], groups=channels), weights[:, :, None], groups=channels)
+
+
+def faded(rows: Tensor, generator: torch.Generator) -> Tensor:
+    """Two fifths of the contrast, about each image's mean."""
+    mean = rows.mean((1, 2, 3), keepdim=True)
+    return mean + 0.4 * (rows - mean)
+
+
+def warped(rows: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image drawn out and squeezed by a smooth random field of about a tenth of its side."""
+    field = torch.empty(len(rows), 2, 4, 4, device=rows.device).normal_(0, 0.2, generator=generator)
+    field = F.interpolate(field, size=rows.shape[2:], mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
+    straight = torch.eye(2, 3, device=rows.device).expand(len(rows), 2, 3)
+    grid = F.affine_grid(straight, list(rows.shape), align_corners=False)
+    moved = F.grid_sample(rows, (grid + field).to(rows.dtype), padding_mode="border", align_corners=False)
+    return torch.clamp(moved, 0, 1)
+
+
 def permuted(rows: Tensor, generator: torch.Generator) -> Tensor:
     """Every column from another row: the margins stay, the dependence goes."""
     order = _uniform(rows, generator, *rows.shape).argsort(0)
@@ -87,13 +117,59 @@ def stretched(rows: Tensor, generator: torch.Generator) -> Tensor:
     return mean + (rows - mean) * (1.5 + 1.5 * _uniform(rows, generator, len(rows), 1))
 
 
-FOR_IMAGES: dict[str, Maker] = {maker.__name__: maker for maker in (constant, erased, mixed, noise, patches, inverted)}
-FOR_TABLES: dict[str, Maker] = {maker.__name__: maker for maker in (permuted, exchanged, jittered, stretched)}
+def replaced(rows: Tensor, generator: torch.Generator) -> Tensor:
+    """One cell a row, any, from another row."""
+    where = _uniform(rows, generator, *rows.shape).argmax(1)
+    here = torch.arange(rows.shape[1], device=rows.device) == where[:, None]
+    return torch.where(here, _others(rows, generator), rows)
+
+
+def blended(rows: Tensor, generator: torch.Generator) -> Tensor:
+    """The mean of two rows."""
+    return (rows + _others(rows, generator)) / 2
+
+
+def extreme(rows: Tensor, generator: torch.Generator) -> Tensor:
+    """A fifth of the cells at the least or the greatest value of their column."""
+    low, high = rows.min(0).values, rows.max(0).values
+    ends = torch.where(_uniform(rows, generator, *rows.shape) < 0.5, low, high)
+    return torch.where(_uniform(rows, generator, *rows.shape) < 0.2, ends, rows)
+
+
+def scattered(rows: Tensor, generator: torch.Generator) -> Tensor:
+    """Uniform in the box that the rows span."""
+    low, high = rows.min(0).values, rows.max(0).values
+    return low + (high - low) * _uniform(rows, generator, *rows.shape)
+
+
+def displaced(rows: Tensor, generator: torch.Generator) -> Tensor:
+    """Rows moved together, as far as the data are wide, along one of the two directions in which they vary least.
+
+    A new cluster off the data; a direction without any variance is left out where there is another.
+    """
+    centred = rows - rows.mean(0)
+    _, widths, directions = torch.linalg.svd(centred.double(), full_matrices=False)
+    kept = max(1, int((widths > 1e-6 * widths[0]).sum()))
+    which = kept - 1 - int(torch.randint(min(2, kept), (), generator=generator, device=rows.device))
+    width = float(centred.square().mean().sqrt())
+    step: Tensor = 2 * width * directions[which].to(rows.dtype)
+    return rows + step
+
+
+# What a training can be watched by unless told otherwise: chosen in docs/defaults.md.
+WATCHED: dict[str, tuple[Maker, ...]] = {
+    "image": (constant, erased, mixed, noise, patches, inverted),
+    "table": (permuted, exchanged, jittered, stretched),
+}
+ALL: dict[str, tuple[Maker, ...]] = {
+    "image": (*WATCHED["image"], blurred, faded, warped),
+    "table": (*WATCHED["table"], replaced, blended, extreme, scattered, displaced),
+}
 
 
 def families(kind: str) -> dict[str, Maker]:
-    """Return the makers for ``kind`` "table" or "image", by name."""
-    return FOR_IMAGES if kind == "image" else FOR_TABLES
+    """Return all makers for ``kind`` "table" or "image", by name."""
+    return {maker.__name__: maker for maker in ALL[kind]}
 
 
 def make(family: str, rows: Tensor, generator: torch.Generator) -> Tensor:

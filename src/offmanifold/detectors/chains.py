@@ -93,12 +93,11 @@ def settle_bounds(rows: Tensor, settings: dict[str, Any]) -> None:
 
 
 def families_to_watch(watch: Sequence[str] | str, kind: str) -> list[str]:
-    """Check ``watch``; "auto" is every family there is for the kind of data, none keeps the last weights."""
-    known = outliers.families(kind)
+    """Check ``watch``; "auto" is :data:`~offmanifold.data.outliers.WATCHED`, none keeps the last weights."""
     if isinstance(watch, str):
         parameters.choice("watch", watch, ("auto",))
-        return list(known)
-    return [parameters.choice("watch", family, known) for family in watch]
+        return [maker.__name__ for maker in outliers.WATCHED[kind]]
+    return [parameters.choice("watch", family, outliers.families(kind)) for family in watch]
 
 
 def size_of_network(shape: tuple[int, ...]) -> str:

@@ -1,1 +1,6 @@
-"""What a fitted model says about itself, and how large one should be."""
+"""May a fitted model be trusted, what does it say about itself, and how large should one be?"""
+
+from offmanifold.diagnosis.doctor import diagnose
+from offmanifold.diagnosis.findings import Diagnosis, Finding
+
+__all__ = ["Diagnosis", "Finding", "diagnose"]

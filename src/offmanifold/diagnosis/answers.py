@@ -45,13 +45,31 @@ def _latent_size(latents: Mapping[str, Any]) -> str:
     return f"{used}: perhaps too few. Try latent_dim={2 * total}; {SEARCH}."
 
 
+def overfitted(score: Mapping[str, Any]) -> bool:
+    """Say whether training rows score notably higher than held-out ones: ``fit_report_["score"]``."""
+    gap = score["gap"]
+    return bool(gap["low"] > 0 and gap["value"] > NOTABLE_GAP * score["spread"])
+
+
+def norms_of(detector: OutlierDetector) -> tuple[float, float] | None:
+    """Return ‖∂L/∂z‖ at the first and at the last check that recorded it."""
+    norms = [record["gradient_norm/latent"] for record in detector.history_ if "gradient_norm/latent" in record]
+    return (norms[0], norms[-1]) if len(norms) > 1 else None
+
+
+def grew_with_gamma(detector: OutlierDetector) -> bool:
+    """Say whether γ fell so far that gradients had to grow (P4, §2)."""
+    gammas = [record["gamma"] for record in detector.history_ if "gamma" in record]
+    return len(gammas) > 1 and gammas[-1] < gammas[0] / GROWN
+
+
 def _capacity(score: Mapping[str, Any], unit: str, *, searchable: bool) -> str:
     gap, spread = score["gap"], score["spread"]
     told = (
         f"training rows score {gap['value']:+.4g} against held-out ones [{gap['low']:.4g}, {gap['high']:.4g}] ({unit}; "
         f"the held-out scores' standard deviation is {spread:.4g})"
     )
-    if gap["low"] > 0 and gap["value"] > NOTABLE_GAP * spread:
+    if overfitted(score):
         return (
             f"{told}: the model knows its training rows better than others. A smaller network, fewer steps or more "
             "rows would generalise better."
@@ -61,18 +79,17 @@ def _capacity(score: Mapping[str, Any], unit: str, *, searchable: bool) -> str:
 
 
 def _gradients(detector: OutlierDetector, gamma: Mapping[str, Any]) -> str | None:
-    records = [record for record in detector.history_ if "gradient_norm/latent" in record]
-    if len(records) < 2:
+    norms = norms_of(detector)
+    if norms is None:
         return None
-    first, last = records[0], records[-1]
-    norms = first["gradient_norm/latent"], last["gradient_norm/latent"]
     told = f"‖∂L/∂z‖ went from {norms[0]:.3g} to {norms[1]:.3g} nats"
-    if "gamma" in last:
-        told += f" while γ went from {first['gamma']:.3g} to {last['gamma']:.3g}"
+    gammas = [record["gamma"] for record in detector.history_ if "gamma" in record]
+    if gammas:
+        told += f" while γ went from {gammas[0]:.3g} to {gammas[-1]:.3g}"
     if gamma.get("at_floor"):
         return f"{told}, its floor: the data lie on a manifold without noise, or are constant. The scores are finite."
     if norms[1] <= GROWN * norms[0]:
         return f"{told}: nothing unusual."
-    if "gamma" in last and last["gamma"] < first["gamma"] / GROWN:
+    if grew_with_gamma(detector):
         return f"{told}: as it must be where γ falls with the error (P4, §2); not a bug."
     return f"{told}, which γ does not explain. Try a smaller learning_rate or gamma='continuation'."

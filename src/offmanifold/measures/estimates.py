@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import norm, spearmanr
 from scipy.stats import t as student
 
 
@@ -54,3 +55,15 @@ def difference_of_means(values: npt.ArrayLike, others: npt.ArrayLike, *, level: 
     freedom = (a + b) ** 2 / (a**2 / (len(first) - 1) + b**2 / (len(second) - 1))
     half = float(student.ppf(0.5 + level / 2, freedom)) * math.sqrt(a + b)
     return Estimate(difference, difference - half, difference + half, level)
+
+
+def rank_correlation(values: npt.ArrayLike, others: npt.ArrayLike, *, level: float = 0.95) -> Estimate:
+    """Spearman's rank correlation of paired values ``(n,)`` with Fisher's interval; 0 where one of them is constant."""
+    first, second = (np.asarray(sample, dtype=np.float64) for sample in (values, others))
+    if len(first) < 4 or np.ptp(first) == 0 or np.ptp(second) == 0:
+        return Estimate(0.0, -1.0, 1.0, level)
+    value = float(spearmanr(first, second).statistic)
+    # Bonett & Wright (2000): the variance of Fisher's z for ranks.
+    half = float(norm.ppf(0.5 + level / 2)) * math.sqrt((1 + value**2 / 2) / (len(first) - 3))
+    z = math.atanh(min(max(value, -1 + 1e-12), 1 - 1e-12))
+    return Estimate(value, math.tanh(z - half), math.tanh(z + half), level)

@@ -1,0 +1,81 @@
+"""``offmanifold diagnose``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from offmanifold.cli import common
+
+if TYPE_CHECKING:
+    from offmanifold.diagnosis import Diagnosis, Finding
+
+DISTRUSTED = 3
+COLOURS = {"fine": "green", "warn": "yellow", "fail": "red"}
+
+
+def diagnose(
+    model: common.ModelArgument,
+    data: Annotated[
+        Path | None,
+        typer.Argument(metavar="[DATA]", help="Normal rows that the model was not trained on: a file or folder."),
+    ] = None,
+    array: common.ArrayOption = None,
+    drop: common.DropOption = None,
+    budget: Annotated[
+        str,
+        typer.Option("--budget", metavar="TIME", help="Such as 30s or 2min. auto: a quarter of the training time."),
+    ] = "auto",
+    threads: common.ThreadsOption = None,
+    as_json: common.JsonOption = False,
+) -> None:
+    """Say whether a model may be trusted, and why, without a single outlier.
+
+    Synthetic outliers are made from the normal rows, searches try to fool the model, nearest neighbours and principal
+    components stand beside it. Without DATA only what was recorded in training is looked at.
+
+    Exit status 3: do not trust it.
+
+    [bold]Examples[/bold]
+
+      offmanifold diagnose model.safetensors held-out.csv
+
+      offmanifold diagnose model.safetensors held-out.csv --json || echo "not in production"
+    """
+    from offmanifold import diagnosis
+    from offmanifold.training.threads import limited_to
+
+    detector = common.load_model(model)
+    rows = None if data is None else common.open_for(detector, data, array, drop).load()
+    with limited_to(threads), common.telling() as report:
+        found = diagnosis.diagnose(detector, rows, budget=budget, report=report)
+    if as_json:
+        common.print_json(found.to_json())
+    else:
+        _show(model, found)
+    if found.verdict == "distrust":
+        raise typer.Exit(DISTRUSTED)
+
+
+def _show(model: Path, found: Diagnosis) -> None:
+    """Print findings as a table, and the verdict."""
+    rows = [[finding.check, finding.verdict, _number(finding), _words(finding)] for finding in found.findings]
+    styles = [COLOURS.get(finding.verdict, "dim") for finding in found.findings]
+    common.table(str(model), ["check", "", "number [95 %]", "finding"], rows, styles)
+    colour = {"trust": "green", "care": "yellow", "distrust": "red"}[found.verdict]
+    typer.secho(found.sentence, fg=colour, bold=True)
+    if found.weighing_most:
+        typer.echo(f"What weighs most: {' and '.join(found.weighing_most)}.")
+    if found.rows == 0:
+        typer.echo("Give normal rows for the rest:  offmanifold diagnose MODEL DATA")
+
+
+def _number(finding: Finding) -> str:
+    number = finding.number
+    return "" if number is None else f"{number.value:.2f} [{number.low:.2f}, {number.high:.2f}]"
+
+
+def _words(finding: Finding) -> str:
+    return f"{finding.told} {finding.advice}".strip()

@@ -1,0 +1,316 @@
+"""The checks of an examination: each is one function of the patient, with one number and one sentence of advice."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from scipy.stats import kstest, norm
+
+from offmanifold.calibration import p_values, smallest_rate
+from offmanifold.data import outliers
+from offmanifold.data.inputs import evenly
+from offmanifold.diagnosis.answers import GROWN, NOTABLE_GAP, grew_with_gamma, norms_of, overfitted
+from offmanifold.diagnosis.findings import Finding, Grade
+from offmanifold.diagnosis.patient import Patient
+from offmanifold.measures.detection import auroc, proportion
+from offmanifold.measures.estimates import Estimate, mean_of, rank_correlation
+
+# Below this no check on rows says anything: half of them are the reference.
+FEWEST = 20
+# Attack: starts, steps, and the step's length in standard deviations (a twentieth of that for pixels in [0, 1]).
+STARTS, STEPS, STEP = 64, 60, 0.1
+PIXEL_STEP = 0.02
+# How many parts of a row are taken away, one at a time.
+PARTS = 16
+
+
+class Check(NamedTuple):
+    """A check.
+
+    Attributes
+    ----------
+    name, question : str
+    paper : str
+        Where the failure that it looks for is described.
+    needs_rows : bool
+    run : Patient → Finding
+    """
+
+    name: str
+    question: str
+    paper: str
+    needs_rows: bool
+    run: Callable[[Patient], Finding]
+
+
+def _graded(value: float, *, warn: float, fail: float) -> Grade:
+    """Grade a number: below ``warn`` and ``fail`` where these fall, above them where they rise."""
+    sign = 1 if warn >= fail else -1
+    return "fail" if sign * value < sign * fail else "warn" if sign * value < sign * warn else "fine"
+
+
+def training(patient: Patient) -> Finding:
+    """Did training go well, and does the model know its training rows better than others?"""
+    detector = patient.detector
+    summary = detector.training_summary()
+    report = detector.fit_report_.get("score")
+    problems: list[tuple[Grade, str, str]] = []
+    for phase, record in summary.items():
+        if record["weights_kept_from_step"] == 0:
+            problems.append(("fail", f"phase {phase} never got better than it began", "Lower learning_rate."))
+        elif record["rolled_back"]:
+            times = record["rolled_back"]
+            problems.append(("warn", f"phase {phase} was rolled back {times} times", "Lower learning_rate."))
+    if detector.fit_report_.get("gamma", {}).get("at_floor"):
+        problems.append(
+            ("warn", "the decoder's variance is at its floor", "Look for constant columns or repeated rows.")
+        )
+    norms = norms_of(detector)
+    if norms and norms[1] > GROWN * norms[0] and not grew_with_gamma(detector):
+        problems.append(("warn", "gradients grew tenfold, which γ does not explain", "Lower learning_rate."))
+    number, details = None, {"phases": summary}
+    if report is not None:
+        if report["spread"] > 0:
+            number = Estimate(*(report["gap"][name] / report["spread"] for name in ("value", "low", "high")))
+        if number is not None and overfitted(report):
+            grade: Grade = "fail" if number.low > 5 * NOTABLE_GAP else "warn"
+            told = f"training rows score {number.value:.2f} standard deviations above held-out ones"
+            problems.append((grade, told, "Use a smaller network, fewer steps, or more rows."))
+    if not problems:
+        return Finding("training", "fine", "Training went as it should.", number, "gap, in deviations", details=details)
+    worst: Grade = "fail" if any(grade == "fail" for grade, _, _ in problems) else "warn"
+    told = "; ".join(text for _, text, _ in problems)
+    advice = " ".join(dict.fromkeys(text for _, _, text in problems))
+    return Finding("training", worst, _sentence(told), number, "gap, in deviations", advice, details)
+
+
+def latents(patient: Patient) -> Finding:
+    """Are latents used, and are there enough of them?"""
+    report = patient.detector.fit_report_.get("latents")
+    if report is None:
+        return Finding("latents", "not applicable", "The detector has no posterior over latents.")
+    active, total = report["active"], len(report["kl"])
+    number = proportion(active, total)
+    told = f"{active} of {total} latents carry more than {report['threshold']:g} nats about a row."
+    if active == 0:
+        return Finding(
+            "latents", "fail", f"The posterior has collapsed: {told}", number, "share of latents in use",
+            "Lower beta or gamma, train for longer, or raise learning_rate.", report,
+        )  # fmt: skip
+    if active == total:
+        return Finding(
+            "latents", "warn", f"{told} There may be too few.", number, "share of latents in use",
+            f"Compare with latent_dim={2 * total}, or fit with --capacity auto.", report,
+        )  # fmt: skip
+    return Finding("latents", "fine", told, number, "share of latents in use", details=report)
+
+
+def calibration(patient: Patient) -> Finding:
+    """Are p-values of fresh normal rows uniform, so that the false-alarm rate holds?"""
+    detector, scores = patient.detector, patient.scores
+    everything = np.concatenate([scores, patient.score(patient.reference)])
+    found = p_values(detector.calibration_scores_, everything)
+    # The same with ties broken at random is uniform to the last digit; the promised ones are never below it.
+    below, upto = (np.searchsorted(detector.calibration_scores_, everything, side) for side in ("left", "right"))
+    drawn = np.random.default_rng(patient.seed).random(len(found))
+    smooth = (below + drawn * (upto - below + 1)) / (len(detector.calibration_scores_) + 1)
+    too_small = float(kstest(smooth, "uniform", alternative="greater").pvalue)
+    too_large = float(kstest(smooth, "uniform", alternative="less").pvalue)
+    rate = detector.false_alarm_rate
+    alarms = proportion(int((found <= rate).sum()), len(found))
+    details: dict[str, Any] = {
+        "asked": rate, "alarms": alarms.to_json(), "p_too_small": too_small, "p_too_large": too_large,
+        "smallest_rate": smallest_rate(len(detector.calibration_scores_)), "drifted": _drifted(patient),
+    }  # fmt: skip
+    told = f"{alarms.value:.1%} false alarms [{alarms.low:.1%}, {alarms.high:.1%}] where {rate:.1%} were asked for."
+    advice = ""
+    grade: Grade = "fine"
+    if alarms.low > rate or too_small < 0.001:
+        grade = "fail" if alarms.low > 1.5 * rate else "warn"
+        where = ", ".join(details["drifted"][:3])
+        told += " These rows are stranger than those of calibration" + (f": {where} have moved." if where else ".")
+        advice = "Fit again with rows as they come now, or find out what changed."
+    elif too_large < 0.001:
+        grade = "warn"
+        told += " These rows look more normal than those of calibration: were they trained on?"
+        advice = "Give rows that the model was not trained on."
+    elif details["smallest_rate"] > rate:
+        grade = "warn"
+        told += f" {len(detector.calibration_scores_)} calibration rows cannot promise that rate."
+        advice = "Give more rows, or raise false_alarm_rate."
+    return Finding("calibration", grade, told, alarms, "false alarms", advice, details)
+
+
+def _drifted(patient: Patient) -> list[str]:
+    """Return the columns whose mean differs from training's beyond chance (Bonferroni, 1 %), the farthest first."""
+    known = patient.detector._standardiser
+    if patient.is_image or known is None:
+        return []
+    rows = patient.scaler.inverse(np.concatenate([patient.reference, patient.normal]).astype(np.float64))
+    z = np.abs(rows.mean(0) - known.mean) / known.scale * math.sqrt(len(rows))
+    limit = float(norm.isf(0.005 / len(z)))
+    names = patient.detector.spec_.columns or tuple(f"column {i}" for i in range(len(z)))
+    return [names[i] for i in np.argsort(-z) if z[i] > limit]
+
+
+def red_team(patient: Patient) -> Finding:
+    """Are synthetic outliers, made from normal rows alone, told from normal rows – as well as by plain methods?"""
+    methods = {
+        "detector": patient.score, "kNN": patient.neighbour_scores, "PCA": patient.component_scores,
+    }  # fmt: skip
+    normal = {name: patient.scores if name == "detector" else score(patient.normal) for name, score in methods.items()}
+    kind = "image" if patient.is_image else "table"
+    table: dict[str, dict[str, Estimate]] = {}
+    for family in outliers.families(kind):
+        odd = patient.made(family)
+        # A family may leave some rows as they are (a constant image is constant when blurred).
+        odd = odd[np.abs(odd - patient.normal).reshape(len(odd), -1).max(1) > 0]
+        if len(odd):
+            table[family] = {name: auroc(normal[name], score(odd)) for name, score in methods.items()}
+    if not table:
+        return Finding("red team", "not applicable", "All rows are alike: no family makes anything else of them.")
+    means = {name: float(np.mean([row[name].value for row in table.values()])) for name in methods}
+    details = {
+        "families": {family: {name: found.to_json() for name, found in row.items()} for family, row in table.items()},
+        "means": means,
+    }
+    number = mean_of([row["detector"].value for row in table.values()])
+    number = Estimate(number.value, max(0.0, number.low), min(1.0, number.high))
+    missed = sorted(table, key=lambda family: table[family]["detector"].value)
+    missed = [family for family in missed if table[family]["detector"].value < 0.6]
+    told = f"Mean AUROC {means['detector']:.2f} against {len(table)} families of synthetic outliers"
+    told += f" (nearest neighbours {means['kNN']:.2f}, principal components {means['PCA']:.2f})."
+    if missed:
+        told += f" Not seen: {', '.join(missed[:4])}."
+    grade = _graded(means["detector"], warn=0.75, fail=0.6)
+    advice = ""
+    if means["detector"] < means["kNN"] - 0.05:
+        grade = "fail" if means["detector"] < means["kNN"] - 0.15 or grade == "fail" else "warn"
+        advice = "Nearest neighbours see more: train for longer, try another detector, or use them instead."
+    elif grade != "fine":
+        advice = "Try another detector, or more rows: plain methods do no better here."
+    return Finding("red team", grade, told, number, "mean AUROC over families", advice, details)
+
+
+def identity(patient: Patient) -> Finding:
+    """Is a step off the data noticed more than an equal step along them, or does the model copy whatever comes?"""
+    distances, nearest = patient.nearest(patient.normal)
+    towards = nearest - patient.normal
+    generator = patient.generator()
+    random = torch.empty(patient.normal.shape).normal_(generator=generator).numpy()
+    shape = (-1, *[1] * (patient.normal.ndim - 1))
+    length = np.linalg.norm(random.reshape(len(random), -1), axis=1)
+    off = random * (distances / np.maximum(length, 1e-12)).reshape(shape)
+    moves = {"along": patient.normal + towards, "off": patient.normal + off}
+    if patient.is_image:
+        moves = {name: rows.clip(0, 1) for name, rows in moves.items()}
+    drops = {name: patient.scores - patient.score(rows.astype(np.float32)) for name, rows in moves.items()}
+    found = auroc(-drops["along"], -drops["off"])
+    grade = _graded(found.value, warn=0.6, fail=0.5)
+    told = (
+        f"A random step costs more than a step of the same length to the nearest normal row in {found.value:.0%} of "
+        "comparisons."
+    )
+    advice = "" if grade == "fine" else "Use fewer latents, noise in training (AE's noise), or detector='nae'."
+    return Finding("identity", grade, told, found, "share of comparisons", advice)
+
+
+def complexity(patient: Patient) -> Finding:
+    """Does the score measure how complex an image is rather than whether it belongs?"""
+    if not patient.is_image:
+        return Finding("complexity", "not applicable", "It is asked of images.")
+    pixels = np.round(patient.normal * 255).astype(np.uint8)
+    number = rank_correlation([len(zlib.compress(image.tobytes(), 9)) for image in pixels], patient.scores)
+    value = number.value
+    grade = _graded(abs(value), warn=0.7, fail=0.9)
+    told = f"Rank correlation of the score with the compressed size of normal images: {value:+.2f}."
+    advice = "" if grade == "fine" else "Simple images will pass as normal: see the red team's constant images."
+    return Finding("complexity", grade, told, number, "rank correlation", advice)
+
+
+def attack(patient: Patient) -> Finding:
+    """Can rows be found that the model calls normal, far from every normal row?"""
+    chosen = np.random.default_rng(patient.seed).permutation(len(patient.normal))[:STARTS]
+    families = ("noise", "mixed") if patient.is_image else ("scattered", "exchanged")
+    halves = np.array_split(chosen, len(families))
+    starts = np.concatenate([patient.made(family)[half] for family, half in zip(families, halves, strict=True)])
+    rows = patient.prepared(starts)
+    for step in range(STEPS):
+        slope = patient.slope(rows)
+        if slope is None:
+            return Finding("attack", "not applicable", "The detector's energy has no gradient.")
+        length = (PIXEL_STEP if patient.is_image else STEP) * (1 - step / STEPS)
+        rows = rows - length * torch.nan_to_num(slope).sign()
+        if patient.is_image:
+            rows = rows.clamp(0, 1)
+    ends = patient.from_prepared(rows)
+    far = patient.nearest(ends)[0] > np.quantile(patient.nearest(patient.normal)[0], 0.99)
+    fooled = far & (patient.score(ends) > np.median(patient.scores))
+    number = proportion(int(fooled.sum()), len(fooled))
+    grade = _graded(number.value, warn=0.3, fail=0.9)
+    told = f"{number.value:.0%} of {len(ends)} searches ended on rows that score as normal, far from every normal one."
+    advice = "" if grade == "fine" else "Whoever wants to pass will: use detector='nae', or neighbours beside it."
+    return Finding("attack", grade, told, number, "share of searches", advice)
+
+
+def stability(patient: Patient) -> Finding:
+    """Does one column, or one patch of an image, decide everything?"""
+    parts = _parts(patient)
+    if len(parts) < 2:
+        return Finding("stability", "not applicable", "There is one column alone.")
+    rng = np.random.default_rng(patient.seed)
+    other = patient.normal[rng.permutation(len(patient.normal))]
+    reactions = np.array(
+        [np.abs(patient.score(np.where(mask, other, patient.normal)) - patient.scores) for mask in parts.values()]
+    )
+
+    def shares(columns: Any) -> Any:
+        medians = np.median(reactions[:, columns], axis=1)
+        return medians / max(medians.sum(), np.finfo(float).tiny)
+
+    n = len(patient.normal)
+    value = shares(slice(None))
+    worst = int(value.argmax())
+    draws = [shares(rng.integers(n, size=n))[worst] for _ in range(200)]
+    number = Estimate(float(value[worst]), *(float(end) for end in np.quantile(draws, [0.025, 0.975])))
+    name = list(parts)[worst]
+    grade = _graded(number.value, warn=0.7, fail=0.9)
+    told = f"Of how far scores move when one part is another row's, {name} has a share of {number.value:.0%}."
+    advice = "" if grade == "fine" else f"Look at {name}: its scale, or outliers in training, may drown the others."
+    details = {"shares": dict(zip(parts, value.tolist(), strict=True))}
+    return Finding("stability", grade, told, number, "share of the reaction", advice, details)
+
+
+def _parts(patient: Patient) -> Mapping[str, Any]:
+    """Return masks of up to 16 columns or patches, by name."""
+    shape = patient.normal.shape[1:]
+    if not patient.is_image:
+        names = patient.detector.spec_.columns or tuple(f"column {i}" for i in range(shape[0]))
+        return {names[i]: np.arange(shape[0]) == i for i in evenly(shape[0], PARTS)}
+    rows, columns = (np.arange(size) * 4 // size for size in shape[1:])
+    return {
+        f"the patch in row {i + 1}, column {j + 1} of 4 × 4": (rows[:, None] == i) & (columns == j)
+        for i in range(4)
+        for j in range(4)
+    }
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:] + "."
+
+
+CHECKS = (
+    Check("training", "Did training go well?", "P0 §3.2, P3 §4", False, training),
+    Check("latents", "Are its latents used?", "P0 §4.2, P4", False, latents),
+    Check("calibration", "Does its false-alarm rate hold?", "–", True, calibration),
+    Check("red team", "Does it see synthetic outliers?", "P3 §5", True, red_team),
+    Check("identity", "Does it copy whatever comes?", "P3 §1", True, identity),
+    Check("stability", "Does one part decide everything?", "–", True, stability),
+    Check("complexity", "Does it measure complexity alone?", "P3 §5.2", True, complexity),
+    Check("attack", "Can it be fooled?", "P3 §3", True, attack),
+)

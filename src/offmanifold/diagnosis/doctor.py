@@ -1,0 +1,96 @@
+"""May this detector be trusted? Checks on normal rows alone, and the verdict they add up to."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from typing import Any
+
+from sklearn.utils.validation import check_is_fitted
+
+from offmanifold.detectors.base import OutlierDetector
+from offmanifold.diagnosis.checks import CHECKS, FEWEST
+from offmanifold.diagnosis.combination import combine
+from offmanifold.diagnosis.findings import Diagnosis, Finding
+from offmanifold.diagnosis.patient import Patient
+
+SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0}
+# The budget unless one is given: a quarter of the training time, within these.
+SHORTEST, LONGEST = 10.0, 120.0
+# Normal rows looked at, tables and images; four times as many where the budget is given and above LONGEST.
+MOST_ROWS = {"table": 1000, "image": 400}
+
+
+def diagnose(
+    detector: OutlierDetector,
+    X_normal: Any = None,
+    *,
+    budget: str | float = "auto",
+    random_state: int = 0,
+    report: Callable[[str], None] = lambda text: None,
+) -> Diagnosis:
+    """Examine a fitted detector without a single outlier.
+
+    Parameters
+    ----------
+    detector : OutlierDetector
+        Fitted.
+    X_normal : array-like or frame, optional
+        Normal rows, best ones that it was not trained on: half of them become the reference of the plain methods
+        beside it. Without them only what was recorded at the fit is examined, and the verdict is "care" at best.
+    budget : str or float
+        Seconds, or text such as "90s", "2min", "1h". Checks that no longer fit are "not examined". "auto" is a quarter
+        of the training time, 10 seconds at least and two minutes at most.
+    random_state : int
+        The same one gives the same diagnosis, unless the budget runs out.
+    report : callable
+        Is told about progress.
+
+    Returns
+    -------
+    Diagnosis
+
+    Raises
+    ------
+    ValueError, TypeError
+        For rows that the detector does not take, or a budget that cannot be read.
+    """
+    check_is_fitted(detector, "module_")
+    began = time.monotonic()
+    seconds = _seconds(budget, detector)
+    most = MOST_ROWS[detector.spec_.kind] * (4 if budget != "auto" and seconds > LONGEST else 1)
+    patient = Patient(detector, X_normal, most=most, seed=random_state)
+    findings = []
+    for check in CHECKS:
+        reason = None
+        if check.needs_rows and patient.count < FEWEST:
+            reason = f"It needs at least {FEWEST} normal rows; got {patient.count}."
+        elif check.needs_rows and time.monotonic() - began > seconds:
+            reason = f"The budget of {seconds:g} seconds was used up."
+        if reason is None:
+            report(check.question)
+            findings.append(check.run(patient))
+        else:
+            findings.append(Finding(check.name, "not examined", reason))
+    verdict, probability, weighing = combine(findings)
+    return Diagnosis(verdict, probability, tuple(findings), weighing, time.monotonic() - began, patient.count)
+
+
+def _seconds(budget: str | float, detector: OutlierDetector) -> float:
+    if budget == "auto":
+        trained = float(sum(phase["seconds"] for phase in detector.training_summary().values()))
+        return min(max(trained / 4, SHORTEST), LONGEST)
+    if isinstance(budget, str):
+        found = re.fullmatch(r"\s*([0-9.]+)\s*(s|min|h)\s*", budget)
+        try:
+            value = float(found[1]) * SECONDS[found[2]] if found else 0.0
+        except ValueError:
+            value = 0.0
+    else:
+        value = float(budget)
+    if not value > 0:
+        raise ValueError(
+            f"budget must be 'auto', seconds above 0, or text such as '90s', '2min', '1h'; got {budget!r}."
+        )
+    return value

@@ -1,0 +1,94 @@
+"""What an examination says: findings, and the verdict that they add up to."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+from offmanifold.measures.estimates import Estimate
+
+Grade = Literal["fine", "warn", "fail", "not applicable", "not examined"]
+Verdict = Literal["trust", "care", "distrust"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """What one check found.
+
+    Attributes
+    ----------
+    check : str
+        Its name.
+    verdict : {"fine", "warn", "fail", "not applicable", "not examined"}
+    told : str
+        What was found, in a sentence.
+    number : Estimate or None
+        The number behind it; ``meaning`` says of what.
+    meaning : str
+    advice : str
+        What to do about it; empty where all is well.
+    details : dict
+        More, JSON-able.
+    """
+
+    check: str
+    verdict: Grade
+    told: str
+    number: Estimate | None = None
+    meaning: str = ""
+    advice: str = ""
+    details: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a dict of plain values."""
+        return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Diagnosis:
+    """Whether a detector may be trusted, and why.
+
+    Attributes
+    ----------
+    verdict : {"trust", "care", "distrust"}
+    failure_probability : float or None
+        Of missing real outliers (:mod:`offmanifold.diagnosis.combination` says what that means); None where too
+        little could be examined.
+    findings : tuple of Finding
+        One a check, in the order of the examination.
+    weighing_most : tuple of str
+        The checks that moved the probability most.
+    seconds : float
+    rows : int
+        How many normal rows were looked at.
+    """
+
+    verdict: Verdict
+    failure_probability: float | None
+    findings: tuple[Finding, ...]
+    weighing_most: tuple[str, ...]
+    seconds: float
+    rows: int
+
+    def __getitem__(self, check: str) -> Finding:
+        """Return the finding of a check by its name."""
+        for finding in self.findings:
+            if finding.check == check:
+                return finding
+        raise KeyError(f"{check!r}; there are {', '.join(repr(finding.check) for finding in self.findings)}.")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a dict of plain values."""
+        return dataclasses.asdict(self)
+
+    @property
+    def sentence(self) -> str:
+        """The verdict in words."""
+        words = {
+            "trust": "This detector may be trusted",
+            "care": "Use this detector with care",
+            "distrust": "Do not trust this detector",
+        }[self.verdict]
+        if self.failure_probability is None:
+            return f"{words}; too little could be examined to say how likely it is to miss outliers."
+        return f"{words}: it misses real outliers with a probability of {self.failure_probability:.0%}."

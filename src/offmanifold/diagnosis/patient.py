@@ -1,0 +1,135 @@
+"""A fitted detector and normal rows, in the one form that every check works with."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.decomposition import PCA
+from sklearn.neighbors import NearestNeighbors
+from torch import Tensor
+
+from offmanifold.data import outliers
+from offmanifold.data.inputs import Float64Array, Rows, evenly
+from offmanifold.data.tables import Standardiser
+from offmanifold.detectors.base import OutlierDetector
+
+# Neighbours and components of the two plain methods that stand beside every detector.
+NEIGHBOURS, KEPT_VARIANCE = 5, 0.95
+
+
+class Patient:
+    """What is examined.
+
+    Half of the normal rows is a reference: the two plain methods learn from it, and distances are taken to it. The
+    other half is scored, and synthetic outliers are made from it. Columns are standardised by the reference, whatever
+    the detector itself does with them.
+
+    Parameters
+    ----------
+    detector : OutlierDetector
+        Fitted.
+    X : array-like or frame, optional
+        Normal rows.
+    most : int
+        Of which so many at most are used, evenly spread.
+    seed : int
+    """
+
+    def __init__(self, detector: OutlierDetector, X: Any = None, *, most: int = 1000, seed: int = 0) -> None:
+        self.detector, self.seed = detector, seed
+        self.is_image = detector.spec_.kind == "image"
+        empty = np.zeros((0, *detector.spec_.shape))
+        block = empty
+        if X is not None:
+            rows = Rows(X, detector.spec_, "the detector")
+            block = rows.take(evenly(len(rows), most)).astype(np.float64)
+            block = block[np.random.default_rng(seed).permutation(len(block))]
+        self.count = len(block)
+        half = len(block) // 2
+        self.scaler = (
+            Standardiser.identity(1)
+            if self.is_image
+            else Standardiser.fit(block[:half])
+            if half
+            else Standardiser.identity(empty.shape[1])
+        )
+        self.reference, self.normal = (self.scaler.transform(part) for part in (block[:half], block[half:]))
+
+    def generator(self) -> torch.Generator:
+        """Return a fresh generator: every check draws the same numbers whichever checks run."""
+        return torch.Generator().manual_seed(self.seed)
+
+    def users(self, rows: Float64Array | Any) -> Float64Array:
+        """Return standardised rows ``(n, *shape)`` as a user has them."""
+        return self.detector.spec_.arrange(self.scaler.inverse(np.asarray(rows, dtype=np.float64)))
+
+    def score(self, rows: Any) -> Float64Array:
+        """Return the detector's scores of standardised rows; what is not finite counts as most abnormal."""
+        scores: Float64Array = np.nan_to_num(self.detector.score_samples(self.users(rows)), nan=-np.finfo(float).max)
+        return scores
+
+    @functools.cached_property
+    def scores(self) -> Float64Array:
+        """The detector's scores of the normal rows."""
+        return self.score(self.normal)
+
+    def made(self, family: str) -> Any:
+        """Return synthetic outliers of a family, as many as there are normal rows."""
+        return outliers.make(family, torch.from_numpy(self.normal), self.generator()).numpy()
+
+    # --- the plain methods ------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def _neighbours(self) -> NearestNeighbors:
+        return NearestNeighbors(n_neighbors=min(NEIGHBOURS, len(self.reference))).fit(_flat(self.reference))
+
+    @functools.cached_property
+    def _components(self) -> PCA:
+        flat = _flat(self.reference)
+        varies = flat.std() > 0
+        return PCA(KEPT_VARIANCE if varies else 1, svd_solver="full").fit(flat)
+
+    def neighbour_scores(self, rows: Any) -> Float64Array:
+        """Return minus the distance to the fifth neighbour in the reference ``(n,)``."""
+        farthest: Float64Array = self._neighbours.kneighbors(_flat(rows))[0][:, -1]
+        return -farthest
+
+    def component_scores(self, rows: Any) -> Float64Array:
+        """Return minus the squared error that the principal components of 95 % of the variance leave ``(n,)``."""
+        flat = _flat(rows)
+        left = flat - self._components.inverse_transform(self._components.transform(flat))
+        squares: Float64Array = (left**2).sum(1)
+        return -squares
+
+    def nearest(self, rows: Any) -> tuple[Float64Array, Any]:
+        """Return the distance to the nearest row of the reference, and that row."""
+        distances, places = self._neighbours.kneighbors(_flat(rows), n_neighbors=1)
+        return distances[:, 0], self.reference[places[:, 0]]
+
+    # --- inside the detector ----------------------------------------------------------------------------
+
+    def slope(self, prepared: Tensor) -> Tensor | None:
+        """Return the energy's gradient at rows as the network takes them, or None where it has none."""
+        rows = prepared.detach().to(self.detector._device).requires_grad_()
+        with torch.enable_grad():
+            terms = self.detector._energy_terms(self.detector.module_, rows)
+            energy = torch.stack(list(terms.values())).sum()
+        return torch.autograd.grad(energy, rows)[0].cpu() if energy.requires_grad else None
+
+    def prepared(self, rows: Any) -> Tensor:
+        """Return standardised rows as the network takes them."""
+        return self.detector._prepare(self.scaler.inverse(np.asarray(rows, dtype=np.float64)))
+
+    def from_prepared(self, prepared: Tensor) -> Any:
+        """Return standardised rows of what the network takes."""
+        block = prepared.double().cpu().numpy()
+        if self.detector._standardiser is not None:
+            block = self.detector._standardiser.inverse(block)
+        return self.scaler.transform(block)
+
+
+def _flat(rows: Any) -> Float64Array:
+    return np.asarray(rows, dtype=np.float64).reshape(len(rows), -1)

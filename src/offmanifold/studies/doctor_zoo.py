@@ -1,0 +1,296 @@
+"""Is the doctor right? A zoo of honest and deliberately broken detectors, on data with real outliers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import NearestNeighbors
+from sklearn.preprocessing import StandardScaler
+
+from offmanifold.data import benchmarks
+from offmanifold.detectors import AE, VAE, MultiscaleDenoiser, OutlierDetector
+from offmanifold.diagnosis.combination import FEATURES, features
+from offmanifold.diagnosis.doctor import diagnose
+from offmanifold.diagnosis.findings import Finding
+from offmanifold.measures.detection import auroc
+from offmanifold.measures.estimates import Estimate
+from offmanifold.report.figures import ACCENT, NORMAL, OUTLIER, new_figure, write_figure
+from offmanifold.studies.core import Job, Record, Study
+
+Array = npt.NDArray[Any]
+# Scale → rows to train on, tables (None: all), digits held out.
+SIZES: dict[str, tuple[int, int | None, tuple[int, ...]]] = {
+    "smoke": (120, 0, (1,)),
+    "laptop": (2000, None, (1, 4, 8)),
+    "paper": (10_000, None, tuple(range(10))),
+}
+# A detector fails where it is below this, or so far below nearest neighbours.
+LEAST_AUROC, MARGIN = 0.8, 0.05
+
+
+class Member(NamedTuple):
+    """A detector of the zoo.
+
+    Attributes
+    ----------
+    make : (columns, common parameters) → detector
+    spoil_rows : (train, outliers, generator) → train, optional
+    spoil : detector → None, optional
+        Breaks it after training, before it is calibrated again.
+    """
+
+    make: Callable[[int, dict[str, Any]], OutlierDetector]
+    spoil_rows: Callable[[Array, Array, np.random.Generator], Array] | None = None
+    spoil: Callable[[OutlierDetector], None] | None = None
+
+
+def _contaminated(train: Array, outliers: Array, rng: np.random.Generator) -> Array:
+    """Every fifth row to learn from is an outlier."""
+    return np.concatenate([train, outliers[rng.integers(len(outliers), size=len(train) // 4)]])
+
+
+def _shuffled(detector: OutlierDetector) -> None:
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weights in detector.module_.parameters():
+            flat = weights.view(-1)
+            flat.copy_(flat[torch.randperm(flat.numel(), generator=generator)].clone())
+
+
+def _flipped(detector: Any) -> None:
+    right = detector._energy_terms
+    detector._energy_terms = lambda model, rows: {name: -term for name, term in right(model, rows).items()}
+
+
+HONEST = ("AE", "DAE", "VAE", "VAE, γ learned", "multi-scale denoiser")
+ZOO: dict[str, Member] = {
+    "AE": Member(lambda d, own: AE(**own)),
+    "DAE": Member(lambda d, own: AE(noise=0.3, **own)),
+    "VAE": Member(lambda d, own: VAE(**own)),
+    "VAE, γ learned": Member(lambda d, own: VAE(gamma="learned", **own)),
+    "multi-scale denoiser": Member(lambda d, own: MultiscaleDenoiser(**{"steps": 300, **own})),
+    "untrained": Member(lambda d, own: AE(**{**own, "steps": 1})),
+    "stopped early": Member(lambda d, own: AE(**{**own, "steps": 20})),
+    "identity": Member(lambda d, own: AE(noise=0, latent_dim=2 * d, **own)),
+    "too small": Member(lambda d, own: AE(network="mlp", latent_dim=1, hidden=[2], noise=0, **own)),
+    "KL switched off": Member(lambda d, own: VAE(beta=0, score_by="reconstruction", **own)),
+    "collapsed": Member(lambda d, own: VAE(beta=100, **own)),
+    "scored by KL alone": Member(lambda d, own: VAE(score_by="kl", **own)),
+    "contaminated rows": Member(lambda d, own: AE(**own), spoil_rows=_contaminated),
+    "wrong scaling": Member(lambda d, own: AE(scale=None, **own)),
+    "weights shuffled": Member(lambda d, own: AE(**own), spoil=_shuffled),
+    "sign flipped": Member(lambda d, own: AE(**own), spoil=_flipped),
+}
+
+
+def _sets(scale: str, seed: int) -> Iterator[tuple[str, Array, Array, Array]]:
+    """Yield name, training rows, normal rows and outliers of every data set."""
+    rows, tables, digits = SIZES[scale]
+    if tables != 0:
+        for table in benchmarks.tables(seed):
+            yield table.name, table.train[:rows], table.normal, table.outliers
+    pixels, labels = load_digits(return_X_y=True)
+    order = np.random.default_rng(seed).permutation(len(labels))
+    images, labels = np.round(pixels[order] * 255 / 16).astype(np.uint8).reshape(-1, 8, 8), labels[order]
+    for digit in digits:
+        normal = images[labels != digit]
+        yield f"digit {digit}", normal[: len(normal) // 2][:rows], normal[len(normal) // 2 :], images[labels == digit]
+
+
+def jobs(scale: str, seed: int) -> list[Job]:
+    """Return one job a data set and seed; all members of the zoo are examined in it."""
+    names = [f"digit {digit}" for digit in SIZES[scale][2]]
+    if SIZES[scale][1] != 0:
+        folder = benchmarks.data_folder() / "tables"
+        names += sorted(path.stem for path in folder.glob("*.npz"))
+    own = {"steps": 3, "hidden": [16]} if scale == "smoke" else {}
+    members = [name for name in ZOO if scale != "smoke" or name in ("AE", "collapsed", "sign flipped", "too small")]
+    return [
+        {"name": f"{name.replace(' ', '-')}-seed{seed}", "data": name, "scale": scale, "seed": seed,
+         "members": members, "parameters": own}
+        for name in names
+    ]  # fmt: skip
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Train every member, let the doctor examine it, and measure it on real outliers."""
+    found = {name: rest for name, *rest in _sets(job["scale"], job["seed"]) if name == job["data"]}
+    train, normal, odd = found[job["data"]]
+    examined, test = normal[: len(normal) // 2][:1000], normal[len(normal) // 2 :][:1000]
+    odd = odd[:1000]
+    neighbours = auroc(*_neighbours(train, test, odd))
+    members = {}
+    for name in job["members"]:
+        member = ZOO[name]
+        rows, unit = train, _unit(name, train, job["seed"])
+        if member.spoil_rows is not None:
+            rows = member.spoil_rows(train, odd, np.random.default_rng(job["seed"]))
+        own = {**job["parameters"], "random_state": job["seed"], "verbose": False}
+        if name == "too small":
+            own.pop("hidden", None)
+        detector = member.make(train[0].size, own).fit(rows * unit if unit is not None else rows)
+        if member.spoil is not None:
+            member.spoil(detector)
+            split = detector.split(len(rows))[0]
+            detector._calibrate(np.sort(detector.score_samples(rows[split])))
+        parts = [part if unit is None else part * unit for part in (examined, test, odd)]
+        diagnosis = diagnose(detector, parts[0], budget="1h", random_state=job["seed"])
+        real = auroc(*(np.nan_to_num(detector.score_samples(part), nan=-1e300) for part in parts[1:]))
+        members[name] = {
+            "auroc": real.to_json(), "diagnosis": diagnosis.to_json(),
+            "failed": bool(real.value < LEAST_AUROC or real.value < neighbours.value - MARGIN),
+        }  # fmt: skip
+    return {"neighbours": neighbours.to_json(), "members": members}
+
+
+def _unit(name: str, train: Array, seed: int) -> Array | None:
+    """Return what columns are multiplied by for the member whose scaling is wrong."""
+    if name != "wrong scaling" or train.ndim > 2:
+        return None
+    unit: Array = np.power(10.0, np.random.default_rng(seed).uniform(-2, 2, train.shape[1]))
+    return unit
+
+
+def _neighbours(train: Array, *others: Array) -> list[Array]:
+    flat = [rows.reshape(len(rows), -1).astype(np.float64) for rows in (train, *others)]
+    scaler = StandardScaler().fit(flat[0]) if train.ndim == 2 else None
+    flat = [rows if scaler is None else scaler.transform(rows) for rows in flat]
+    model = NearestNeighbors(n_neighbors=5).fit(flat[0])
+    return [-model.kneighbors(rows)[0][:, -1] for rows in flat[1:]]
+
+
+# --- what the records tell ------------------------------------------------------------------------------
+
+
+def _finding(values: dict[str, Any]) -> Finding:
+    number = values["number"]
+    return Finding(**{**values, "number": None if number is None else Estimate(**number)})
+
+
+def matrix(records: list[Record]) -> tuple[Array, Array, list[str], list[str]]:
+    """Return features ``(n, k)``, failures ``(n,)``, and each row's data set and member."""
+    rows, failed, sets, names = [], [], [], []
+    for record in records:
+        for name, member in record["metrics"]["members"].items():
+            found = features([_finding(values) for values in member["diagnosis"]["findings"]])
+            rows.append([found.get(feature, np.nan) for feature in FEATURES])
+            failed.append(member["failed"])
+            sets.append(record["job"]["data"])
+            names.append(name)
+    return np.array(rows), np.array(failed), sets, names
+
+
+class Fitted(NamedTuple):
+    """A logistic regression on standardised features, missing ones at their mean."""
+
+    mean: Array
+    scale: Array
+    weights: Array
+    bias: float
+
+    def probability(self, rows: Array) -> Array:
+        standard = np.nan_to_num((rows - self.mean) / self.scale)
+        return 1 / (1 + np.exp(-(standard @ self.weights + self.bias)))
+
+
+def fit(rows: Array, failed: Array) -> Fitted:
+    """Fit the combination."""
+    mean, scale = np.nanmean(rows, 0), np.maximum(np.nanstd(rows, 0), 1e-6)
+    model = LogisticRegression(C=1.0).fit(np.nan_to_num((rows - mean) / scale), failed)
+    return Fitted(mean, scale, model.coef_[0], float(model.intercept_[0]))
+
+
+def left_out(rows: Array, failed: Array, sets: list[str]) -> Array:
+    """Return each row's probability of failure from a fit without its data set (all seeds of it)."""
+    groups, found = np.array(sets), np.full(len(rows), np.nan)
+    for name in sorted(set(sets)):
+        inside = groups == name
+        if len(set(failed[~inside])) == 2:
+            found[inside] = fit(rows[~inside], failed[~inside]).probability(rows[inside])
+    return found
+
+
+def table(records: list[Record]) -> str:
+    """Return the Markdown table."""
+    rows, failed, sets, names = matrix(records)
+    members = [record["metrics"]["members"] for record in records]
+    probability = left_out(rows, failed, sets)
+    lines = [
+        f"{len(set(sets))} data sets, {len(rows)} detectors. Failed: AUROC on real outliers below {LEAST_AUROC} or "
+        f"more than {MARGIN} below nearest neighbours'. The probability is of a combination fitted without the data "
+        "set; called bad where it is above one half.",
+        "",
+        "| detector | | mean AUROC, real | failed | of these caught | good | of these accused | mean probability |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name in ZOO:
+        own = np.array([other == name for other in names])
+        if own.any():
+            bad, called = failed[own], probability[own] > 0.5
+            aurocs = [found[name]["auroc"]["value"] for found in members if name in found]
+            cells = [name, "honest" if name in HONEST else "broken", f"{np.mean(aurocs):.3f}"]
+            cells += [f"{bad.sum()}", f"{(bad & called).sum()}", f"{(~bad).sum()}", f"{(~bad & called).sum()}"]
+            lines.append(f"| {' | '.join(cells)} | {np.nanmean(probability[own]):.2f} |")
+    known = ~np.isnan(probability)
+    if known.any() and len(set(failed[known])) == 2:
+        found = auroc(-probability[known & ~failed], -probability[known & failed])
+        lines += ["", f"AUROC of predicting failure on data sets left out: {found}."]
+    if len(set(failed)) == 2:
+        fitted = fit(rows, failed)
+        lines += [
+            "",
+            "The combination of all data sets:",
+            "",
+            "| feature | mean | scale | weight |",
+            "|---|---|---|---|",
+        ]
+        columns = zip(FEATURES, fitted.mean, fitted.scale, fitted.weights, strict=True)
+        lines += [f"| {name} | {mean:.4f} | {scale:.4f} | {weight:+.4f} |" for name, mean, scale, weight in columns]
+        lines += [f"| bias | | | {fitted.bias:+.4f} |"]
+    return "\n".join(lines) + "\n"
+
+
+def figure(records: list[Record], path: Path) -> None:
+    """Draw the reliability curve, and real AUROC over the red team's."""
+    rows, failed, sets, names = matrix(records)
+    probability = left_out(rows, failed, sets)
+    real = np.array([m["auroc"]["value"] for record in records for m in record["metrics"]["members"].values()])
+    honest = np.array([name in HONEST for name in names])
+    drawing = new_figure(9, 3.6)
+    left, right = drawing.subplots(1, 2)
+    left.plot([0, 1], [0, 1], color="0.8", linewidth=1)
+    known = ~np.isnan(probability)
+    if known.any():
+        order = np.argsort(probability[known])
+        for part in np.array_split(order, min(8, len(order))):
+            mean, share = probability[known][part].mean(), failed[known][part].mean()
+            half = 1.96 * np.sqrt(max(share * (1 - share), 0.25 / len(part)) / len(part))
+            left.errorbar(mean, share, half, fmt="o", color=ACCENT, markersize=4, linewidth=1)
+    left.set_xlabel("probability of failure, data set left out")
+    left.set_ylabel("share that failed")
+    for own, colour, label in ((honest, NORMAL, "honest"), (~honest, OUTLIER, "broken")):
+        right.plot(rows[own, 0], real[own], ".", color=colour, label=label, markersize=4)
+    right.set_xlabel("mean AUROC, red team")
+    right.set_ylabel("AUROC, real outliers")
+    right.legend(frameon=False, fontsize=8)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    write_figure(drawing, path)
+
+
+STUDY = Study(
+    name="doctor",
+    title="Is the doctor right about detectors that fail?",
+    paper="no paper's",
+    jobs=jobs,
+    run=run,
+    table=table,
+    figure=figure,
+)

@@ -1,0 +1,170 @@
+"""The doctor finds what was broken on purpose, and says so in words that help."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import quick
+
+from offmanifold import AE, VAE, OutlierDetector, diagnose
+from offmanifold.diagnosis.checks import CHECKS
+
+NAMES = [check.name for check in CHECKS]
+Rows = np.ndarray
+
+
+@pytest.fixture(scope="module")
+def world() -> Callable[[int, int], Rows]:
+    """Rows on a curved surface of two dimensions in six, as many and as random as one likes."""
+    basis = np.random.default_rng(0).normal(size=(2, 4))
+
+    def draw(n: int, seed: int) -> Rows:
+        rng = np.random.default_rng(seed)
+        z = rng.normal(size=(n, 2))
+        return np.concatenate([z, np.tanh(z @ basis)], 1) + 0.05 * rng.normal(size=(n, 6))
+
+    return draw
+
+
+def made(cls: type[OutlierDetector], **own: Any) -> OutlierDetector:
+    return cls(**{"random_state": 0, "verbose": False, "steps": 300, **own})
+
+
+@pytest.fixture(scope="module")
+def honest(world: Any) -> OutlierDetector:
+    return made(AE).fit(world(1000, 1))
+
+
+def test_an_honest_detector_passes_every_check_there_is(honest: OutlierDetector, world: Any) -> None:
+    told: list[str] = []
+    diagnosis = diagnose(honest, world(600, 2), report=told.append)
+    assert [finding.check for finding in diagnosis.findings] == NAMES
+    assert told == [check.question for check in CHECKS]
+    assert not [finding for finding in diagnosis.findings if finding.verdict == "fail"]
+    assert diagnosis["red team"].number.value > 0.8
+    assert diagnosis.verdict != "distrust" and diagnosis.rows == 600
+    for finding in diagnosis.findings:
+        number = finding.number
+        assert number is None or number.low <= number.value <= number.high
+        assert finding.told.endswith(".") and (finding.advice == "" or finding.advice.endswith("."))
+        assert finding.advice or finding.verdict not in ("warn", "fail")
+    json.dumps(diagnosis.to_json(), allow_nan=False)
+    with pytest.raises(KeyError, match="'red team'"):
+        diagnosis["no such check"]
+    again = diagnose(honest, world(600, 2))
+    assert dataclasses.replace(again, seconds=0) == dataclasses.replace(diagnosis, seconds=0)
+
+
+def test_every_detector_can_be_examined(detector_class: type[OutlierDetector], world: Any, digits: Any) -> None:
+    for rows in (world(200, 1), digits[0][:200]):
+        detector = detector_class(**quick(detector_class)).fit(rows)
+        diagnosis = diagnose(detector, rows, budget="1h")
+        assert not [finding for finding in diagnosis.findings if finding.verdict == "not examined"]
+        families = diagnosis["red team"].details["families"]
+        assert len(families) == 9
+        assert all(set(row) == {"detector", "kNN", "PCA"} for row in families.values())
+
+
+def flipped(detector: Any) -> None:
+    right = detector._energy_terms
+    detector._energy_terms = lambda model, rows: {name: -term for name, term in right(model, rows).items()}
+
+
+def test_a_score_of_the_wrong_sign_is_caught(world: Any) -> None:
+    detector = made(AE).fit(world(600, 1))
+    flipped(detector)
+    diagnosis = diagnose(detector, world(400, 2))
+    assert diagnosis.verdict == "distrust"
+    assert diagnosis["red team"].verdict == "fail" and diagnosis["red team"].number.value < 0.3
+    assert diagnosis["identity"].verdict == "fail"
+
+
+def test_a_collapsed_posterior_is_named(world: Any) -> None:
+    with pytest.warns(UserWarning, match="collapsed"):
+        detector = made(VAE, beta=100).fit(world(600, 1))
+    diagnosis = diagnose(detector, world(400, 2))
+    assert diagnosis["latents"].verdict == "fail" and "collapsed" in diagnosis["latents"].told
+
+
+def test_a_column_that_drowns_the_others_is_named(world: Any) -> None:
+    unit = np.array([1, 1, 1, 1e4, 1, 1])
+    detector = made(AE, scale=None, noise=0).fit(world(600, 1) * unit)
+    finding = diagnose(detector, world(400, 2) * unit)["stability"]
+    assert finding.verdict in ("warn", "fail") and "column 3" in finding.told
+
+
+def test_a_model_that_copies_whatever_comes_is_caught(world: Any) -> None:
+    detector: Any = made(AE).fit(world(600, 1))
+    # What is left of the error is no sign of anything.
+    detector._energy_terms = lambda model, rows: {"reconstruction": (1e4 * rows.sum(1)).sin().square()}
+    diagnosis = diagnose(detector, world(400, 2))
+    for name in ("identity", "red team"):
+        assert diagnosis[name].verdict == "fail" or diagnosis[name].number.low < 0.5 < diagnosis[name].number.high
+        assert diagnosis[name].advice
+    assert diagnosis.verdict == "distrust"
+
+
+def test_normal_rows_that_are_not_those_of_training(honest: OutlierDetector, world: Any) -> None:
+    moved = world(400, 2)
+    moved[:, 4] += 1
+    finding = diagnose(honest, moved)["calibration"]
+    assert finding.verdict == "fail" and "column 4 have moved" in finding.told
+    assert finding.details["drifted"] == ["column 4"]
+    # Half of what is given as normal is not.
+    mixed = world(400, 2)
+    mixed[::2] = np.random.default_rng(0).normal(0, 3, size=(200, 6))
+    assert diagnose(honest, mixed)["calibration"].verdict == "fail"
+
+
+def test_rows_learned_by_heart_are_noticed(world: Any) -> None:
+    detector = made(AE, noise=0, hidden=(256,), latent_dim=5, steps=2000).fit(world(400, 1))
+    trained = world(400, 1)[detector.split(400)[2]]
+    finding = diagnose(detector, trained)["calibration"]
+    assert finding.verdict == "warn" and "trained on" in finding.told
+    # Weights are kept by held-out rows, so a record of a large gap has to be made up.
+    gap = {"value": 2.0, "low": 1.5, "high": 2.5, "level": 0.95}
+    detector.fit_report_ = {"score": {**detector.fit_report_["score"], "gap": gap, "spread": 1.0}}
+    finding = diagnose(detector, trained)["training"]
+    assert finding.verdict == "fail" and "2.00 standard deviations" in finding.told
+
+
+def test_without_enough_rows_what_was_recorded_is_examined(honest: OutlierDetector, world: Any) -> None:
+    for rows, count in ((None, 0), (world(3, 2), 3)):
+        diagnosis = diagnose(honest, rows)
+        assert diagnosis.verdict == "care" and diagnosis.failure_probability is None
+        assert diagnosis["training"].verdict != "not examined"
+        assert f"at least 20 normal rows; got {count}" in diagnosis["red team"].told
+        assert "too little could be examined" in diagnosis.sentence
+
+
+def test_a_budget_that_is_used_up_is_said(honest: OutlierDetector, world: Any) -> None:
+    diagnosis = diagnose(honest, world(100, 2), budget=1e-9)
+    assert "budget of 1e-09 seconds was used up" in diagnosis["attack"].told
+    for budget in ("soon", 0, "-2s", "1.2.3s"):
+        with pytest.raises(ValueError, match="budget must be 'auto'"):
+            diagnose(honest, world(100, 2), budget=budget)
+    with pytest.raises(ValueError, match="5 features"):
+        diagnose(honest, world(100, 2)[:, :5])
+
+
+def test_constant_and_repeated_rows_do_not_break_it() -> None:
+    rows = np.zeros((80, 3))
+    detector = made(AE, steps=20).fit(rows)
+    diagnosis = diagnose(detector, rows)
+    assert [finding.check for finding in diagnosis.findings] == NAMES
+    json.dumps(diagnosis.to_json(), allow_nan=False)
+    images = np.zeros((80, 8, 8), np.uint8)
+    assert diagnose(made(AE, steps=20).fit(images), images)["complexity"].number.value == 0
+
+
+def test_the_drawn_numbers_are_the_doctors_own(honest: OutlierDetector, world: Any) -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    diagnose(honest, world(100, 2))
+    assert torch.equal(before, torch.get_rng_state())
