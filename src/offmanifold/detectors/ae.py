@@ -15,9 +15,10 @@ from offmanifold.data.inputs import InputSpec
 from offmanifold.detectors.autoencoder import Autoencoder
 from offmanifold.detectors.base import OutlierDetector
 from offmanifold.detectors.configured import Settings
+from offmanifold.detectors.explanations import Cells
 from offmanifold.detectors.latent import LatentMixin
 from offmanifold.networks import choose
-from offmanifold.probability.distances import DISTANCES, distance
+from offmanifold.probability.distances import DISTANCES, cells, distance
 from offmanifold.probability.latents import LATENTS
 from offmanifold.probability.penalties import PENALTIES, penalised_mean
 from offmanifold.training.phases import Metrics, ParameterGroup, Phase, Update
@@ -229,3 +230,9 @@ class AE(LatentMixin, OutlierDetector):
 
     def _energy_terms(self, model: Autoencoder, rows: Tensor) -> dict[str, Tensor]:
         return {"reconstruction": distance(rows, model.reconstruct(rows), self.settings_["distance"])}
+
+    def _energy_cells(self, model: Autoencoder, rows: Tensor) -> Cells | None:
+        kind = self.settings_["distance"]
+        if kind == "ssim":
+            return None
+        return Cells(cells(rows, model.reconstruct(rows), kind) / rows[0].numel())

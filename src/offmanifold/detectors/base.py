@@ -21,6 +21,7 @@ from offmanifold import calibration
 from offmanifold.data.inputs import Float64Array, InputSpec, Rows, evenly
 from offmanifold.data.tables import Standardiser
 from offmanifold.detectors.configured import Configured, Settings
+from offmanifold.detectors.explanations import Cells, Explanation, explain
 from offmanifold.measures.estimates import difference_of_means, mean_of
 from offmanifold.networks.network import initialise
 from offmanifold.probability.bounds import bits_per_dim
@@ -98,6 +99,10 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
     @abc.abstractmethod
     def _energy_terms(self, model: Any, rows: Tensor) -> dict[str, Tensor]:
         """Return energies ``(n,)`` by name, low = normal, whose sum is the energy."""
+
+    def _energy_cells(self, model: Any, rows: Tensor) -> Cells | None:
+        """Return what each cell and each latent adds to the energy; None where it is no sum over cells."""
+        return None
 
     def _settle(self, rows: Tensor, settings: Settings) -> None:
         """Look at the prepared training rows: raise ``ValueError`` where they do not suit, add settings they decide."""
@@ -370,6 +375,22 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
     def p_values(self, X: Any) -> Float64Array:
         """Return conformal p-values ``(n,)``: for a normal row, P(p ≤ α) ≤ α (see ``offmanifold.calibration``)."""
         return calibration.p_values(self.calibration_scores_, self.score_samples(X))
+
+    def explain(self, X: Any) -> Explanation:
+        """Say why rows score as they do: what each cell adds to the score, and what would have to change.
+
+        Returns
+        -------
+        Explanation
+            ``contributions`` in the user's layout, ``latent`` terms, ``nearest`` normal version of each row.
+
+        Notes
+        -----
+        Contributions sum to the score exactly where it is a sum over cells (squared and absolute errors, likelihoods);
+        for other scores they are integrated gradients along the straight path from the nearest normal row, whose
+        ``residual`` is reported.
+        """
+        return explain(self, X)
 
     def bits_per_dim(self, X: Any, *, discrete_pixels: bool = False) -> Float64Array:
         """Return −score / (D ln 2): bits per dimension ``(n,)``, for scores in nats.

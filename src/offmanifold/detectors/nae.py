@@ -31,10 +31,11 @@ from offmanifold.detectors.chains import (
 )
 from offmanifold.detectors.configured import Settings
 from offmanifold.detectors.contrastive import contrastive_phase, sum_of_squares
+from offmanifold.detectors.explanations import Cells
 from offmanifold.detectors.latent import LatentMixin
 from offmanifold.detectors.presets import PRESETS
 from offmanifold.networks import choose
-from offmanifold.probability.distances import DISTANCES, distance
+from offmanifold.probability.distances import DISTANCES, cells, distance
 from offmanifold.probability.grids import log_integral, midpoints
 from offmanifold.probability.latents import LATENTS, prior_sample
 from offmanifold.sampling import langevin, metropolis
@@ -430,6 +431,11 @@ random_state, verbose
 
     def _energy_terms(self, model: NormalizedAutoencoder, rows: Tensor) -> dict[str, Tensor]:
         return {"reconstruction": model.energy(rows)}
+
+    def _energy_cells(self, model: NormalizedAutoencoder, rows: Tensor) -> Cells | None:
+        if model.kind == "ssim":
+            return None
+        return Cells(cells(rows, model.reconstruct(rows), model.kind) / rows[0].numel())
 
     # --- the density -----------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from offmanifold import parameters
 from offmanifold.data.inputs import Float64Array, InputSpec, Rows
 from offmanifold.detectors.base import OutlierDetector
 from offmanifold.detectors.configured import Settings
+from offmanifold.detectors.explanations import Cells
 from offmanifold.detectors.latent import LatentMixin, joined
 from offmanifold.measures.estimates import mean_of
 from offmanifold.measures.latents import ACTIVE, averaged_kl
@@ -295,6 +296,18 @@ class VAE(LatentMixin, OutlierDetector):
         score = self.settings_["score_by"]
         energies = model.energies(rows, decoded=score != "kl")
         return {name: energies[name] for name in (("reconstruction", "kl") if score == "elbo" else (score,))}
+
+    def _energy_cells(self, model: VariationalAutoencoder, rows: Tensor) -> Cells | None:
+        score = self.settings_["score_by"]
+        if score == "iwae":
+            return None
+        mean, log_std = model.posterior(rows)
+        latent = kl_to_standard_normal(mean, log_std) if score != "reconstruction" else None
+        if score == "kl":
+            return Cells(torch.zeros_like(rows), latent)
+        codes = mean + log_std.exp() * model.scoring_noise[:, None]
+        found = torch.stack([model.likelihood.cells(rows, model.decoder(z)) for z in codes])
+        return Cells(-found.mean(0), latent)
 
     def scores(self, X: Any) -> dict[str, Float64Array]:
         """Return what :meth:`score_samples` would be with each ``score_by``: ``(n,)`` nats by name, high = normal."""

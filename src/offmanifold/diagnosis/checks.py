@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from scipy.stats import kstest, norm
 
 from offmanifold.calibration import p_values, smallest_rate
@@ -201,8 +200,7 @@ def identity(patient: Patient) -> Finding:
     """Is a step off the data noticed more than an equal step along them, or does the model copy whatever comes?"""
     distances, nearest = patient.nearest(patient.normal)
     towards = nearest - patient.normal
-    generator = patient.generator()
-    random = torch.empty(patient.normal.shape).normal_(generator=generator).numpy()
+    random = np.random.default_rng(patient.seed).normal(size=patient.normal.shape)
     shape = (-1, *[1] * (patient.normal.ndim - 1))
     length = np.linalg.norm(random.reshape(len(random), -1), axis=1)
     off = random * (distances / np.maximum(length, 1e-12)).reshape(shape)
@@ -245,7 +243,7 @@ def attack(patient: Patient) -> Finding:
         if slope is None:
             return Finding("attack", "not applicable", "The detector's energy has no gradient.")
         length = (PIXEL_STEP if patient.is_image else STEP) * (1 - step / STEPS)
-        rows = rows - length * torch.nan_to_num(slope).sign()
+        rows = rows - length * slope.sign()
         if patient.is_image:
             rows = rows.clamp(0, 1)
     ends = patient.from_prepared(rows)

@@ -15,6 +15,7 @@ from offmanifold.data import outliers
 from offmanifold.data.inputs import Float64Array, Rows, evenly
 from offmanifold.data.tables import Standardiser
 from offmanifold.detectors.base import OutlierDetector
+from offmanifold.detectors.explanations import energy_slope
 
 # Neighbours and components of the two plain methods that stand beside every detector.
 NEIGHBOURS, KEPT_VARIANCE = 5, 0.95
@@ -113,11 +114,8 @@ class Patient:
 
     def slope(self, prepared: Tensor) -> Tensor | None:
         """Return the energy's gradient at rows as the network takes them, or None where it has none."""
-        rows = prepared.detach().to(self.detector._device).requires_grad_()
-        with torch.enable_grad():
-            terms = self.detector._energy_terms(self.detector.module_, rows)
-            energy = torch.stack(list(terms.values())).sum()
-        return torch.autograd.grad(energy, rows)[0].cpu() if energy.requires_grad else None
+        found = energy_slope(self.detector, prepared)
+        return None if found is None else found.cpu()
 
     def prepared(self, rows: Any) -> Tensor:
         """Return standardised rows as the network takes them."""

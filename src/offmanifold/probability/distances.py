@@ -11,11 +11,15 @@ DISTANCES = ("squared", "l1", "ssim")
 
 def distance(rows: Tensor, reconstructed: Tensor, kind: str) -> Tensor:
     """Mean squared error, mean absolute error, or 1 − SSIM of each row: ``(n,)``."""
-    if kind == "squared":
-        return (rows - reconstructed).square().flatten(1).mean(1)
-    if kind == "l1":
-        return (rows - reconstructed).abs().flatten(1).mean(1)
-    return 1 - ssim(rows, reconstructed)
+    if kind == "ssim":
+        return 1 - ssim(rows, reconstructed)
+    return cells(rows, reconstructed, kind).flatten(1).mean(1)
+
+
+def cells(rows: Tensor, reconstructed: Tensor, kind: str) -> Tensor:
+    """Squared or absolute error of each cell ``(n, *shape)``: the distance is their mean. SSIM has none."""
+    error = rows - reconstructed
+    return error.square() if kind == "squared" else error.abs()
 
 
 def ssim(x: Tensor, y: Tensor, window: int = 7) -> Tensor:

@@ -101,6 +101,11 @@ class Gaussian(nn.Module):
             log_det = dimensions * log_variance
         return -0.5 * (weighted + log_det + dimensions * LOG_2PI)
 
+    def cells(self, rows: Tensor, decoded: Tensor) -> Tensor:
+        """Return what each cell adds to :meth:`log_prob`: ``(n, *shape)`` nats."""
+        squared = (rows - self.mean(decoded)).square()
+        return -0.5 * (squared * (-self.log_variance).exp() + self.log_variance + LOG_2PI)
+
     def _follow(self, mean_squared_error: Tensor) -> None:
         self.running_error.lerp_(mean_squared_error, self.momentum)
         gamma = self.running_error.clamp(min=self.floor)
@@ -124,7 +129,11 @@ class Bernoulli(nn.Module):
 
     def log_prob(self, rows: Tensor, decoded: Tensor) -> Tensor:
         """Σ x log p + (1 − x) log(1 − p) for each row: ``(n,)`` nats."""
-        return -F.binary_cross_entropy_with_logits(decoded, rows, reduction="none").flatten(1).sum(1)
+        return self.cells(rows, decoded).flatten(1).sum(1)
+
+    def cells(self, rows: Tensor, decoded: Tensor) -> Tensor:
+        """Return what each cell adds to :meth:`log_prob`: ``(n, *shape)`` nats."""
+        return -F.binary_cross_entropy_with_logits(decoded, rows, reduction="none")
 
     def sample(self, decoded: Tensor, generator: torch.Generator) -> Tensor:
         """Draw x in {0, 1} ``(n, *shape)``."""

@@ -1,0 +1,163 @@
+"""Why is a row abnormal: contributions that sum to its score, and what would have to change."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from offmanifold import calibration
+from offmanifold.data.inputs import Float64Array
+
+if TYPE_CHECKING:
+    from offmanifold.detectors.base import OutlierDetector
+
+# A path's sum may miss the score's change by this share before it is cut finer, at most MOST_POINTS times.
+RESIDUAL, FEWEST_POINTS, MOST_POINTS = 0.01, 32, 512
+# The nearest normal row: its p-value, steps of the search, and a step's length (standard deviations, grey levels).
+ORDINARY, STEPS, STEP, PIXEL_STEP = 0.2, 100, 0.05, 0.01
+# Steps of a table's search grow by so much each: a row may lie a hundred deviations off.
+GROWTH = 1.05
+
+
+class Cells(NamedTuple):
+    """An energy split up: what each cell ``(n, *shape)`` and each latent ``(n, k)`` adds to it."""
+
+    cells: Tensor
+    latent: Tensor | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Explanation:
+    """Why rows score as they do.
+
+    For each row ``contributions``, ``latent``, ``base`` and ``residual`` sum to ``score``; all are in the score's unit,
+    and negative is abnormal.
+
+    Attributes
+    ----------
+    score : (n,) float64
+    contributions : (n, columns) or images in the user's layout
+        What each cell adds to the score.
+    latent : (n, k) float64
+        What each latent's KL adds; k is 0 where the score has no such part.
+    base, residual : (n,) float64
+        Zero where the score is a sum over cells. Elsewhere contributions are those to the change along the straight
+        path from ``nearest`` (integrated gradients, Sundararajan et al., 2017): ``base`` is the score there, and
+        ``residual`` is what the path's sum misses.
+    nearest : same shape as the rows
+        The row changed as little as the search could until its p-value is ordinary: what would have to change. NaN
+        where none was found.
+    exact : bool
+        Whether the score is a sum over cells.
+    columns : tuple of str or None
+    """
+
+    score: Float64Array
+    contributions: Float64Array
+    latent: Float64Array
+    base: Float64Array
+    residual: Float64Array
+    nearest: Float64Array
+    exact: bool
+    columns: tuple[str, ...] | None = None
+
+    def top(self, row: int, count: int = 3) -> list[tuple[str, float]]:
+        """Return the columns of a table that speak most against ``row``, with their contributions, worst first."""
+        if self.contributions.ndim != 2:
+            raise ValueError("top is for tables; an image's contributions are a map: contributions[row].")
+        names = self.columns or tuple(f"column {i}" for i in range(self.contributions.shape[1]))
+        order = np.argsort(self.contributions[row], kind="stable")[:count]
+        return [(names[i], float(self.contributions[row, i])) for i in order]
+
+
+def explain(detector: OutlierDetector, X: Any) -> Explanation:
+    """Explain the scores of rows: see :meth:`OutlierDetector.explain`."""
+    rows = detector._fitted_rows(X)
+    found: list[dict[str, Tensor]] = []
+    for part, real in detector._passes(rows):
+        found.append({name: values.double().cpu() for name, values in _explained(detector, part[:real]).items()})
+    joined = {name: torch.cat([part[name] for part in found]) for name in found[0]}
+    arrays = {name: values.numpy() for name, values in joined.items()}
+    score = detector._scores(rows)
+    total = arrays["contributions"].reshape(len(score), -1).sum(1) + arrays["latent"].sum(1) + arrays["base"]
+    nearest = detector._restore(joined["nearest"])
+    nearest[~arrays["found"].astype(bool)] = np.nan
+    return Explanation(
+        score=score,
+        contributions=detector.spec_.arrange(arrays["contributions"]),
+        latent=arrays["latent"],
+        base=arrays["base"],
+        residual=score - total,
+        nearest=nearest,
+        exact=bool(arrays["exact"].all()),
+        columns=detector.spec_.columns,
+    )
+
+
+def _explained(detector: OutlierDetector, rows: Tensor) -> dict[str, Tensor]:
+    """Return by name what an explanation of prepared rows consists of."""
+    with torch.no_grad():
+        cells = detector._energy_cells(detector.module_, rows)
+    nearest, ordinary = _nearest_normal(detector, rows)
+    n = len(rows)
+    told = {"nearest": nearest, "found": ordinary, "exact": torch.full((n,), cells is not None)}
+    if cells is not None:
+        latent = rows.new_zeros(n, 0) if cells.latent is None else -cells.latent
+        return {**told, "contributions": -cells.cells, "latent": latent, "base": rows.new_zeros(n)}
+    contributions = _along_path(detector, nearest, rows)
+    return {
+        **told, "contributions": contributions, "latent": rows.new_zeros(n, 0), "base": -_energy(detector, nearest),
+    }  # fmt: skip
+
+
+def _energy(detector: OutlierDetector, rows: Tensor) -> Tensor:
+    return torch.stack(list(detector._energy_terms(detector.module_, rows).values())).sum(0).detach()
+
+
+def energy_slope(detector: OutlierDetector, rows: Tensor) -> Tensor | None:
+    """Return the energy's gradient at prepared rows ``(n, *shape)``, or None where it has none."""
+    rows = rows.detach().to(detector._device).requires_grad_()
+    with torch.enable_grad():
+        energy = torch.stack(list(detector._energy_terms(detector.module_, rows).values())).sum()
+    return torch.nan_to_num(torch.autograd.grad(energy, rows)[0]) if energy.requires_grad else None
+
+
+def _slope(detector: OutlierDetector, rows: Tensor) -> Tensor:
+    found = energy_slope(detector, rows)
+    return torch.zeros_like(rows) if found is None else found
+
+
+def _along_path(detector: OutlierDetector, start: Tensor, end: Tensor) -> Tensor:
+    """Return each cell's part of the score's change from ``start`` to ``end``."""
+    change = -(_energy(detector, end) - _energy(detector, start))
+    points = FEWEST_POINTS
+    while True:
+        slopes = torch.zeros_like(end, dtype=torch.float64)
+        for place in (torch.arange(points) + 0.5) / points:
+            slopes += _slope(detector, start + float(place) * (end - start)).double()
+        parts = -(end - start).double() * slopes / points
+        missed = (parts.flatten(1).sum(1) - change.double()).abs()
+        if points >= MOST_POINTS or bool((missed <= RESIDUAL * change.double().abs()).all()):
+            return parts
+        points *= 2
+
+
+def _nearest_normal(detector: OutlierDetector, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Descend the energy from each row until its p-value is ordinary; return where, and whether it is."""
+    image = detector.spec_.kind == "image"
+    wanted = -calibration.threshold(detector.calibration_scores_, ORDINARY)
+    now = rows.clone()
+    for step in range(STEPS):
+        waiting = _energy(detector, now) > wanted
+        if not bool(waiting.any()):
+            break
+        gradient = _slope(detector, now)
+        size = gradient.flatten(1).abs().amax(1).clamp(min=1e-12).view(-1, *[1] * (rows.ndim - 1))
+        moved = now - (PIXEL_STEP if image else STEP * GROWTH**step) * gradient / size
+        moved = moved.clamp(0, 1) if image else moved
+        now = torch.where(waiting.view(size.shape), moved, now)
+    return now, _energy(detector, now) <= wanted

@@ -1,0 +1,85 @@
+"""Contributions sum to the score, name what is odd, and the nearest normal row is one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from conftest import quick
+
+from offmanifold import AE, IGEBM, NAE, VAE, OutlierDetector
+
+
+def total(explanation: Any) -> np.ndarray:
+    n = len(explanation.score)
+    parts = explanation.contributions.reshape(n, -1).sum(1) + explanation.latent.sum(1)
+    return parts + explanation.base + explanation.residual
+
+
+def test_contributions_sum_to_the_score(detector_class: type[OutlierDetector], plane: Any, digits: Any) -> None:
+    for rows, odd in ((plane[0], plane[1][:20]), (digits[0][:300], 1 - digits[0][:20])):
+        detector = detector_class(**quick(detector_class)).fit(rows)
+        explanation = detector.explain(odd)
+        np.testing.assert_array_equal(explanation.score, detector.score_samples(odd))
+        np.testing.assert_allclose(total(explanation), explanation.score, rtol=1e-9)
+        assert explanation.contributions.shape == explanation.nearest.shape == odd.shape
+        if explanation.exact:
+            assert (explanation.base == 0).all()
+            assert np.abs(explanation.residual).max() <= 1e-5 * np.abs(explanation.score).max()
+        else:
+            change = explanation.score - explanation.base
+            assert np.median(np.abs(explanation.residual)) <= 0.01 * np.median(np.abs(change))
+
+
+@pytest.mark.parametrize("own", [{}, {"score_by": "kl"}, {"score_by": "iwae"}, {"score_by": "reconstruction"}])
+def test_every_score_of_a_vae(own: dict[str, Any], plane: Any) -> None:
+    detector = VAE(**quick(VAE), **own).fit(plane[0])
+    explanation = detector.explain(plane[1][:10])
+    assert explanation.exact == (own.get("score_by") != "iwae")
+    np.testing.assert_allclose(total(explanation), explanation.score, rtol=1e-9)
+    terms = detector.score_terms(plane[1][:10])
+    if "kl" in terms:
+        np.testing.assert_allclose(explanation.latent.sum(1), terms["kl"], rtol=1e-5)
+    assert explanation.latent.shape[1] == (detector.settings_["latent_dim"] if "kl" in terms else 0)
+
+
+def test_a_similarity_is_explained_along_a_path(digits: Any) -> None:
+    detector = AE(**quick(AE), distance="ssim").fit(digits[0][:300])
+    explanation = detector.explain(1 - digits[0][:10])
+    assert not explanation.exact
+    np.testing.assert_allclose(total(explanation), explanation.score, rtol=1e-9)
+
+
+@pytest.mark.parametrize("cls", [AE, VAE, NAE, IGEBM])
+def test_the_odd_column_is_named(cls: type[OutlierDetector], plane: Any) -> None:
+    frame = pl.DataFrame(plane[0], schema=list("abcde"), orient="row")
+    detector = cls(**quick(cls) | {"steps": 200}).fit(frame)
+    odd = frame[:40].with_columns(c=pl.col("c") + 8 * plane[0][:, 2].std())
+    explanation = detector.explain(odd)
+    worst = [explanation.top(row, 1)[0][0] for row in range(40)]
+    assert worst.count("c") >= 24
+    name, value = explanation.top(0, 2)[0]
+    assert value == explanation.contributions[0, "abcde".index(name)] == explanation.contributions[0].min()
+
+
+def test_the_nearest_normal_row_is_normal_and_near(plane: Any) -> None:
+    detector = AE(random_state=0, verbose=False, steps=400).fit(plane[0])
+    odd = plane[0][:30].copy()
+    odd[:, 1] += 3 * plane[0][:, 1].std()
+    explanation = detector.explain(odd)
+    found = np.isfinite(explanation.nearest).all(1)
+    assert found.mean() > 0.8
+    assert (detector.p_values(explanation.nearest[found]) > 0.15).all()
+    moved = np.abs(explanation.nearest - odd)[found] / plane[0].std(0)
+    assert np.median(moved.max(1)) < 6
+    # A row that is ordinary already stays as it is.
+    ordinary = plane[0][detector.p_values(plane[0]) > 0.3][:10]
+    np.testing.assert_allclose(detector.explain(ordinary).nearest, ordinary, rtol=1e-5, atol=1e-5)
+
+
+def test_maps_have_no_columns(digits: Any) -> None:
+    detector = AE(**quick(AE)).fit(digits[0][:200])
+    with pytest.raises(ValueError, match="top is for tables"):
+        detector.explain(digits[0][:2]).top(0)
