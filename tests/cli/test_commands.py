@@ -170,6 +170,31 @@ def test_inspect_measures_on_rows(work: Path) -> None:
     assert list(plain) == ["rows", "reconstruction_error"]
 
 
+def test_diagnose_says_whether_to_trust(work: Path) -> None:
+    found = json.loads(run("diagnose", "model.safetensors", "normal.csv", "--json", cwd=work).stdout)
+    assert found["verdict"] in ("trust", "care") and found["rows"] == 400
+    assert [finding["check"] for finding in found["findings"]][:3] == ["training", "latents", "calibration"]
+    shown = " ".join(run("diagnose", "model.safetensors", cwd=work).stdout.split())
+    assert "not examined" in shown and "offmanifold diagnose MODEL DATA" in shown
+    # Rows that are not those of training: the exit status says so to a pipeline.
+    done = run("diagnose", "model.safetensors", "odd.csv", cwd=work, status=3)
+    assert "Do not trust this detector" in done.stdout and "stranger than those of calibration" in done.stdout
+    assert "budget must be" in complaint("diagnose", "model.safetensors", "--budget", "soon", cwd=work, status=1)
+
+
+def test_explain_names_columns(work: Path) -> None:
+    frame = pl.read_csv(work / "normal.csv").with_columns(c=pl.col("c") + 50.0 * (pl.int_range(pl.len()) == 7))
+    frame.write_csv(work / "one_odd.csv")
+    command = ("explain", "model.safetensors", "one_odd.csv")
+    (found,) = json.loads(run(*command, "--worst", 1, "--json", cwd=work).stdout)["rows"]
+    assert found["row"] == 7 and found["p_value"] < 0.02
+    assert "c" in [reason["column"] for reason in found["because"]]
+    assert all(reason["contribution"] < 0 for reason in found["because"])
+    shown = run(*command, "--row", 3, "--row", 7, "--top", 2, cwd=work).stdout
+    assert "because of" in shown and shown.count(" = ") == 4
+    assert "the data have rows 0 to 399" in complaint(*command, "--row", 400, cwd=work, status=1)
+
+
 def test_capacity_auto(work: Path) -> None:
     command = ("fit", "normal.csv", "--capacity", "auto", "--set", "steps=100")
     command += ("--set", "random_state=0", "-o", "sized.safetensors")
@@ -283,7 +308,19 @@ def test_a_study_without_data_says_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    [[], ["fit"], ["score"], ["evaluate"], ["inspect"], ["detectors"], ["demo"], ["study"], ["study", "run"]],
+    [
+        [],
+        ["fit"],
+        ["score"],
+        ["evaluate"],
+        ["inspect"],
+        ["diagnose"],
+        ["explain"],
+        ["detectors"],
+        ["demo"],
+        ["study"],
+        ["study", "run"],
+    ],
 )
 def test_every_help_has_an_example_and_needs_no_torch(command: list[str], tmp_path: Path) -> None:
     text = run(*command, "--help", cwd=tmp_path).stdout

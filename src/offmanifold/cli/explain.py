@@ -1,0 +1,93 @@
+"""``offmanifold explain``."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from offmanifold.cli import common
+
+if TYPE_CHECKING:
+    from offmanifold.detectors import OutlierDetector
+
+
+def explain(
+    model: common.ModelArgument,
+    data: common.DataArgument,
+    worst: Annotated[int, typer.Option("--worst", min=1, metavar="N", help="Explain the N most abnormal rows.")] = 5,
+    row: Annotated[
+        list[int] | None, typer.Option("--row", min=0, metavar="N", help="Explain this row instead (repeatable).")
+    ] = None,
+    top: Annotated[int, typer.Option("--top", min=1, metavar="N", help="Columns to name for each row.")] = 3,
+    array: common.ArrayOption = None,
+    drop: common.DropOption = None,
+    threads: common.ThreadsOption = None,
+    as_json: common.JsonOption = False,
+) -> None:
+    """Say why rows of a table are abnormal: the columns that speak against them, and what would be normal.
+
+    A column's share is what it adds to the score; all shares together are the score. The value in brackets is that of
+    the nearest row that the model calls ordinary. Maps of pictures: detector.explain(images) in Python.
+
+    [bold]Examples[/bold]
+
+      offmanifold explain model.safetensors new.csv
+
+      offmanifold explain model.safetensors new.csv --row 17 --top 5 --json
+    """
+    from offmanifold.training.threads import limited_to
+
+    detector = common.load_model(model)
+    if detector.spec_.kind != "table":
+        raise ValueError(
+            f"{model} was trained on {detector.spec_.describe()}, and explain names columns of tables. "
+            "In Python, detector.explain(images).contributions are maps."
+        )
+    rows = common.open_for(detector, data, array, drop).load()
+    with limited_to(threads):
+        found = _explained(detector, rows, worst, row or [], top)
+    if as_json:
+        common.print_json({"score_unit": detector.score_unit, "rows": found})
+        return
+    shown = [
+        [str(one["row"]), f"{one['score']:.4g}", f"{one['p_value']:.3g}", "\n".join(map(_because, one["because"]))]
+        for one in found
+    ]
+    common.table(str(data), ["row", f"score ({detector.score_unit})", "p-value", "because of"], shown)
+
+
+def _explained(detector: OutlierDetector, X: Any, worst: int, chosen: list[int], top: int) -> list[dict[str, Any]]:
+    import numpy as np
+
+    from offmanifold import calibration
+    from offmanifold.data.inputs import Rows
+
+    rows = Rows(X, detector.spec_, detector.key)
+    outside = [index for index in chosen if index >= len(rows)]
+    if outside:
+        raise ValueError(f"--row {outside[0]}: the data have rows 0 to {len(rows) - 1}.")
+    places = np.array(chosen) if chosen else np.argsort(detector.score_samples(X), kind="stable")[:worst]
+    values = rows.take(places)
+    explanation = detector.explain(values)
+    p = calibration.p_values(detector.calibration_scores_, explanation.score)
+    names = detector.spec_.columns or tuple(f"column {i}" for i in range(values.shape[1]))
+    told = []
+    for i, place in enumerate(places):
+        because = [
+            {
+                "column": name, "contribution": contribution, "value": float(values[i, names.index(name)]),
+                "nearest_normal": float(explanation.nearest[i, names.index(name)]),
+            }
+            for name, contribution in explanation.top(i, top)
+        ]  # fmt: skip
+        told.append(
+            {"row": int(place), "score": float(explanation.score[i]), "p_value": float(p[i]), "because": because}
+        )
+    return told
+
+
+def _because(one: dict[str, Any]) -> str:
+    normal = "" if math.isnan(one["nearest_normal"]) else f" (normal: {one['nearest_normal']:.4g})"
+    return f"{one['column']} = {one['value']:.4g}{normal}: {one['contribution']:+.3g}"
