@@ -177,8 +177,10 @@ def test_diagnose_says_whether_to_trust(work: Path) -> None:
     shown = " ".join(run("diagnose", "model.safetensors", cwd=work).stdout.split())
     assert "not examined" in shown and "offmanifold diagnose MODEL DATA" in shown
     # Rows that are not those of training: the exit status says so to a pipeline.
-    done = run("diagnose", "model.safetensors", "odd.csv", cwd=work, status=3)
-    assert "Do not trust this detector" in done.stdout and "stranger than those of calibration" in done.stdout
+    assert "Do not trust this detector" in run("diagnose", "model.safetensors", "odd.csv", cwd=work, status=3).stdout
+    found = json.loads(run("diagnose", "model.safetensors", "odd.csv", "--json", cwd=work, status=3).stdout)
+    (finding,) = (finding for finding in found["findings"] if finding["check"] == "calibration")
+    assert finding["verdict"] == "fail" and "stranger than those of calibration" in finding["told"]
     assert "budget must be" in complaint("diagnose", "model.safetensors", "--budget", "soon", cwd=work, status=1)
 
 
