@@ -31,6 +31,7 @@ def demo(
 
     from offmanifold import atomic
     from offmanifold.detectors import VAE
+    from offmanifold.diagnosis import diagnose
     from offmanifold.measures.detection import auroc, proportion
     from offmanifold.report.figures import demo_figure
     from offmanifold.training.threads import limited_to
@@ -50,8 +51,9 @@ def demo(
     with limited_to(threads):
         detector.fit(images[learn])
         scores, p = detector.score_samples(images[new]), detector.p_values(images[new])
+        odd = labels[new] == digit
+        diagnosis = diagnose(detector, images[new][~odd])
     detector.save(out / "model.safetensors")
-    odd = labels[new] == digit
     flagged = scores < detector.offset_
     frame = pl.DataFrame({"row": new, "digit": labels[new], "score": scores, "p_value": p, "outlier": flagged})
     atomic.write(out / "scores.csv", frame.write_csv())
@@ -78,6 +80,8 @@ def demo(
         "false_alarm_rate_asked": detector.false_alarm_rate,
         "false_alarm_rate": false_alarms.to_json(),
         "caught": caught.to_json(),
+        "verdict": diagnosis.verdict,
+        "failure_probability": diagnosis.failure_probability,
         "seconds": round(time.monotonic() - began, 1),
     }
     atomic.write(out / "summary.json", json.dumps(summary, indent=2) + "\n")
@@ -88,8 +92,11 @@ false alarms        {false_alarms.value:.1%} of the digits that belong (asked: {
 caught              {caught.value:.1%} of the {digit}s
 in                  {summary["seconds"]:.0f} s
 
+{diagnosis.sentence}
+
 Look at             {out / "picture.png"}
                     {out / "summary.json"}, {out / "scores.csv"}
 Try your own file   offmanifold fit normal.csv --out model.safetensors
-                    offmanifold score model.safetensors new.csv --out scores.csv"""
+                    offmanifold score model.safetensors new.csv --out scores.csv
+                    offmanifold diagnose model.safetensors held-out.csv"""
     )

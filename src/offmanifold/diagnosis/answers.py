@@ -57,10 +57,19 @@ def norms_of(detector: OutlierDetector) -> tuple[float, float] | None:
     return (norms[0], norms[-1]) if len(norms) > 1 else None
 
 
-def grew_with_gamma(detector: OutlierDetector) -> bool:
-    """Say whether γ fell so far that gradients had to grow (P4, §2)."""
+def gammas_of(detector: OutlierDetector) -> tuple[float, float] | None:
+    """Return γ at the first and at the last check that recorded it."""
     gammas = [record["gamma"] for record in detector.history_ if "gamma" in record]
-    return len(gammas) > 1 and gammas[-1] < gammas[0] / GROWN
+    return (gammas[0], gammas[-1]) if gammas else None
+
+
+def grew_without_reason(detector: OutlierDetector) -> bool:
+    """Say whether gradients grew GROWN times more than γ fell, which has to make them grow (P4, §2)."""
+    norms, gammas = norms_of(detector), gammas_of(detector)
+    if norms is None:
+        return False
+    fell = max(1.0, gammas[0] / gammas[1]) if gammas else 1.0
+    return norms[1] > GROWN * fell * norms[0]
 
 
 def _capacity(score: Mapping[str, Any], unit: str, *, searchable: bool) -> str:
@@ -83,13 +92,13 @@ def _gradients(detector: OutlierDetector, gamma: Mapping[str, Any]) -> str | Non
     if norms is None:
         return None
     told = f"‖∂L/∂z‖ went from {norms[0]:.3g} to {norms[1]:.3g} nats"
-    gammas = [record["gamma"] for record in detector.history_ if "gamma" in record]
+    gammas = gammas_of(detector)
     if gammas:
-        told += f" while γ went from {gammas[0]:.3g} to {gammas[-1]:.3g}"
+        told += f" while γ went from {gammas[0]:.3g} to {gammas[1]:.3g}"
     if gamma.get("at_floor"):
         return f"{told}, its floor: the data lie on a manifold without noise, or are constant. The scores are finite."
     if norms[1] <= GROWN * norms[0]:
         return f"{told}: nothing unusual."
-    if grew_with_gamma(detector):
+    if not grew_without_reason(detector):
         return f"{told}: as it must be where γ falls with the error (P4, §2); not a bug."
     return f"{told}, which γ does not explain. Try a smaller learning_rate or gamma='continuation'."

@@ -52,8 +52,9 @@ class Diagnosis:
     ----------
     verdict : {"trust", "care", "distrust"}
     failure_probability : float or None
-        Of missing real outliers (:mod:`offmanifold.diagnosis.combination` says what that means); None where too
-        little could be examined.
+        Of an AUROC on real outliers more than 0.1 below that of nearest neighbours, where as many detectors fail as
+        in the zoo that it was fitted on (:mod:`offmanifold.diagnosis.combination`); None where too little could be
+        examined.
     findings : tuple of Finding
         One a check, in the order of the examination.
     weighing_most : tuple of str
@@ -91,4 +92,7 @@ class Diagnosis:
         }[self.verdict]
         if self.failure_probability is None:
             return f"{words}; too little could be examined to say how likely it is to miss outliers."
-        return f"{words}: it misses real outliers with a probability of {self.failure_probability:.0%}."
+        return (
+            f"{words}: that it misses outliers which nearest neighbours see has a probability of "
+            f"{self.failure_probability:.0%}."
+        )
