@@ -267,7 +267,8 @@ def test_the_demo(tmp_path: Path) -> None:
     assert summary["false_alarm_rate"]["low"] <= 0.05 <= summary["false_alarm_rate"]["high"]
     assert Image.open(folder / "picture.png").size[0] > 800
     assert len(pl.read_csv(folder / "scores.csv")) > 400
-    assert "offmanifold fit normal.csv" in done.stdout
+    assert "offmanifold fit normal.csv" in done.stdout and summary["verdict"] in ("trust", "care")
+    assert (folder / "report.html").read_text().count('class="row"') == 8
     assert offmanifold.load(folder / "model.safetensors").key == summary["detector"]
 
 
@@ -318,6 +319,7 @@ def test_a_study_without_data_says_so(tmp_path: Path) -> None:
         ["inspect"],
         ["diagnose"],
         ["explain"],
+        ["report"],
         ["detectors"],
         ["demo"],
         ["study"],

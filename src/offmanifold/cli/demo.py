@@ -20,7 +20,7 @@ def demo(
 ) -> None:
     """Learn nine handwritten digits, and find the tenth, which was never seen.
 
-    Writes model.safetensors, scores.csv, summary.json and picture.png; an earlier demo is replaced.
+    Writes model.safetensors, scores.csv, summary.json, picture.png and report.html; an earlier demo is replaced.
     """
     began = time.monotonic()
     import json
@@ -34,6 +34,7 @@ def demo(
     from offmanifold.diagnosis import diagnose
     from offmanifold.measures.detection import auroc, proportion
     from offmanifold.report.figures import demo_figure
+    from offmanifold.report.page import write_report
     from offmanifold.training.threads import limited_to
 
     out.mkdir(parents=True, exist_ok=True)
@@ -73,6 +74,10 @@ def demo(
         captions=[f"a {labels[new][i]}, p = {p[i]:.3f}" for i in worst],
         title=f"Nine digits learned; the digit {digit} does not belong. AUROC {measured}",
     )
+    write_report(
+        detector, diagnosis, out / "report.html", title=f"The digit {digit} was not learned", X=images[new],
+        normal=images[new][~odd], names=[f"a {label}" for label in labels[new]], facts={"command": "offmanifold demo"},
+    )  # fmt: skip
     summary = {
         "held_out_digit": digit,
         "detector": detector.key,
@@ -94,7 +99,7 @@ in                  {summary["seconds"]:.0f} s
 
 {diagnosis.sentence}
 
-Look at             {out / "picture.png"}
+Look at             {out / "report.html"}, {out / "picture.png"}
                     {out / "summary.json"}, {out / "scores.csv"}
 Try your own file   offmanifold fit normal.csv --out model.safetensors
                     offmanifold score model.safetensors new.csv --out scores.csv

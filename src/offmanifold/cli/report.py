@@ -1,0 +1,71 @@
+"""``offmanifold report``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from offmanifold.cli import common
+
+
+def report(
+    model: common.ModelArgument,
+    data: Annotated[
+        Path | None, typer.Argument(metavar="[DATA]", help="New rows to judge: the most abnormal ones are explained.")
+    ] = None,
+    normal: Annotated[
+        Path | None,
+        typer.Option("--normal", metavar="ROWS", help="Normal rows that the model was not trained on, to examine it."),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The .html file to write.")] = Path(
+        "report.html"
+    ),
+    array: common.ArrayOption = None,
+    drop: common.DropOption = None,
+    budget: Annotated[
+        str, typer.Option("--budget", metavar="TIME", help="For the examination, such as 30s or 2min.")
+    ] = "auto",
+    overwrite: common.OverwriteOption = False,
+    threads: common.ThreadsOption = None,
+) -> None:
+    """Write one page on a model: may it be trusted, which rows do not belong, and why.
+
+    The file opens from disk, loads nothing and runs nothing.
+
+    [bold]Examples[/bold]
+
+      offmanifold report model.safetensors new.csv --normal held-out.csv --out report.html
+
+      offmanifold report model.safetensors
+    """
+    common.check_output(out, overwrite, (".html",))
+    from offmanifold.diagnosis import diagnose
+    from offmanifold.report.page import write_report
+    from offmanifold.storage import read
+    from offmanifold.training.threads import limited_to
+
+    detector = common.load_model(model)
+    source = None if data is None else common.open_for(detector, data, array, drop)
+    rows = None if normal is None else common.open_for(detector, normal, array, drop).load()
+    header, _ = read(model)
+    command = f"offmanifold report {model}" + (f" {data}" if data else "") + (f" --normal {normal}" if normal else "")
+    facts = {
+        "command": command,
+        "model": str(model.resolve()),
+        **({"data": str(data.resolve())} if data else {}),
+        "detector": detector.key,
+        "settings": ", ".join(f"{name}={value}" for name, value in detector.settings_.items()),
+        "seed": str(header["parameters"]["random_state"]),
+        "made with": ", ".join(f"{name} {version}" for name, version in header["made_with"].items()),
+    }
+    with limited_to(threads), common.telling() as tell:
+        diagnosis = diagnose(detector, rows, budget=budget, report=tell)
+        tell("Writing the page")
+        write_report(
+            detector, diagnosis, out, title=f"{model.name}: may it be trusted?",
+            X=None if source is None else source.load(), normal=rows,
+            names=None if source is None else source.files, facts=facts,
+        )  # fmt: skip
+    typer.echo(f"{diagnosis.sentence} Wrote {out}.")

@@ -1,0 +1,228 @@
+"""The report: one file that opens from disk, loads nothing and runs nothing."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+from PIL import Image
+
+from offmanifold import atomic, calibration
+from offmanifold.data.inputs import Float64Array, Rows, evenly
+from offmanifold.detectors.base import OutlierDetector
+from offmanifold.diagnosis.findings import Diagnosis
+from offmanifold.report import charts
+
+# Rows explained, columns named for each, and rows that the histogram is drawn from at most.
+WORST, COLUMNS, DRAWN = 8, 6, 20_000
+# Rows shown even where fewer are called outliers.
+FEWEST = 3
+# What the reader needs to know about the rows that are explained.
+KEYS = {
+    "table": "Orange columns speak against a row, blue ones for it; the bars of all its columns sum to its score. "
+    "Beside them the column's value, and what it is in the nearest row that the model calls ordinary.",
+    "image": "Orange pixels speak against a picture, blue ones for it; they sum to its score, on one scale for all.",
+}
+
+
+def write_report(
+    detector: OutlierDetector,
+    diagnosis: Diagnosis,
+    path: Path,
+    *,
+    title: str = "offmanifold report",
+    X: Any = None,
+    normal: Any = None,
+    names: list[str] | None = None,
+    facts: Mapping[str, str] | None = None,
+) -> None:
+    """Write the page.
+
+    Parameters
+    ----------
+    detector : OutlierDetector
+        Fitted.
+    diagnosis : Diagnosis
+        What :func:`offmanifold.diagnose` found.
+    path : Path
+        Written whole or not at all.
+    title : str
+    X : array-like or frame, optional
+        Rows to judge; the most abnormal ones are explained.
+    normal : array-like or frame, optional
+        Normal rows, for the calibration chart.
+    names : list of str, optional
+        What the rows of ``X`` are called, such as file names.
+    facts : mapping of str → str, optional
+        How to reproduce it all.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("offmanifold.report"),
+        autoescape=True,
+        trim_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    rows = detector.rows_
+    summary = (
+        f"{detector.key} on {detector.spec_.describe()}; {rows['training']:,} rows to learn from, {rows['stopping']:,} "
+        f"to stop by, {rows['calibration']:,} to calibrate with."
+    )
+    text = environment.get_template("report.html.j2").render(
+        title=title,
+        diagnosis=diagnosis,
+        summary=summary,
+        judged=None if X is None else _judged(detector, X, names),
+        charts=_charts(detector, diagnosis, normal),
+        facts=facts or {},
+    )
+    atomic.write(path, text)
+
+
+def _judged(detector: OutlierDetector, X: Any, names: list[str] | None) -> dict[str, Any]:
+    rows = Rows(X, detector.spec_, detector.key)
+    scores = detector.score_samples(X)
+    p = calibration.p_values(detector.calibration_scores_, scores)
+    called = int((scores < detector.offset_).sum())
+    places = np.argsort(scores, kind="stable")[: min(max(called, FEWEST), WORST)]
+    block = detector.spec_.arrange(rows.take(places).astype(np.float64))
+    explanation = detector.explain(block)
+    table = detector.spec_.kind == "table"
+    most = float(np.abs(explanation.contributions).max())
+    shown = []
+    for i, place in enumerate(places):
+        name = names[place] if names else f"row {place}"
+        shown.append({
+            "name": name, "score": f"{scores[place]:.4g}", "p": f"{p[place]:.3g}",
+            "word": "" if scores[place] < detector.offset_ else " – not called an outlier",
+            "bars": _columns(detector, explanation, block, i, name) if table else None,
+            "pictures": [] if table else _pictures(detector, explanation, block, i, name, most),
+        })  # fmt: skip
+    drawn = scores[evenly(len(scores), DRAWN)]
+    return {
+        "headline": f"{called:,} of {len(scores):,} rows do not belong",
+        "told": f"At a false-alarm rate of {detector.false_alarm_rate:.3g}: so many normal rows may be among them.",
+        "histogram": charts.histogram(
+            f"Scores: {called} of {len(scores)} rows lie below the threshold",
+            [("normal", detector.calibration_scores_), ("odd", drawn)],
+            detector.offset_,
+            f"score ({detector.score_unit})",
+        ),
+        "key": KEYS[detector.spec_.kind],
+        "rows": shown,
+    }
+
+
+def _columns(detector: OutlierDetector, explanation: Any, block: Float64Array, i: int, name: str) -> Markup:
+    order = list(detector.spec_.columns or (f"column {k}" for k in range(block.shape[1])))
+    values = []
+    for column, contribution in explanation.top(i, COLUMNS):
+        place = order.index(column)
+        nearest = explanation.nearest[i, place]
+        normal = "" if math.isnan(nearest) else f" → {nearest:.4g}"
+        values.append((column, contribution, f"{block[i, place]:.4g}{normal}"))
+    return charts.bars(f"{name}: what columns add to its score", values)
+
+
+def _pictures(
+    detector: OutlierDetector, explanation: Any, block: Float64Array, i: int, name: str, most: float
+) -> list[dict[str, str]]:
+    """Return the picture, its reconstruction, the map of contributions, and the nearest normal version."""
+    layout = detector.spec_.layout
+    found = [("as it came", block[i])]
+    if hasattr(detector, "reconstruct"):
+        found.append(("as the model has it", detector.reconstruct(block[i : i + 1])[0]))
+    if np.isfinite(explanation.nearest[i]).all():
+        found.append(("nearest normal version", explanation.nearest[i]))
+    pictures = [
+        {"source": _data(_grey_or_colour(image, layout)), "alt": f"{name} {caption}", "caption": caption}
+        for caption, image in found
+    ]
+    contributions = explanation.contributions[i]
+    if layout != "hw":
+        contributions = contributions.sum(-1 if layout == "hwc" else 0)
+    pictures.append(
+        {"source": _data(_map(contributions, most)), "alt": f"{name}: what pixels add to its score",
+         "caption": "what its pixels add"}
+    )  # fmt: skip
+    return pictures
+
+
+def _grey_or_colour(image: Float64Array, layout: str) -> Any:
+    if layout == "chw":
+        image = np.moveaxis(image, 0, -1)
+    if image.ndim == 3 and image.shape[-1] == 1:
+        image = image[..., 0]
+    return (image.clip(0, 1) * 255).round().astype(np.uint8)
+
+
+def _map(contributions: Float64Array, most: float) -> Any:
+    """Colour contributions: orange against, blue for, white none; the square root shows small ones too."""
+    strength = np.sqrt(np.abs(contributions) / max(most, 1e-300)).clip(0, 1)[..., None]
+    colours = np.where(contributions[..., None] < 0, np.array([213, 94, 0]), np.array([0, 114, 178]))
+    return (255 + (colours - 255) * strength).round().astype(np.uint8)
+
+
+def _data(pixels: Any) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _charts(detector: OutlierDetector, diagnosis: Diagnosis, normal: Any) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    families = diagnosis["red team"].details.get("families")
+    if families:
+        rows = [(name, {kind: number["value"] for kind, number in row.items()}) for name, row in families.items()]
+        key = Markup(
+            'AUROC, 1 is best, ½ is guessing: <span class="key round"></span>this detector '
+            '<span class="key odd"></span>nearest neighbours '
+            '<span class="key other point"></span>principal components.'
+        )
+        chart = charts.dots("AUROC of synthetic outliers by family", rows)
+        found.append({"title": "Synthetic outliers by family", "svg": chart, "caption": key})
+    if normal is not None:
+        p = detector.p_values(normal)
+        caption = "On the dashed line or below it the false-alarm rate holds, whatever rate is asked for."
+        chart = charts.calibration("p-values of the normal rows", p)
+        found.append({"title": "Does the false-alarm rate hold?", "svg": chart, "caption": caption})
+    for phase in detector.training_summary():
+        records = [record for record in detector.history_ if record["phase"] == phase]
+        found += _training(phase, records)
+    kl = detector.fit_report_.get("latents", {}).get("kl")
+    if kl:
+        values = [(f"latent {i + 1}", value, f"{value:.3f}") for i, value in enumerate(kl[:12])]
+        caption = f"Nats that each latent carries about a row, the largest {len(values)} of {len(kl)}."
+        found.append({"title": "Latents", "svg": charts.bars("KL of each latent", values), "caption": caption})
+    return found
+
+
+def _training(phase: str, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    steps = np.array([record["step"] for record in records], float)
+
+    def of(name: str) -> Float64Array:
+        return np.array([record.get(name, np.nan) for record in records], float)
+
+    found = []
+    loss = charts.curves(
+        f"Loss and judgement over the steps of phase {phase}",
+        [("normal", steps, of("loss")), ("odd", steps, of("validation"))], ("step", "loss"),
+    )  # fmt: skip
+    if loss is not None:
+        key = Markup('<span class="key"></span>loss in training <span class="key odd"></span>judged on held-out rows.')
+        found.append({"title": f"Training: {phase}", "svg": loss, "caption": key})
+    for name, kind, title, caption in (
+        ("gamma", "normal", "The decoder's variance", "γ in training; where it falls, gradients have to grow."),
+        ("gradient_norm/latent", "other", "Gradients", "‖∂L/∂z‖ of a row, in nats."),
+    ):
+        label = name.removesuffix("/latent").replace("_", " ")
+        chart = charts.curves(f"{title} over the steps of phase {phase}", [(kind, steps, of(name))], ("step", label))
+        if chart is not None:
+            found.append({"title": title, "svg": chart, "caption": caption})
+    return found

@@ -1,0 +1,141 @@
+"""The report is one page that loads nothing, runs nothing, escapes what users wrote, and fits the screen."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from conftest import quick
+
+from offmanifold import AE, VAE, diagnose
+from offmanifold.cli.main import main
+from offmanifold.report.page import write_report
+
+HOSTILE = "<script>alert(1)</script>"
+
+
+class Page(HTMLParser):
+    """What a page holds: tags with attributes, and the text of its titles."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.charts = 0
+        self.titled = 0
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: Any) -> None:
+        self.tags.append((tag, dict(attributes)))
+        self.charts += tag == "svg"
+        self.open.append(tag)
+
+    def handle_data(self, data: str) -> None:
+        self.titled += bool(self.open and self.open[-1] == "title" and "svg" in self.open and data.strip())
+
+    def handle_endtag(self, tag: str) -> None:
+        while self.open and self.open.pop() != tag:
+            pass
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory, plane: Any, digits: Any) -> dict[str, Path]:
+    """A table with a hostile column, images, colour images, and a detector without any rows."""
+    folder = tmp_path_factory.mktemp("pages")
+    names = [HOSTILE, 'quote"&', "a_very_long_column_name_that_does_not_fit_anywhere_at_all", "d", "e"]
+    table = pl.DataFrame(plane[0], schema=names, orient="row")
+    odd = pl.DataFrame(plane[1][:30], schema=names, orient="row")
+    detector = VAE(**quick(VAE)).fit(table)
+    write_report(detector, diagnose(detector, table), folder / "table.html", title=HOSTILE, X=odd, normal=table)
+    images = (digits[0][:300] * 255).astype(np.uint8)
+    detector = AE(**quick(AE)).fit(images)
+    odd_images = 255 - images[:10]
+    write_report(detector, diagnose(detector, images), folder / "images.html", X=odd_images, names=["<b>.png"] * 10)
+    colour = np.random.default_rng(0).integers(0, 255, (60, 8, 8, 3), dtype=np.uint8)
+    detector = AE(**quick(AE)).fit(colour)
+    write_report(detector, diagnose(detector), folder / "colour.html", X=colour[:4], facts={"seed": HOSTILE})
+    return {path.stem: path for path in folder.glob("*.html")}
+
+
+def test_a_page_loads_nothing_and_runs_nothing(pages: dict[str, Path]) -> None:
+    assert set(pages) == {"table", "images", "colour"}
+    for path in pages.values():
+        text = path.read_text()
+        page = Page(text)
+        tags = [tag for tag, _ in page.tags]
+        assert "script" not in tags and "link" not in tags and "iframe" not in tags and "b" not in tags
+        assert HOSTILE not in text and len(text) < 5e6
+        assert not re.search(r"(?:src|href)\s*=\s*[\"'](?!data:image/png;base64,)", text)
+        assert "url(" not in text and "@import" not in text
+        policies = [
+            values["content"] for tag, values in page.tags if values.get("http-equiv") == "Content-Security-Policy"
+        ]
+        assert policies == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
+        assert all(values.get("alt") for tag, values in page.tags if tag == "img")
+        assert not any(name.startswith("on") for _, values in page.tags for name in values)
+        assert page.charts == page.titled > 0
+
+
+def test_a_page_says_what_was_found(pages: dict[str, Path]) -> None:
+    table, images, colour = (pages[name].read_text() for name in ("table", "images", "colour"))
+    assert "&lt;script&gt;alert(1)" in table and "quote&#34;&amp;" in table
+    assert "rows do not belong" in table and "Synthetic outliers by family" in table
+    assert table.count('class="row"') == 8
+    assert images.count('class="row"') == 8 and images.count("<img") >= 3 * 8 and "&lt;b&gt;.png" in images
+    assert "not examined" in colour and "<code>--normal</code>" in colour and "Synthetic outliers" not in colour
+
+
+def test_the_command(tmp_path: Path, plane: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    np.save(tmp_path / "normal.npy", plane[0])
+    np.save(tmp_path / "odd.npy", plane[1])
+    AE(**quick(AE)).fit(plane[0]).save(tmp_path / "model.safetensors")
+    monkeypatch.chdir(tmp_path)
+    command = ["offmanifold", "report", "model.safetensors", "odd.npy", "--normal", "normal.npy", "-o", "page.html"]
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(SystemExit) as done:
+        main()
+    assert done.value.code in (0, None)
+    assert "Wrote page.html" in capsys.readouterr().out
+    text = (tmp_path / "page.html").read_text()
+    assert "offmanifold report model.safetensors odd.npy --normal normal.npy" in text and "column 0" in text
+    with pytest.raises(SystemExit) as done:
+        main()
+    assert done.value.code == 2 and "--overwrite" in capsys.readouterr().err
+
+
+MEASURE = """<iframe src="{page}" style="width:{width}px;height:900px;border:0"></iframe><pre id="told"></pre>
+<script>onload = () => {{ const page = document.querySelector("iframe").contentDocument;
+const wide = page.documentElement.scrollWidth, pictures = [...page.images];
+const shown = pictures.filter(picture => picture.complete && picture.naturalWidth).length;
+const outside = [...page.querySelectorAll("td, p, h1, h2, dd, figure")].filter(
+  e => e.getBoundingClientRect().right > {width} + 1).length;
+told.textContent = `wide ${{wide}} pictures ${{pictures.length}} shown ${{shown}} outside ${{outside}}`; }}</script>"""
+
+
+@pytest.mark.parametrize("width", [360, 1600])
+@pytest.mark.parametrize("name", ["table", "images", "colour"])
+def test_a_page_fits_the_screen(name: str, width: int, pages: dict[str, Path], tmp_path: Path) -> None:
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium on this machine")
+    (tmp_path / "measure.html").write_text(MEASURE.format(page=pages[name].as_uri(), width=width))
+    done = subprocess.run(
+        [browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", "--dump-dom",
+         "--enable-logging=stderr",
+         f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000", "--window-size=1700,1000",
+         (tmp_path / "measure.html").as_uri()],
+        capture_output=True, text=True, check=True, timeout=120,
+    )  # fmt: skip
+    found = re.search(r"wide (\d+) pictures (\d+) shown (\d+) outside (\d+)</pre>", done.stdout)
+    assert found, done.stdout + done.stderr
+    wide, pictures, shown, outside = map(int, found.groups())
+    assert wide <= width and outside == 0
+    assert pictures == shown == [tag for tag, _ in Page(pages[name].read_text()).tags].count("img")
+    assert "CONSOLE" not in done.stderr
