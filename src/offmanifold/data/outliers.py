@@ -124,11 +124,6 @@ def replaced(rows: Tensor, generator: torch.Generator) -> Tensor:
     return torch.where(here, _others(rows, generator), rows)
 
 
-def blended(rows: Tensor, generator: torch.Generator) -> Tensor:
-    """The mean of two rows."""
-    return (rows + _others(rows, generator)) / 2
-
-
 def extreme(rows: Tensor, generator: torch.Generator) -> Tensor:
     """A fifth of the cells at the least or the greatest value of their column."""
     low, high = rows.min(0).values, rows.max(0).values
@@ -163,7 +158,7 @@ WATCHED: dict[str, tuple[Maker, ...]] = {
 }
 ALL: dict[str, tuple[Maker, ...]] = {
     "image": (*WATCHED["image"], blurred, faded, warped),
-    "table": (*WATCHED["table"], replaced, blended, extreme, scattered, displaced),
+    "table": (*WATCHED["table"], replaced, extreme, scattered, displaced),
 }
 
 

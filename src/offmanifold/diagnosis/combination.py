@@ -29,17 +29,18 @@ def _value(finding: Finding) -> float:
 
 
 def _against_neighbours(finding: Finding) -> float:
-    means = finding.details["means"]
-    return float(means["detector"] - means["kNN"])
+    families = finding.details["families"].values()
+    differences = [row["detector"]["value"] - row["kNN"]["value"] for row in families]
+    return float(sum(differences) / len(differences))
 
 
 # Means, scales and weights are those that `offmanifold study show doctor` ends with, and docs/studies.md.
 TERMS: Mapping[str, Term] = MappingProxyType({
-    "red team against neighbours": Term("red team", _against_neighbours, -0.0507, 0.2021, -0.5135),
-    "identity": Term("identity", _value, 0.7900, 0.2626, -0.7759),
-    "attack": Term("attack", _value, 0.1616, 0.3146, 0.2550),
+    "red team against neighbours": Term("red team", _against_neighbours, -0.0485, 0.2137, -0.4564),
+    "identity": Term("identity", _value, 0.7900, 0.2626, -0.8190),
+    "attack": Term("attack", _value, 0.1616, 0.3146, 0.2610),
 })  # fmt: skip
-BIAS = -0.9223
+BIAS = -0.9161
 # Above the first: distrust; above the second: care. In the zoo the first accuses one in twenty good detectors.
 DISTRUST, CARE = 0.3, 0.2
 # Checks whose failure decides by itself: the zoo's detectors were all calibrated on rows of the same kind.
