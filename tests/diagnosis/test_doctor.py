@@ -51,7 +51,7 @@ def test_an_honest_detector_passes_every_check_there_is(honest: OutlierDetector,
     assert told == [check.question for check in CHECKS]
     assert not [finding for finding in diagnosis.findings if finding.verdict == "fail"]
     assert diagnosis["red team"].number.value > 0.8
-    assert diagnosis.verdict != "distrust" and diagnosis.rows == 600
+    assert diagnosis.verdict != "distrust" and diagnosis.rows == diagnosis.given == 600
     for finding in diagnosis.findings:
         number = finding.number
         assert number is None or number.low <= number.value <= number.high
@@ -151,6 +151,11 @@ def test_without_enough_rows_what_was_recorded_is_examined(honest: OutlierDetect
         assert diagnosis["training"].verdict != "not examined"
         assert f"at least 20 normal rows; got {count}" in diagnosis["red team"].told
         assert "too little could be examined" in diagnosis.sentence
+
+
+def test_many_rows_are_sampled(honest: OutlierDetector, world: Any) -> None:
+    diagnosis = diagnose(honest, world(5000, 2))
+    assert (diagnosis.rows, diagnosis.given) == (1000, 5000)
 
 
 def test_a_budget_that_is_used_up_is_said(honest: OutlierDetector, world: Any) -> None:

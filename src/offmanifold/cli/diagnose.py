@@ -68,7 +68,9 @@ def _show(model: Path, found: Diagnosis) -> None:
     typer.secho(found.sentence, fg=colour, bold=True)
     if found.weighing_most:
         typer.echo(f"What weighs most: {' and '.join(found.weighing_most)}.")
-    if found.rows == 0:
+    if found.rows < found.given:
+        typer.echo(f"Looked at {found.rows:,} of {found.given:,} rows, evenly spread.")
+    if found.given == 0:
         typer.echo("Give normal rows for the rest:  offmanifold diagnose MODEL DATA")
 
 

@@ -74,7 +74,8 @@ def diagnose(
         else:
             findings.append(Finding(check.name, "not examined", reason))
     verdict, probability, weighing = combine(findings)
-    return Diagnosis(verdict, probability, tuple(findings), weighing, time.monotonic() - began, patient.count)
+    took = time.monotonic() - began
+    return Diagnosis(verdict, probability, tuple(findings), weighing, took, patient.count, patient.given)
 
 
 def _seconds(budget: str | float, detector: OutlierDetector) -> float:

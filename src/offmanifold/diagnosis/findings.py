@@ -60,8 +60,8 @@ class Diagnosis:
     weighing_most : tuple of str
         The checks that moved the probability most.
     seconds : float
-    rows : int
-        How many normal rows were looked at.
+    rows, given : int
+        How many normal rows were looked at, and how many there were.
     """
 
     verdict: Verdict
@@ -70,6 +70,7 @@ class Diagnosis:
     weighing_most: tuple[str, ...]
     seconds: float
     rows: int
+    given: int
 
     def __getitem__(self, check: str) -> Finding:
         """Return the finding of a check by its name."""

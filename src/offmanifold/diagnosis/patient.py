@@ -42,10 +42,12 @@ class Patient:
     def __init__(self, detector: OutlierDetector, X: Any = None, *, most: int = 1000, seed: int = 0) -> None:
         self.detector, self.seed = detector, seed
         self.is_image = detector.spec_.kind == "image"
+        self.given = 0
         empty = np.zeros((0, *detector.spec_.shape))
         block = empty
         if X is not None:
             rows = Rows(X, detector.spec_, "the detector")
+            self.given = len(rows)
             block = rows.take(evenly(len(rows), most)).astype(np.float64)
             block = block[np.random.default_rng(seed).permutation(len(block))]
         self.count = len(block)

@@ -7,6 +7,7 @@ from offmanifold.studies.composition import STUDY as COMPOSITION
 from offmanifold.studies.core import Study
 from offmanifold.studies.density_2d import STUDY as DENSITY_2D
 from offmanifold.studies.doctor_zoo import STUDY as DOCTOR
+from offmanifold.studies.explanations import STUDY as EXPLANATIONS
 from offmanifold.studies.fashion_vs_mnist import STUDY as FASHION_VS_MNIST
 from offmanifold.studies.latent_dim import STUDY as LATENT_DIM
 from offmanifold.studies.latent_size import STUDY as LATENT_SIZE
@@ -43,6 +44,7 @@ STUDIES: dict[str, Study] = {
         SMOOTHING,
         PENALTIES,
         DOCTOR,
+        EXPLANATIONS,
     )
 }
 
