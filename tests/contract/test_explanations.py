@@ -79,6 +79,26 @@ def test_the_nearest_normal_row_is_normal_and_near(plane: Any) -> None:
     np.testing.assert_allclose(detector.explain(ordinary).nearest, ordinary, rtol=1e-5, atol=1e-5)
 
 
+def test_a_row_beyond_all_search_is_explained_from_the_means(plane: Any) -> None:
+    detector = IGEBM(**quick(IGEBM)).fit(plane[0])
+    far = plane[0][:5] * 1e6
+    explanation = detector.explain(far)
+    np.testing.assert_allclose(total(explanation), explanation.score, rtol=1e-9)
+    lost = ~np.isfinite(explanation.nearest).all(1)
+    assert lost.any()
+    changes = np.abs(explanation.contributions).reshape(5, -1).sum(1)
+    assert (changes[lost] > 0.5 * np.abs(explanation.score - explanation.base)[lost]).all()
+    means = detector.score_samples(detector._standardiser.mean[None])  # type: ignore[union-attr]
+    np.testing.assert_allclose(explanation.base[lost], means[0], rtol=1e-4)
+
+
+def test_few_calibration_rows_do_not_make_every_row_ordinary(plane: Any) -> None:
+    with pytest.warns(UserWarning, match="cannot promise"):
+        detector = AE(**quick(AE)).fit(plane[0][:10])
+    odd = plane[0][:3] * 1000
+    assert not np.array_equal(detector.explain(odd).nearest, odd)
+
+
 def test_maps_have_no_columns(digits: Any) -> None:
     detector = AE(**quick(AE)).fit(digits[0][:200])
     with pytest.raises(ValueError, match="top is for tables"):

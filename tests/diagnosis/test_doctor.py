@@ -153,6 +153,21 @@ def test_without_enough_rows_what_was_recorded_is_examined(honest: OutlierDetect
         assert "too little could be examined" in diagnosis.sentence
 
 
+def test_drift_is_not_seen_where_there_is_none(world: Any) -> None:
+    detector = made(AE).fit(world(150, 1))
+    found = [diagnose(detector, world(1000, seed))["calibration"].details["drifted"] for seed in range(2, 8)]
+    assert sum(map(bool, found)) <= 1
+
+
+def test_rows_that_repeat_and_single_columns_have_no_direction_off(world: Any) -> None:
+    rows = np.random.default_rng(0).integers(0, 3, size=(600, 3)).astype(float)
+    assert diagnose(made(AE).fit(rows), rows)["identity"].verdict == "not applicable"
+    column = np.random.default_rng(0).normal(size=(600, 1))
+    diagnosis = diagnose(made(AE).fit(column), column)
+    assert diagnosis["identity"].verdict == diagnosis["stability"].verdict == "not applicable"
+    assert diagnosis.verdict != "distrust"
+
+
 def test_many_rows_are_sampled(honest: OutlierDetector, world: Any) -> None:
     diagnosis = diagnose(honest, world(5000, 2))
     assert (diagnosis.rows, diagnosis.given) == (1000, 5000)

@@ -28,8 +28,9 @@ def explain(
 ) -> None:
     """Say why rows of a table are abnormal: the columns that speak against them, and what would be normal.
 
-    A column's share is what it adds to the score; all shares together are the score. The value in brackets is that of
-    the nearest row that the model calls ordinary. Maps of pictures: detector.explain(images) in Python.
+    Beside a column stands what it adds to the score. What the other columns add, and what a model adds beside columns
+    (latents, or the score where a path to the row begins), make up the rest. The value in brackets is that of the
+    nearest row that the model calls ordinary. Maps of pictures: detector.explain(images) in Python.
 
     [bold]Examples[/bold]
 
@@ -51,10 +52,7 @@ def explain(
     if as_json:
         common.print_json({"score_unit": detector.score_unit, "rows": found})
         return
-    shown = [
-        [str(one["row"]), f"{one['score']:.4g}", f"{one['p_value']:.3g}", "\n".join(map(_because, one["because"]))]
-        for one in found
-    ]
+    shown = [[str(one["row"]), f"{one['score']:.4g}", f"{one['p_value']:.3g}", "\n".join(_lines(one))] for one in found]
     common.table(str(data), ["row", f"score ({detector.score_unit})", "p-value", "because of"], shown)
 
 
@@ -72,20 +70,25 @@ def _explained(detector: OutlierDetector, X: Any, worst: int, chosen: list[int],
     values = rows.take(places)
     explanation = detector.explain(values)
     p = calibration.p_values(detector.calibration_scores_, explanation.score)
-    names = detector.spec_.columns or tuple(f"column {i}" for i in range(values.shape[1]))
     told = []
     for i, place in enumerate(places):
         because = [
             {
-                "column": name, "contribution": contribution, "value": float(values[i, names.index(name)]),
-                "nearest_normal": float(explanation.nearest[i, names.index(name)]),
+                "column": name,
+                "contribution": contribution,
+                "value": float(values[i, explanation.columns.index(name)]),
+                "nearest_normal": float(explanation.nearest[i, explanation.columns.index(name)]),
             }
             for name, contribution in explanation.top(i, top)
-        ]  # fmt: skip
-        told.append(
-            {"row": int(place), "score": float(explanation.score[i]), "p_value": float(p[i]), "because": because}
-        )
+        ]
+        one = {"row": int(place), "score": float(explanation.score[i]), "p_value": float(p[i])}
+        told.append({**one, "because": because, "beside_columns": explanation.beside(i)})
     return told
+
+
+def _lines(one: dict[str, Any]) -> list[str]:
+    beside = (f"{name}: {value:+.3g}" for name, value in one["beside_columns"].items())
+    return [*map(_because, one["because"]), *beside]
 
 
 def _because(one: dict[str, Any]) -> str:

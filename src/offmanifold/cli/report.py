@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -41,6 +44,7 @@ def report(
       offmanifold report model.safetensors
     """
     common.check_output(out, overwrite, (".html",))
+    from offmanifold.data.inputs import Rows
     from offmanifold.diagnosis import diagnose
     from offmanifold.report.page import write_report
     from offmanifold.storage import read
@@ -50,10 +54,13 @@ def report(
     source = None if data is None else common.open_for(detector, data, array, drop)
     rows = None if normal is None else common.open_for(detector, normal, array, drop).load()
     header, _ = read(model)
-    command = f"offmanifold report {model}" + (f" {data}" if data else "") + (f" --normal {normal}" if normal else "")
+    new = None if source is None else source.load()
+    if new is not None:
+        Rows(new, detector.spec_, detector.key).take(slice(None))  # a bad value is better found before the examination
     facts = {
-        "command": command,
+        "command": shlex.join(["offmanifold", *sys.argv[1:]]),
         "model": str(model.resolve()),
+        "sha256 of the model": hashlib.sha256(model.read_bytes()).hexdigest(),
         **({"data": str(data.resolve())} if data else {}),
         "detector": detector.key,
         "settings": ", ".join(f"{name}={value}" for name, value in detector.settings_.items()),
@@ -65,7 +72,7 @@ def report(
         tell("Writing the page")
         write_report(
             detector, diagnosis, out, title=f"{model.name}: may it be trusted?",
-            X=None if source is None else source.load(), normal=rows,
+            X=new, normal=rows,
             names=None if source is None else source.files, facts=facts,
         )  # fmt: skip
     typer.echo(f"{diagnosis.sentence} Wrote {out}.")

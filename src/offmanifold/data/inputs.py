@@ -45,6 +45,13 @@ class InputSpec:
         """Number of numbers in a row."""
         return math.prod(self.shape)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What a table's columns are called: their names, or "column 0", …; nothing for images."""
+        if self.kind == "image":
+            return ()
+        return self.columns or tuple(f"column {i}" for i in range(self.shape[0]))
+
     def describe(self) -> str:
         """Say in words what a row is."""
         if self.kind == "table":

@@ -47,13 +47,15 @@ class Explanation:
     base, residual : (n,) float64
         Zero where the score is a sum over cells. Elsewhere contributions are those to the change along the straight
         path from ``nearest`` (integrated gradients, Sundararajan et al., 2017): ``base`` is the score there, and
-        ``residual`` is what the path's sum misses.
+        ``residual`` is what the path's sum misses. Where no nearest normal row was found the path begins at the
+        columns' means, and for images, or with ``scale=None``, where the search ended.
     nearest : same shape as the rows
         The row changed as little as the search could until its p-value is ordinary: what would have to change. NaN
         where none was found.
     exact : bool
         Whether the score is a sum over cells.
-    columns : tuple of str or None
+    columns : tuple of str
+        A table's, by name or number; empty for images.
     """
 
     score: Float64Array
@@ -63,15 +65,20 @@ class Explanation:
     residual: Float64Array
     nearest: Float64Array
     exact: bool
-    columns: tuple[str, ...] | None = None
+    columns: tuple[str, ...] = ()
 
     def top(self, row: int, count: int = 3) -> list[tuple[str, float]]:
         """Return the columns of a table that speak most against ``row``, with their contributions, worst first."""
         if self.contributions.ndim != 2:
             raise ValueError("top is for tables; an image's contributions are a map: contributions[row].")
-        names = self.columns or tuple(f"column {i}" for i in range(self.contributions.shape[1]))
+        names = self.columns
         order = np.argsort(self.contributions[row], kind="stable")[:count]
         return [(names[i], float(self.contributions[row, i])) for i in order]
+
+    def beside(self, row: int) -> dict[str, float]:
+        """Return by name what a row's score is the sum of beside its columns."""
+        found = {"latents": float(self.latent[row].sum())} if self.latent.shape[1] else {}
+        return found if self.exact else {**found, "where the path begins": float(self.base[row])}
 
 
 def explain(detector: OutlierDetector, X: Any) -> Explanation:
@@ -94,7 +101,7 @@ def explain(detector: OutlierDetector, X: Any) -> Explanation:
         residual=score - total,
         nearest=nearest,
         exact=bool(arrays["exact"].all()),
-        columns=detector.spec_.columns,
+        columns=detector.spec_.names,
     )
 
 
@@ -108,9 +115,12 @@ def _explained(detector: OutlierDetector, rows: Tensor) -> dict[str, Tensor]:
     if cells is not None:
         latent = rows.new_zeros(n, 0) if cells.latent is None else -cells.latent
         return {**told, "contributions": -cells.cells, "latent": latent, "base": rows.new_zeros(n)}
-    contributions = _along_path(detector, nearest, rows)
+    # A search that found no ordinary row may have ended far from all: the columns' means are a better beginning.
+    elsewhere = torch.zeros_like(rows) if detector._standardiser is not None else nearest
+    start = torch.where(ordinary.view(-1, *[1] * (rows.ndim - 1)), nearest, elsewhere)
+    contributions = _along_path(detector, start, rows)
     return {
-        **told, "contributions": contributions, "latent": rows.new_zeros(n, 0), "base": -_energy(detector, nearest),
+        **told, "contributions": contributions, "latent": rows.new_zeros(n, 0), "base": -_energy(detector, start),
     }  # fmt: skip
 
 
@@ -123,7 +133,7 @@ def energy_slope(detector: OutlierDetector, rows: Tensor) -> Tensor | None:
     rows = rows.detach().to(detector._device).requires_grad_()
     with torch.enable_grad():
         energy = torch.stack(list(detector._energy_terms(detector.module_, rows).values())).sum()
-    return torch.nan_to_num(torch.autograd.grad(energy, rows)[0]) if energy.requires_grad else None
+    return torch.autograd.grad(energy, rows)[0] if energy.requires_grad else None
 
 
 def _slope(detector: OutlierDetector, rows: Tensor) -> Tensor:
@@ -149,13 +159,15 @@ def _along_path(detector: OutlierDetector, start: Tensor, end: Tensor) -> Tensor
 def _nearest_normal(detector: OutlierDetector, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Descend the energy from each row until its p-value is ordinary; return where, and whether it is."""
     image = detector.spec_.kind == "image"
-    wanted = -calibration.threshold(detector.calibration_scores_, ORDINARY)
+    known = detector.calibration_scores_
+    limit = calibration.threshold(known, ORDINARY)
+    wanted = -(limit if np.isfinite(limit) else float(np.median(known)))
     now = rows.clone()
     for step in range(STEPS):
         waiting = _energy(detector, now) > wanted
         if not bool(waiting.any()):
             break
-        gradient = _slope(detector, now)
+        gradient = torch.nan_to_num(_slope(detector, now))
         size = gradient.flatten(1).abs().amax(1).clamp(min=1e-12).view(-1, *[1] * (rows.ndim - 1))
         moved = now - (PIXEL_STEP if image else STEP * GROWTH**step) * gradient / size
         moved = moved.clamp(0, 1) if image else moved

@@ -36,13 +36,14 @@ def _against_neighbours(finding: Finding) -> float:
 
 # Means, scales and weights are those that `offmanifold study show doctor` ends with, and docs/studies.md.
 TERMS: Mapping[str, Term] = MappingProxyType({
-    "red team against neighbours": Term("red team", _against_neighbours, -0.0485, 0.2137, -0.4564),
-    "identity": Term("identity", _value, 0.7900, 0.2626, -0.8190),
-    "attack": Term("attack", _value, 0.1616, 0.3146, 0.2610),
+    "red team against neighbours": Term("red team", _against_neighbours, -0.0494, 0.2143, -0.4665),
+    "identity": Term("identity", _value, 0.7887, 0.2632, -0.8279),
+    "attack": Term("attack", _value, 0.1614, 0.3158, 0.2509),
 })  # fmt: skip
-BIAS = -0.9161
-# Above the first: distrust; above the second: care. In the zoo the first accuses one in twenty good detectors.
-DISTRUST, CARE = 0.3, 0.2
+BIAS = -0.9199
+# Above the first: distrust; above the second: care. In the zoo one in twenty of the honest detectors that are good is
+# above the first, and one in ten above the second.
+DISTRUST, CARE = 0.3, 0.25
 # Checks whose failure decides by itself: the zoo's detectors were all calibrated on rows of the same kind.
 DECISIVE = ("training", "latents", "calibration")
 
@@ -55,7 +56,7 @@ def features(findings: Sequence[Finding]) -> dict[str, float]:
         finding = by_check.get(term.check)
         if finding is not None and finding.verdict not in ("not applicable", "not examined"):
             found[name] = term.read(finding)
-    return found
+    return {name: value for name, value in found.items() if not math.isnan(value)}
 
 
 def combine(findings: Sequence[Finding]) -> tuple[Verdict, float | None, tuple[str, ...]]:
@@ -71,7 +72,9 @@ def combine(findings: Sequence[Finding]) -> tuple[Verdict, float | None, tuple[s
         name: term.weight * (found[name] - term.mean) / term.scale for name, term in TERMS.items() if name in found
     }
     probability = 1 / (1 + math.exp(-(BIAS + sum(pushes.values()))))
-    order = sorted(pushes, key=lambda name: -pushes[name] if probability > CARE else pushes[name])
+    # Only what pushed towards the verdict is told.
+    sign = 1 if probability > CARE else -1
+    order = sorted((name for name in pushes if sign * pushes[name] > 0), key=lambda name: -sign * pushes[name])
     checks = dict.fromkeys([*decisive, *(TERMS[name].check for name in order)])
     if decisive or probability > DISTRUST:
         verdict: Verdict = "distrust"

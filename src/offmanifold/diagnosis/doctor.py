@@ -15,7 +15,7 @@ from offmanifold.diagnosis.combination import combine
 from offmanifold.diagnosis.findings import Diagnosis, Finding
 from offmanifold.diagnosis.patient import Patient
 
-SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0}
+SECONDS = {"": 1.0, "s": 1.0, "min": 60.0, "h": 3600.0}
 # The budget unless one is given: a quarter of the training time, within these.
 SHORTEST, LONGEST = 10.0, 120.0
 # Normal rows looked at, tables and images; four times as many where the budget is given and above LONGEST.
@@ -83,7 +83,7 @@ def _seconds(budget: str | float, detector: OutlierDetector) -> float:
         trained = float(sum(phase["seconds"] for phase in detector.training_summary().values()))
         return min(max(trained / 4, SHORTEST), LONGEST)
     if isinstance(budget, str):
-        found = re.fullmatch(r"\s*([0-9.]+)\s*(s|min|h)\s*", budget)
+        found = re.fullmatch(r"\s*([0-9.]+)\s*(s|min|h|)\s*", budget)
         try:
             value = float(found[1]) * SECONDS[found[2]] if found else 0.0
         except ValueError:

@@ -117,7 +117,14 @@ class Patient:
     def slope(self, prepared: Tensor) -> Tensor | None:
         """Return the energy's gradient at rows as the network takes them, or None where it has none."""
         found = energy_slope(self.detector, prepared)
-        return None if found is None else found.cpu()
+        return None if found is None else torch.nan_to_num(found).cpu()
+
+    @property
+    def units(self) -> Tensor:
+        """How much one of our standard deviations is in what the network takes: 1, or a column's own."""
+        if self.is_image or self.detector._standardiser is not None:
+            return torch.ones(())
+        return torch.from_numpy(self.scaler.scale).float()
 
     def prepared(self, rows: Any) -> Tensor:
         """Return standardised rows as the network takes them."""

@@ -127,6 +127,8 @@ def latent_information(
     parameters.integer("most_rows", most_rows, minimum=k + 1)
     random = check_random_state(random_state)
     mean, std = _posterior(detector, X)
+    if len(mean) <= k:
+        raise ValueError(f"latent_information needs more than k = {k} rows; got {len(mean)}.")
     chosen = random.permutation(len(mean))[:most_rows]
     mean, std, rows = mean[chosen], std[chosen], detector.prepared(X)[chosen]
     kl = averaged_kl(mean, std)

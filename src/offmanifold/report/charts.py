@@ -5,6 +5,7 @@ Every chart has a ``<title>``, which screen readers say; text from the user's da
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -70,7 +71,7 @@ class Axes:
         below = HEIGHT - BOTTOM + 16
         frame += [_text(float(self._at(value, 1.0)[0]), below, _number(value), "middle") for value in _ticks(*self.x)]
         grid = Markup('<line class="grid" x1="{0}" x2="{1}" y1="{2:.1f}" y2="{2:.1f}"/>')
-        for value in _ticks(*self.y):
+        for value in _decades(*self.y) if self.logarithmic else _ticks(*self.y):
             shown = 10**value if self.logarithmic else value
             down = float(self._at(0.0, shown)[1])
             frame.append(grid.format(LEFT, WIDTH - RIGHT, down))
@@ -186,6 +187,12 @@ def _ticks(low: float, high: float) -> list[float]:
     step = 10 ** np.floor(np.log10(raw))
     step *= next(factor for factor in (1, 2, 5, 10) if factor * step >= raw)
     return [float(value) for value in np.arange(np.ceil(low / step), np.floor(high / step) + 1) * step]
+
+
+def _decades(low: float, high: float) -> list[float]:
+    """Return the logarithms of powers of ten between the ends, or of the ends' round neighbours where there is none."""
+    whole = [float(value) for value in range(math.ceil(low), math.floor(high) + 1)]
+    return whole or [math.log10(float(f"{10**end:.1g}")) for end in (low, high)]
 
 
 def _number(value: float) -> str:

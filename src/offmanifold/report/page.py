@@ -26,9 +26,10 @@ WORST, COLUMNS, DRAWN = 8, 6, 20_000
 FEWEST = 3
 # What the reader needs to know about the rows that are explained.
 KEYS = {
-    "table": "Orange columns speak against a row, blue ones for it; the bars of all its columns sum to its score. "
-    "Beside them the column's value, and what it is in the nearest row that the model calls ordinary.",
-    "image": "Orange pixels speak against a picture, blue ones for it; they sum to its score, on one scale for all.",
+    "table": "The columns that speak most against a row (orange) and what else its score is the sum of. Beside them "
+    "the column's value, and what it is in the nearest row that the model calls ordinary.",
+    "image": "The deeper the orange of a pixel, the more it speaks against the picture; blue ones speak for it. One "
+    "scale for all pictures.",
 }
 
 
@@ -94,7 +95,8 @@ def _judged(detector: OutlierDetector, X: Any, names: list[str] | None) -> dict[
     block = detector.spec_.arrange(rows.take(places).astype(np.float64))
     explanation = detector.explain(block)
     table = detector.spec_.kind == "table"
-    most = float(np.abs(explanation.contributions).max())
+    maps = _without_channels(explanation.contributions, detector.spec_.layout)
+    most = float(np.nanmax(np.abs(maps), initial=0.0))
     shown = []
     for i, place in enumerate(places):
         name = names[place] if names else f"row {place}"
@@ -107,7 +109,11 @@ def _judged(detector: OutlierDetector, X: Any, names: list[str] | None) -> dict[
     drawn = scores[evenly(len(scores), DRAWN)]
     return {
         "headline": f"{called:,} of {len(scores):,} rows do not belong",
-        "told": f"At a false-alarm rate of {detector.false_alarm_rate:.3g}: so many normal rows may be among them.",
+        "told": (
+            f"At a false-alarm rate of {detector.false_alarm_rate:.3g}: so many normal rows may be among them."
+            if np.isfinite(detector.offset_)
+            else "There are too few calibration rows for this false-alarm rate: no row can be called an outlier."
+        ),
         "histogram": charts.histogram(
             f"Scores: {called} of {len(scores)} rows lie below the threshold",
             [("normal", detector.calibration_scores_), ("odd", drawn)],
@@ -120,13 +126,13 @@ def _judged(detector: OutlierDetector, X: Any, names: list[str] | None) -> dict[
 
 
 def _columns(detector: OutlierDetector, explanation: Any, block: Float64Array, i: int, name: str) -> Markup:
-    order = list(detector.spec_.columns or (f"column {k}" for k in range(block.shape[1])))
     values = []
     for column, contribution in explanation.top(i, COLUMNS):
-        place = order.index(column)
+        place = explanation.columns.index(column)
         nearest = explanation.nearest[i, place]
         normal = "" if math.isnan(nearest) else f" → {nearest:.4g}"
         values.append((column, contribution, f"{block[i, place]:.4g}{normal}"))
+    values += [(name, value, f"{value:+.4g}") for name, value in explanation.beside(i).items()]
     return charts.bars(f"{name}: what columns add to its score", values)
 
 
@@ -144,9 +150,7 @@ def _pictures(
         {"source": _data(_grey_or_colour(image, layout)), "alt": f"{name} {caption}", "caption": caption}
         for caption, image in found
     ]
-    contributions = explanation.contributions[i]
-    if layout != "hw":
-        contributions = contributions.sum(-1 if layout == "hwc" else 0)
+    contributions = _without_channels(explanation.contributions[i : i + 1], layout)[0]
     pictures.append(
         {"source": _data(_map(contributions, most)), "alt": f"{name}: what pixels add to its score",
          "caption": "what its pixels add"}
@@ -162,9 +166,14 @@ def _grey_or_colour(image: Float64Array, layout: str) -> Any:
     return (image.clip(0, 1) * 255).round().astype(np.uint8)
 
 
+def _without_channels(contributions: Float64Array, layout: str) -> Float64Array:
+    axis = {"hwc": -1, "chw": 1}.get(layout)
+    return contributions if axis is None else contributions.sum(axis)
+
+
 def _map(contributions: Float64Array, most: float) -> Any:
     """Colour contributions: orange against, blue for, white none; the square root shows small ones too."""
-    strength = np.sqrt(np.abs(contributions) / max(most, 1e-300)).clip(0, 1)[..., None]
+    strength = np.sqrt(np.nan_to_num(np.abs(contributions)) / max(most, 1e-300)).clip(0, 1)[..., None]
     colours = np.where(contributions[..., None] < 0, np.array([213, 94, 0]), np.array([0, 114, 178]))
     return (255 + (colours - 255) * strength).round().astype(np.uint8)
 
