@@ -22,7 +22,7 @@ from offmanifold.measures.estimates import Estimate, rank_correlation
 WORTH_A_WARNING, LARGE_GAP = 0.5, 1.5
 # Below this no check on rows says anything: half of them are the reference.
 FEWEST = 20
-# Attack: starts, steps, and the step's length in standard deviations (a twentieth of that for pixels in [0, 1]).
+# Attack: starts, steps, and the first step's length: in standard deviations, and in grey levels for pixels in [0, 1].
 STARTS, STEPS, STEP = 64, 60, 0.1
 PIXEL_STEP = 0.02
 # How many parts of a row are taken away, one at a time.

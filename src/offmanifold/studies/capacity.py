@@ -104,7 +104,7 @@ def figure(records: list[Record], path: Path) -> None:
             label = {"train": "CIFAR-10, training", "test": "CIFAR-10, test"}.get(kind, kind)
             right.plot(alphas, [np.mean(own) for own in values], "o-", markersize=3, label=label)
     right.set_ylabel("bits a dimension")
-    right.legend(frameon=False, fontsize=8)
+    right.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     for axes in (left, right):
         axes.set_xscale("log", base=2)
         axes.set_xticks(alphas, [f"{alpha:g}" for alpha in alphas])
