@@ -45,6 +45,12 @@ def test_every_score_of_a_vae(own: dict[str, Any], plane: Any) -> None:
     assert explanation.latent.shape[1] == (detector.settings_["latent_dim"] if "kl" in terms else 0)
 
 
+def test_explanations_use_the_scores_arithmetic(digits: Any) -> None:
+    detector = AE(**quick(AE), precision="bfloat16").fit(digits[0][:300])
+    explanation = detector.explain(digits[0][:20])
+    assert np.abs(explanation.residual).max() <= 1e-3 * np.abs(explanation.score).max()
+
+
 def test_a_similarity_is_explained_along_a_path(digits: Any) -> None:
     detector = AE(**quick(AE), distance="ssim").fit(digits[0][:300])
     explanation = detector.explain(1 - digits[0][:10])

@@ -334,6 +334,10 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
                     part = torch.cat([part, part[-1:].expand(size - real, *part.shape[1:])])
                 yield part.to(self._device), real
 
+    @property
+    def _scoring_dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
+
     def _fitted_rows(self, X: Any) -> Rows:
         check_is_fitted(self, "module_")
         return Rows(X, self.spec_, type(self).__name__)
@@ -342,8 +346,7 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
     def _terms(self, rows: Rows, index: npt.NDArray[np.intp] | None = None) -> dict[str, Float64Array]:
         """Score terms, high = normal: minus the energy's terms."""
         parts: dict[str, list[Float64Array]] = {}
-        dtype = torch.bfloat16 if self.precision == "bfloat16" else torch.float32
-        with computing_in(dtype, self.module_):
+        with computing_in(self._scoring_dtype, self.module_):
             for rows_in, real in self._passes(rows, index):
                 for name, energy in self._energy_terms(self.module_, rows_in).items():
                     parts.setdefault(name, []).append(-energy[:real].double().cpu().numpy())

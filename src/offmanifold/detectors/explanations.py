@@ -11,6 +11,7 @@ from torch import Tensor
 
 from offmanifold import calibration
 from offmanifold.data.inputs import Float64Array
+from offmanifold.training.precision import computing_in
 
 if TYPE_CHECKING:
     from offmanifold.detectors.base import OutlierDetector
@@ -85,8 +86,9 @@ def explain(detector: OutlierDetector, X: Any) -> Explanation:
     """Explain the scores of rows: see :meth:`OutlierDetector.explain`."""
     rows = detector._fitted_rows(X)
     found: list[dict[str, Tensor]] = []
-    for part, real in detector._passes(rows):
-        found.append({name: values.double().cpu() for name, values in _explained(detector, part[:real]).items()})
+    with computing_in(detector._scoring_dtype, detector.module_):
+        for part, real in detector._passes(rows):
+            found.append({name: values.double().cpu() for name, values in _explained(detector, part[:real]).items()})
     joined = {name: torch.cat([part[name] for part in found]) for name in found[0]}
     arrays = {name: values.numpy() for name, values in joined.items()}
     score = detector._scores(rows)
