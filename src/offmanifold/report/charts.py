@@ -112,10 +112,12 @@ def curves(title: str, lines: Sequence[tuple[str, Array, Array]], labels: tuple[
     return axes.svg()
 
 
-def calibration(title: str, p_values: Array) -> Markup:
-    """Draw how many rows have a p-value of at most p, beside the diagonal that is promised."""
+def calibration(title: str, p_values: Array, band: float) -> Markup:
+    """Draw how many rows have a p-value of at most p, beside the promised diagonal and a band of chance around it."""
     axes = Axes(title, (0.0, 1.0), (0.0, 1.0), ("p", "p-values up to p"))
     axes.line([0, 1], [0, 1], "promise")
+    axes.line([0, 1 - band], [band, 1], "grid")
+    axes.line([band, 1], [0, 1 - band], "grid")
     shares = np.linspace(0, 1, len(p_values) + 1)
     axes.line([0, *np.sort(p_values), 1], [*shares, 1], "normal")
     return axes.svg()

@@ -198,8 +198,10 @@ def _charts(detector: OutlierDetector, diagnosis: Diagnosis, normal: Any) -> lis
         found.append({"title": "Synthetic outliers by family", "svg": chart, "caption": key})
     if normal is not None:
         p = detector.p_values(normal)
-        caption = "On the dashed line or below it the false-alarm rate holds, whatever rate is asked for."
-        chart = charts.calibration("p-values of the normal rows", p)
+        caption = "Below the upper thin line the false-alarm rate holds for all that chance allows to say."
+        # The 95 % quantile of the two-sample Kolmogorov–Smirnov statistic.
+        band = 1.358 * math.sqrt(1 / len(p) + 1 / len(detector.calibration_scores_))
+        chart = charts.calibration("p-values of the normal rows", p, min(band, 1.0))
         found.append({"title": "Does the false-alarm rate hold?", "svg": chart, "caption": caption})
     for phase in detector.training_summary():
         records = [record for record in detector.history_ if record["phase"] == phase]
