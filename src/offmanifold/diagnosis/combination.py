@@ -36,14 +36,14 @@ def _against_neighbours(finding: Finding) -> float:
 
 # Means, scales and weights are those that `offmanifold study show doctor` ends with, and docs/studies.md.
 TERMS: Mapping[str, Term] = MappingProxyType({
-    "red team against neighbours": Term("red team", _against_neighbours, -0.0494, 0.2143, -0.4665),
-    "identity": Term("identity", _value, 0.7887, 0.2632, -0.8279),
-    "attack": Term("attack", _value, 0.1614, 0.3158, 0.2509),
+    "red team against neighbours": Term("red team", _against_neighbours, -0.0494, 0.2143, -0.5859),
+    "identity": Term("identity", _value, 0.7964, 0.2584, -0.6880),
+    "attack": Term("attack", _value, 0.1649, 0.3208, 0.2819),
 })  # fmt: skip
-BIAS = -0.9199
+BIAS = -0.9074
 # Above the first: distrust; above the second: care. In the zoo one in twenty of the honest detectors that are good is
-# above the first, and one in ten above the second.
-DISTRUST, CARE = 0.3, 0.25
+# above the first, and one in six above the second.
+DISTRUST, CARE = 0.25, 0.2
 # Checks whose failure decides by itself: the zoo's detectors were all calibrated on rows of the same kind.
 DECISIVE = ("training", "latents", "calibration")
 
