@@ -93,7 +93,8 @@ class Patient:
     def _components(self) -> PCA:
         flat = _flat(self.reference)
         varies = flat.std() > 0
-        return PCA(KEPT_VARIANCE if varies else 1, svd_solver="full").fit(flat)
+        with np.errstate(invalid="ignore"):  # a share of no variance at all
+            return PCA(KEPT_VARIANCE if varies else 1, svd_solver="full").fit(flat)
 
     def neighbour_scores(self, rows: Any) -> Float64Array:
         """Return minus the distance to the fifth neighbour in the reference ``(n,)``."""
