@@ -230,6 +230,12 @@ def test_findings_add_up_to_a_verdict() -> None:
     assert combine(examined(0.1, 0.95, 0.0, calibration="warn"))[0] == "care"
     verdict, probability, weighing = combine(examined(0.1, 0.95, 0.0, calibration="fail"))
     assert verdict == "distrust" and probability is not None and probability < 0.2 and weighing[0] == "calibration"
+    # What pushed the other way is not told.
+    assert weighing == ("calibration",)
+    for grades in ({"calibration": "warn"}, {"training": "warn"}):
+        assert combine(examined(0.1, 0.95, 0.0, **grades))[2] == tuple(grades)
+    one_check = [*examined(0.1, 0.95, 0.0), finding("stability", "fail")]
+    assert combine(one_check)[0] == "care" and combine(one_check)[2] == ("stability",)
     # Without a red team there is no probability.
     recorded = examined(0.1, 0.95, 0.0)[:3]
     assert combine(recorded) == ("care", None, ())

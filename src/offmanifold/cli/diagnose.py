@@ -10,7 +10,7 @@ import typer
 from offmanifold.cli import common
 
 if TYPE_CHECKING:
-    from offmanifold.diagnosis import Diagnosis, Finding
+    from offmanifold.diagnosis import Diagnosis
 
 DISTRUSTED = 3
 COLOURS = {"fine": "green", "warn": "yellow", "fail": "red"}
@@ -61,7 +61,10 @@ def diagnose(
 
 def _show(model: Path, found: Diagnosis) -> None:
     """Print findings as a table, and the verdict."""
-    rows = [[finding.check, finding.verdict, _number(finding), _words(finding)] for finding in found.findings]
+    rows = [
+        [one.check, one.verdict, "" if one.number is None else str(one.number), f"{one.told} {one.advice}".strip()]
+        for one in found.findings
+    ]
     styles = [COLOURS.get(finding.verdict, "dim") for finding in found.findings]
     common.table(str(model), ["check", "", "number [95 %]", "finding"], rows, styles)
     colour = {"trust": "green", "care": "yellow", "distrust": "red"}[found.verdict]
@@ -72,12 +75,3 @@ def _show(model: Path, found: Diagnosis) -> None:
         typer.echo(f"Looked at {found.rows:,} of {found.given:,} rows, evenly spread.")
     if found.given == 0:
         typer.echo("Give normal rows for the rest:  offmanifold diagnose MODEL DATA")
-
-
-def _number(finding: Finding) -> str:
-    number = finding.number
-    return "" if number is None else f"{number.value:.2f} [{number.low:.2f}, {number.high:.2f}]"
-
-
-def _words(finding: Finding) -> str:
-    return f"{finding.told} {finding.advice}".strip()

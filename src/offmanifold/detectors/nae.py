@@ -139,7 +139,8 @@ class NAE(LatentMixin, OutlierDetector):
         Factor of the weights' running average; 0 keeps raw weights.
     watch : sequence of str or "auto"
         Families of synthetic outliers that judge training: for images "constant", "erased", "mixed", "noise",
-        "patches", "inverted"; for tables "permuted", "exchanged", "jittered", "stretched". "auto" is all of them.
+        "patches", "inverted"; for tables "permuted", "exchanged", "jittered", "stretched". "auto" is all of these;
+        the other makers of ``offmanifold.data.outliers`` can be named too.
         Leave out what you will report; with none at all the last weights are kept.
     pretraining_steps : int or "auto"
         Steps as a plain autoencoder.

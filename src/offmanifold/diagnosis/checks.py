@@ -18,8 +18,8 @@ from offmanifold.diagnosis.patient import Patient
 from offmanifold.measures.detection import auroc, proportion
 from offmanifold.measures.estimates import Estimate, rank_correlation
 
-# Gaps between training and held-out rows, in standard deviations. In the zoo a smaller one says nothing of failure.
-WORTH_A_WARNING, LARGE_GAP = 0.5, 1.5
+# A gap between training and held-out rows of so many standard deviations is a failure.
+LARGE_GAP = 1.5
 # Below this no check on rows says anything: half of them are the reference.
 FEWEST = 20
 # Attack: starts, steps, and the first step's length: in standard deviations, and in grey levels for pixels in [0, 1].
@@ -49,7 +49,9 @@ class Check(NamedTuple):
 
 
 def _graded(value: float, *, warn: float, fail: float) -> Grade:
-    """Grade a number: below ``warn`` and ``fail`` where these fall, above them where they rise."""
+    """Grade a number: below ``warn`` and ``fail`` where these fall, above them where they rise; NaN fails."""
+    if math.isnan(value):
+        return "fail"
     sign = 1 if warn >= fail else -1
     return "fail" if sign * value < sign * fail else "warn" if sign * value < sign * warn else "fine"
 
@@ -76,7 +78,7 @@ def training(patient: Patient) -> Finding:
     if report is not None:
         if report["spread"] > 0:
             number = Estimate(*(report["gap"][name] / report["spread"] for name in ("value", "low", "high")))
-        if number is not None and number.value > WORTH_A_WARNING and overfitted(report):
+        if number is not None and overfitted(report):
             grade: Grade = "fail" if number.low > LARGE_GAP else "warn"
             told = f"training rows score {number.value:.2f} standard deviations above held-out ones"
             problems.append((grade, told, "Use a smaller network, fewer steps, or more rows."))

@@ -72,15 +72,15 @@ def combine(findings: Sequence[Finding]) -> tuple[Verdict, float | None, tuple[s
         name: term.weight * (found[name] - term.mean) / term.scale for name, term in TERMS.items() if name in found
     }
     probability = 1 / (1 + math.exp(-(BIAS + sum(pushes.values()))))
-    # Only what pushed towards the verdict is told.
-    sign = 1 if probability > CARE else -1
-    order = sorted((name for name in pushes if sign * pushes[name] > 0), key=lambda name: -sign * pushes[name])
-    checks = dict.fromkeys([*decisive, *(TERMS[name].check for name in order)])
+    failed = [name for name, grade in grades.items() if grade == "fail"]
     if decisive or probability > DISTRUST:
         verdict: Verdict = "distrust"
-    elif wanting or "fail" in grades.values() or probability > CARE:
-        verdict = "care"
-        checks = dict.fromkeys([*wanting, *checks])
+        named = decisive
+    elif wanting or failed or probability > CARE:
+        verdict, named = "care", [*failed, *wanting]
     else:
-        verdict = "trust"
-    return verdict, probability, tuple(checks)[:2]
+        verdict, named = "trust", []
+    # Only what pushed towards the verdict is told.
+    towards = {name: -push if verdict == "trust" else push for name, push in pushes.items()}
+    named += [TERMS[name].check for name in sorted(towards, key=lambda name: -towards[name]) if towards[name] > 0]
+    return verdict, probability, tuple(dict.fromkeys(named))[:2]
