@@ -66,8 +66,9 @@ def test_the_odd_column_is_named(cls: type[OutlierDetector], plane: Any) -> None
     explanation = detector.explain(odd)
     worst = [explanation.top(row, 1)[0][0] for row in range(40)]
     assert worst.count("c") >= 24
-    name, value = explanation.top(0, 2)[0]
-    assert value == explanation.contributions[0, "abcde".index(name)] == explanation.contributions[0].min()
+    name, contribution, value, nearest = explanation.top(0, 2)[0]
+    assert value == odd[name][0] and (np.isnan(nearest) or nearest == explanation.nearest[0, "abcde".index(name)])
+    assert contribution == explanation.contributions[0, "abcde".index(name)] == explanation.contributions[0].min()
 
 
 def test_the_nearest_normal_row_is_normal_and_near(plane: Any) -> None:

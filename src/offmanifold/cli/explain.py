@@ -67,20 +67,11 @@ def _explained(detector: OutlierDetector, X: Any, worst: int, chosen: list[int],
     if outside:
         raise ValueError(f"--row {outside[0]}: the data have rows 0 to {len(rows) - 1}.")
     places = np.array(chosen) if chosen else np.argsort(detector.score_samples(X), kind="stable")[:worst]
-    values = rows.take(places)
-    explanation = detector.explain(values)
+    explanation = detector.explain(rows.take(places))
     p = calibration.p_values(detector.calibration_scores_, explanation.score)
     told = []
     for i, place in enumerate(places):
-        because = [
-            {
-                "column": name,
-                "contribution": contribution,
-                "value": float(values[i, explanation.columns.index(name)]),
-                "nearest_normal": float(explanation.nearest[i, explanation.columns.index(name)]),
-            }
-            for name, contribution in explanation.top(i, top)
-        ]
+        because = [reason._asdict() for reason in explanation.top(i, top)]
         one = {"row": int(place), "score": float(explanation.score[i]), "p_value": float(p[i])}
         told.append({**one, "because": because, "beside_columns": explanation.beside(i)})
     return told

@@ -31,6 +31,15 @@ class Cells(NamedTuple):
     latent: Tensor | None = None
 
 
+class Reason(NamedTuple):
+    """A column that speaks against a row: what it adds to the score, its value, the nearest normal row's (or NaN)."""
+
+    column: str
+    contribution: float
+    value: float
+    nearest_normal: float
+
+
 @dataclasses.dataclass(frozen=True)
 class Explanation:
     """Why rows score as they do.
@@ -40,6 +49,8 @@ class Explanation:
 
     Attributes
     ----------
+    rows : (n, columns) or images in the user's layout
+        What is explained.
     score : (n,) float64
     contributions : (n, columns) or images in the user's layout
         What each cell adds to the score.
@@ -59,6 +70,7 @@ class Explanation:
         A table's, by name or number; empty for images.
     """
 
+    rows: Float64Array
     score: Float64Array
     contributions: Float64Array
     latent: Float64Array
@@ -68,13 +80,13 @@ class Explanation:
     exact: bool
     columns: tuple[str, ...] = ()
 
-    def top(self, row: int, count: int = 3) -> list[tuple[str, float]]:
-        """Return the columns of a table that speak most against ``row``, with their contributions, worst first."""
+    def top(self, row: int, count: int = 3) -> list[Reason]:
+        """Return the columns of a table that speak most against ``row``, worst first."""
         if self.contributions.ndim != 2:
             raise ValueError("top is for tables; an image's contributions are a map: contributions[row].")
-        names = self.columns
         order = np.argsort(self.contributions[row], kind="stable")[:count]
-        return [(names[i], float(self.contributions[row, i])) for i in order]
+        parts = (self.contributions[row], self.rows[row], self.nearest[row])
+        return [Reason(self.columns[i], *(float(part[i]) for part in parts)) for i in order]
 
     def beside(self, row: int) -> dict[str, float]:
         """Return by name what a row's score is the sum of beside its columns."""
@@ -96,6 +108,7 @@ def explain(detector: OutlierDetector, X: Any) -> Explanation:
     nearest = detector._restore(joined["nearest"])
     nearest[~arrays["found"].astype(bool)] = np.nan
     return Explanation(
+        rows=detector.spec_.arrange(rows.take(slice(None)).astype(np.float64)),
         score=score,
         contributions=detector.spec_.arrange(arrays["contributions"]),
         latent=arrays["latent"],
@@ -130,32 +143,32 @@ def _energy(detector: OutlierDetector, rows: Tensor) -> Tensor:
     return torch.stack(list(detector._energy_terms(detector.module_, rows).values())).sum(0).detach()
 
 
-def energy_slope(detector: OutlierDetector, rows: Tensor) -> Tensor | None:
-    """Return the energy's gradient at prepared rows ``(n, *shape)``, or None where it has none."""
+def energy_and_slope(detector: OutlierDetector, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return energies ``(n,)`` of prepared rows and their gradient ``(n, *shape)``, None where there is none."""
     rows = rows.detach().to(detector._device).requires_grad_()
     with torch.enable_grad():
-        energy = torch.stack(list(detector._energy_terms(detector.module_, rows).values())).sum()
-    return torch.autograd.grad(energy, rows)[0] if energy.requires_grad else None
-
-
-def _slope(detector: OutlierDetector, rows: Tensor) -> Tensor:
-    found = energy_slope(detector, rows)
-    return torch.zeros_like(rows) if found is None else found
+        energy = torch.stack(list(detector._energy_terms(detector.module_, rows).values())).sum(0)
+    slope = torch.autograd.grad(energy.sum(), rows)[0] if energy.requires_grad else None
+    return energy.detach(), slope
 
 
 def _along_path(detector: OutlierDetector, start: Tensor, end: Tensor) -> Tensor:
     """Return each cell's part of the score's change from ``start`` to ``end``."""
-    change = -(_energy(detector, end) - _energy(detector, start))
+    change = (_energy(detector, start) - _energy(detector, end)).double()
+    parts = torch.zeros_like(end, dtype=torch.float64)
+    rough = torch.arange(len(end), device=end.device)
     points = FEWEST_POINTS
-    while True:
-        slopes = torch.zeros_like(end, dtype=torch.float64)
+    while len(rough) and points <= MOST_POINTS:
+        way, slopes = (end - start)[rough], torch.zeros_like(parts[rough])
         for place in (torch.arange(points) + 0.5) / points:
-            slopes += _slope(detector, start + float(place) * (end - start)).double()
-        parts = -(end - start).double() * slopes / points
-        missed = (parts.flatten(1).sum(1) - change.double()).abs()
-        if points >= MOST_POINTS or bool((missed <= RESIDUAL * change.double().abs()).all()):
-            return parts
+            _, slope = energy_and_slope(detector, start[rough] + float(place) * way)
+            if slope is not None:
+                slopes += slope.double()
+        parts[rough] = -way.double() * slopes / points
+        missed = (parts[rough].flatten(1).sum(1) - change[rough]).abs()
+        rough = rough[missed > RESIDUAL * change[rough].abs()]
         points *= 2
+    return parts
 
 
 def _nearest_normal(detector: OutlierDetector, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -165,13 +178,17 @@ def _nearest_normal(detector: OutlierDetector, rows: Tensor) -> tuple[Tensor, Te
     limit = calibration.threshold(known, ORDINARY)
     wanted = -(limit if np.isfinite(limit) else float(np.median(known)))
     now = rows.clone()
-    for step in range(STEPS):
-        waiting = _energy(detector, now) > wanted
-        if not bool(waiting.any()):
+    waiting = torch.arange(len(rows), device=rows.device)
+    for step in range(STEPS + 1):
+        energy, slope = energy_and_slope(detector, now[waiting])
+        left = ~(energy <= wanted)
+        waiting = waiting[left]
+        if not len(waiting) or slope is None or step == STEPS:
             break
-        gradient = torch.nan_to_num(_slope(detector, now))
-        size = gradient.flatten(1).abs().amax(1).clamp(min=1e-12).view(-1, *[1] * (rows.ndim - 1))
-        moved = now - (PIXEL_STEP if image else STEP * GROWTH**step) * gradient / size
-        moved = moved.clamp(0, 1) if image else moved
-        now = torch.where(waiting.view(size.shape), moved, now)
-    return now, _energy(detector, now) <= wanted
+        slope = torch.nan_to_num(slope[left])
+        size = slope.flatten(1).abs().amax(1).clamp(min=1e-12).view(-1, *[1] * (rows.ndim - 1))
+        moved = now[waiting] - (PIXEL_STEP if image else STEP * GROWTH**step) * slope / size
+        now[waiting] = moved.clamp(0, 1) if image else moved
+    ordinary = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
+    ordinary[waiting] = False
+    return now, ordinary

@@ -15,7 +15,7 @@ from offmanifold.data import outliers
 from offmanifold.data.inputs import Float64Array, Rows, evenly
 from offmanifold.data.tables import Standardiser
 from offmanifold.detectors.base import OutlierDetector
-from offmanifold.detectors.explanations import energy_slope
+from offmanifold.detectors.explanations import energy_and_slope
 
 # Neighbours and components of the two plain methods that stand beside every detector.
 NEIGHBOURS, KEPT_VARIANCE = 5, 0.95
@@ -117,7 +117,7 @@ class Patient:
 
     def slope(self, prepared: Tensor) -> Tensor | None:
         """Return the energy's gradient at rows as the network takes them, or None where it has none."""
-        found = energy_slope(self.detector, prepared)
+        _, found = energy_and_slope(self.detector, prepared)
         return None if found is None else torch.nan_to_num(found).cpu()
 
     @property

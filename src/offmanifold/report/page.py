@@ -17,6 +17,7 @@ from PIL import Image
 from offmanifold import atomic, calibration
 from offmanifold.data.inputs import Float64Array, Rows, evenly
 from offmanifold.detectors.base import OutlierDetector
+from offmanifold.detectors.explanations import Explanation
 from offmanifold.diagnosis.findings import Diagnosis
 from offmanifold.report import charts
 
@@ -92,8 +93,7 @@ def _judged(detector: OutlierDetector, X: Any, names: list[str] | None) -> dict[
     p = calibration.p_values(detector.calibration_scores_, scores)
     called = int((scores < detector.offset_).sum())
     places = np.argsort(scores, kind="stable")[: min(max(called, FEWEST), WORST)]
-    block = detector.spec_.arrange(rows.take(places).astype(np.float64))
-    explanation = detector.explain(block)
+    explanation = detector.explain(detector.spec_.arrange(rows.take(places).astype(np.float64)))
     table = detector.spec_.kind == "table"
     maps = _without_channels(explanation.contributions, detector.spec_.layout)
     most = float(np.nanmax(np.abs(maps), initial=0.0))
@@ -103,8 +103,8 @@ def _judged(detector: OutlierDetector, X: Any, names: list[str] | None) -> dict[
         shown.append({
             "name": name, "score": f"{scores[place]:.4g}", "p": f"{p[place]:.3g}",
             "word": "" if scores[place] < detector.offset_ else " – not called an outlier",
-            "bars": _columns(detector, explanation, block, i, name) if table else None,
-            "pictures": [] if table else _pictures(detector, explanation, block, i, name, most),
+            "bars": _columns(explanation, i, name) if table else None,
+            "pictures": [] if table else _pictures(detector, explanation, i, name, most),
         })  # fmt: skip
     drawn = scores[evenly(len(scores), DRAWN)]
     return {
@@ -125,25 +125,23 @@ def _judged(detector: OutlierDetector, X: Any, names: list[str] | None) -> dict[
     }
 
 
-def _columns(detector: OutlierDetector, explanation: Any, block: Float64Array, i: int, name: str) -> Markup:
+def _columns(explanation: Explanation, i: int, name: str) -> Markup:
     values = []
-    for column, contribution in explanation.top(i, COLUMNS):
-        place = explanation.columns.index(column)
-        nearest = explanation.nearest[i, place]
+    for column, contribution, value, nearest in explanation.top(i, COLUMNS):
         normal = "" if math.isnan(nearest) else f" → {nearest:.4g}"
-        values.append((column, contribution, f"{block[i, place]:.4g}{normal}"))
+        values.append((column, contribution, f"{value:.4g}{normal}"))
     values += [(name, value, f"{value:+.4g}") for name, value in explanation.beside(i).items()]
     return charts.bars(f"{name}: what columns add to its score", values)
 
 
 def _pictures(
-    detector: OutlierDetector, explanation: Any, block: Float64Array, i: int, name: str, most: float
+    detector: OutlierDetector, explanation: Explanation, i: int, name: str, most: float
 ) -> list[dict[str, str]]:
     """Return the picture, its reconstruction, the map of contributions, and the nearest normal version."""
     layout = detector.spec_.layout
-    found = [("as it came", block[i])]
+    found = [("as it came", explanation.rows[i])]
     if hasattr(detector, "reconstruct"):
-        found.append(("as the model has it", detector.reconstruct(block[i : i + 1])[0]))
+        found.append(("as the model has it", detector.reconstruct(explanation.rows[i : i + 1])[0]))
     if np.isfinite(explanation.nearest[i]).all():
         found.append(("nearest normal version", explanation.nearest[i]))
     pictures = [
