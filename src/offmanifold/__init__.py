@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from offmanifold.calibration import false_discoveries
-    from offmanifold.detectors import AE, DETECTORS, IGEBM, NAE, VAE, MultiscaleDenoiser, OutlierDetector
+    from offmanifold.detectors import (
+        AE,
+        DETECTORS,
+        IGEBM,
+        NAE,
+        VAE,
+        WAE,
+        MultiscaleDenoiser,
+        NegativeVAE,
+        OutlierDetector,
+        SemiSupervisedVAE,
+    )
     from offmanifold.diagnosis import Diagnosis, diagnose
     from offmanifold.diagnosis.capacity import suggest_capacity
     from offmanifold.measures import aupr, auroc, detection_report, fpr_at_tpr
@@ -26,9 +37,12 @@ _HOMES = {
     "IGEBM": "offmanifold.detectors",
     "MultiscaleDenoiser": "offmanifold.detectors",
     "NAE": "offmanifold.detectors",
+    "NegativeVAE": "offmanifold.detectors",
     "OutlierDetector": "offmanifold.detectors",
+    "SemiSupervisedVAE": "offmanifold.detectors",
     "TrainingDiverged": "offmanifold.training.loop",
     "VAE": "offmanifold.detectors",
+    "WAE": "offmanifold.detectors",
     "aupr": "offmanifold.measures",
     "auroc": "offmanifold.measures",
     "detection_report": "offmanifold.measures",
@@ -46,6 +60,9 @@ __all__ = [  # noqa: RUF022 - detectors first
     "MultiscaleDenoiser",
     "NAE",
     "IGEBM",
+    "WAE",
+    "NegativeVAE",
+    "SemiSupervisedVAE",
     "DETECTORS",
     "OutlierDetector",
     "TrainingDiverged",

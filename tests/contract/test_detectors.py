@@ -21,8 +21,11 @@ from sklearn.utils.estimator_checks import check_estimator
 
 from offmanifold import auroc, load
 from offmanifold.detectors import OutlierDetector
+from offmanifold.detectors.base import labelled
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*cannot promise:UserWarning", "ignore:.*has collapsed:UserWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*cannot promise:UserWarning", "ignore:.*has collapsed:UserWarning", "ignore:y holds no label:UserWarning"
+)
 
 
 @pytest.fixture
@@ -173,14 +176,17 @@ def test_far_values_score_finite_and_low(fitted: OutlierDetector, plane: Any) ->
 
 
 def test_losses_are_per_row(fitted: OutlierDetector, plane: Any) -> None:
+    if fitted.key == "wae":
+        pytest.skip("a discrepancy between a batch and the prior belongs to no row")
     rows = torch.from_numpy(plane[0][:8].astype(np.float32))
+    labels = fitted._take_labels(None, np.arange(8), 8, dict(fitted.settings_))
 
     def losses(batch: Any) -> list[Any]:
         # Phases anew each time: what losses remember (replay buffers) is part of them.
         found = []
         for phase in fitted._phases(fitted.module_, fitted.settings_):
             for update in phase.updates:
-                values, metrics = update.loss(batch, torch.Generator().manual_seed(0))
+                values, metrics = update.loss(labelled(batch, labels, np.arange(8)), torch.Generator().manual_seed(0))
                 assert values.shape == (8,)
                 assert all(metric.ndim == 0 and not metric.requires_grad for metric in metrics.values())
                 found.append(values)

@@ -14,7 +14,7 @@ from offmanifold import parameters
 from offmanifold.data.inputs import InputSpec
 from offmanifold.detectors.autoencoder import Autoencoder
 from offmanifold.detectors.base import OutlierDetector
-from offmanifold.detectors.configured import Settings
+from offmanifold.detectors.configured import Settings, latent_size
 from offmanifold.detectors.explanations import Cells
 from offmanifold.detectors.latent import LatentMixin
 from offmanifold.networks import choose
@@ -162,10 +162,7 @@ class AE(LatentMixin, OutlierDetector):
         parameters.choice("error_penalty", self.error_penalty, PENALTIES)
         if self.latent_penalty is not None:
             parameters.choice("latent_penalty", self.latent_penalty, PENALTIES)
-        if self.latent_dim == "auto":
-            latent_dim = max(2, math.ceil(0.75 * spec.dimensions)) if table else 32
-        else:
-            latent_dim = parameters.integer("latent_dim", self.latent_dim)
+        latent_dim = latent_size(self.latent_dim, spec)
         if self.latent == "sphere" and latent_dim == 1:
             raise ValueError("latent_dim=1 on the sphere leaves two points; use at least 2, or latent='euclidean'.")
         return {

@@ -52,6 +52,11 @@ def sum_terms(terms: dict[str, Float64Array]) -> Float64Array:
     return total
 
 
+def labelled(prepared: Tensor, labels: Tensor | None, index: npt.NDArray[np.intp]) -> Tensor:
+    """Return prepared rows with their labels, if there are any, as further columns."""
+    return prepared if labels is None else torch.cat([prepared.flatten(1), labels[index]], 1)
+
+
 class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
     """Base of all detectors: scikit-learn's outlier-detector interface over a PyTorch density model.
 
@@ -80,6 +85,8 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
     """
 
     key: ClassVar[str]
+    # The user's negatives, prepared, while training lasts.
+    _negatives: Tensor | None = None
 
     # --- what a concrete detector writes ---------------------------------------------------------------
 
@@ -107,6 +114,19 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
     def _settle(self, rows: Tensor, settings: Settings) -> None:
         """Look at the prepared training rows: raise ``ValueError`` where they do not suit, add settings they decide."""
 
+    def _take_labels(self, y: Any, training: npt.NDArray[np.intp], rows: int, settings: Settings) -> Tensor | None:
+        """Return what training is told about each row, ``(rows, k)``: further columns of what losses see."""
+        return None
+
+    def _take_negatives(self, negatives: Any, rows: Tensor) -> None:
+        """Keep the user's negatives, prepared, as ``_negatives`` while training lasts."""
+        if negatives is not None:
+            raise TypeError(
+                f"{type(self).__name__} learns from normal rows alone and takes no negatives. Use NegativeVAE "
+                "(negative-vae), which does."
+            )
+        self._negatives = None
+
     def _finish(self, model: Any, training: Tensor, held_out: Tensor, settings: Settings) -> None:
         """Complete the trained module from the rows it was trained on and stopped by; may add settings."""
 
@@ -120,6 +140,7 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
         X: Any,
         y: Any = None,
         *,
+        negatives: Any = None,
         checkpoint: str | os.PathLike[str] | None = None,
         resume: bool = False,
         checkpoint_every: float = 30.0,
@@ -130,8 +151,10 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
         ----------
         X : array-like, torch tensor or data frame
             Normal rows: ``(n, d)``, or images ``(n, H, W)``, ``(n, C, H, W)``, ``(n, H, W, C)``.
-        y : ignored
+        y : ignored, but for detectors that learn from labels
             For scikit-learn's pipelines.
+        negatives : array-like, frame or path, optional
+            Rows of what is *not* normal, for detectors that learn from them (:class:`~offmanifold.NegativeVAE`).
         checkpoint : path, optional
             Where to save the run from time to time; Ctrl-C then saves before it stops.
         resume : bool
@@ -172,6 +195,7 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
             else self._seed()
         )
         for_calibration, for_stopping, for_training = self.split(len(rows), seed=seed)
+        labels = self._take_labels(y, for_training, len(rows), settings)
 
         self.spec_, self.settings_ = rows.spec, settings
         self._device = choose_device(self.device)
@@ -181,16 +205,20 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
             if rows.spec.kind == "table" and settings["scale"] == "standard"
             else None
         )
-        data = self._prepare(training_rows)
-        held_out = self._prepare(rows.take(for_stopping))
+        data = labelled(self._prepare(training_rows), labels, for_training)
+        held_out = labelled(self._prepare(rows.take(for_stopping)), labels, for_stopping)
         self._settle(data, settings)
+        self._take_negatives(negatives, data)
         rows.take(for_calibration)  # a bad value among them is better found now than after training
 
         self._check_memory(rows.spec, settings)
         model = self._new_module(rows.spec, settings, seed)
         checkpointer = None
         if path is not None:
-            digest = fingerprint({"detector": self.key, "precision": self.precision, **settings}, data, held_out)
+            beside = () if self._negatives is None else (self._negatives,)
+            digest = fingerprint(
+                {"detector": self.key, "precision": self.precision, **settings}, data, held_out, *beside
+            )
             checkpointer = Checkpointer(path, digest, seed, checkpoint_every)
         with limited_to(self._threads(model, settings)):
             self.history_: History = train(
@@ -205,6 +233,7 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
                 progress=Progress(self.verbose),
             )
         self.module_: Any = model.requires_grad_(False)
+        del self._negatives
         with torch.no_grad():
             self._finish(model, data.to(self._device), held_out.to(self._device), settings)
         self.rows_ = {

@@ -22,6 +22,13 @@ from offmanifold.training.threads import worth_having
 Settings: TypeAlias = dict[str, Any]
 
 
+def latent_size(latent_dim: int | str, spec: InputSpec, *, for_images: int = 32) -> int:
+    """Check ``latent_dim``; "auto" is three quarters of a table's columns, and ``for_images``."""
+    if latent_dim == "auto":
+        return for_images if spec.kind == "image" else max(2, math.ceil(0.75 * spec.dimensions))
+    return parameters.integer("latent_dim", latent_dim)
+
+
 class Configured(BaseEstimator, abc.ABC):  # type: ignore[misc]
     """Stores what is common to all detectors; see :class:`~offmanifold.AE` for what each parameter means."""
 

@@ -2,104 +2,26 @@
 
 from __future__ import annotations
 
-import math
-import warnings
 from collections.abc import Sequence
-from typing import Any, final
+from typing import final
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from sklearn.utils.validation import check_is_fitted
-from torch import Tensor, nn
+from torch import Tensor
 
 from offmanifold import parameters
-from offmanifold.data.inputs import Float64Array, InputSpec, Rows
-from offmanifold.detectors.base import OutlierDetector
+from offmanifold.data.inputs import InputSpec
 from offmanifold.detectors.configured import Settings
-from offmanifold.detectors.explanations import Cells
-from offmanifold.detectors.latent import LatentMixin, joined
-from offmanifold.measures.estimates import mean_of
-from offmanifold.measures.latents import ACTIVE, averaged_kl
-from offmanifold.networks import choose
+from offmanifold.detectors.training_bounds import bound_settings, settled
+from offmanifold.detectors.variational import VariationalAutoencoder, VariationalDetector, generative_groups
 from offmanifold.probability import bounds
-from offmanifold.probability.divergences import kl_to_standard_normal
-from offmanifold.probability.latents import prior_sample, split_posterior
-from offmanifold.probability.likelihoods import GAMMAS, LOWEST_GAMMA, Bernoulli, Gaussian, Likelihood
-from offmanifold.training.phases import Metrics, ParameterGroup, Phase, Update
+from offmanifold.probability.likelihoods import Gaussian
+from offmanifold.training.phases import Metrics, Phase, Update
 from offmanifold.training.progress import Verbosity
-
-SCORES = ("elbo", "reconstruction", "kl", "iwae")
-LIKELIHOODS = ("gaussian", "bernoulli")
-COLLAPSE = (
-    f"No latent carries {ACTIVE} nats about a row: the posterior has collapsed, and the decoder sees no difference "
-    "between rows. Try gamma='learned' (a fixed one of the data's size leaves nothing to tell), a smaller beta, more "
-    "steps, or a larger learning_rate. Columns that are independent of each other have nothing to share either."
-)
-# log γ has to travel far (from 1 to 0.001 is 7 nats) while weights move little: it gets a rate of its own.
-GAMMA_RATE = 20.0
-
-
-class VariationalAutoencoder(nn.Module):
-    """Encoder q(z | x) = N(mean, std²), decoder p(x | z), prior N(0, I).
-
-    Parameters
-    ----------
-    encoder, decoder : Module
-    likelihood : Gaussian or Bernoulli
-    latent_dim : int
-    samples : int
-        Draws of z that a score averages over.
-    """
-
-    scoring_noise: Tensor
-
-    def __init__(
-        self, encoder: nn.Module, decoder: nn.Module, likelihood: Likelihood, latent_dim: int, samples: int
-    ) -> None:
-        super().__init__()
-        self.encoder, self.decoder, self.likelihood = encoder, decoder, likelihood
-        # Common random numbers: every row is scored with the same draws, so a score is a function of the row.
-        noise = torch.randn(samples, latent_dim, generator=torch.Generator().manual_seed(0))
-        self.register_buffer("scoring_noise", noise)
-
-    def posterior(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and log standard deviation of q(z | x), ``(n, latent_dim)`` each."""
-        return split_posterior(self.encoder(rows))
-
-    def encode(self, rows: Tensor) -> Tensor:
-        """Return the posterior means ``(n, latent_dim)``."""
-        return self.posterior(rows)[0]
-
-    def reconstruct(self, rows: Tensor) -> Tensor:
-        """Return E[x | z] at the posterior mean ``(n, *shape)``."""
-        return self.likelihood.mean(self.decoder(self.encode(rows)))
-
-    def expected_errors(self, rows: Tensor) -> Tensor:
-        """Return E_q ‖x − E[x | z]‖²/d ``(n,)`` over the draws that scores use."""
-        mean, log_std = self.posterior(rows)
-        codes = mean + log_std.exp() * self.scoring_noise[:, None]
-        means = (self.likelihood.mean(self.decoder(z)) for z in codes)
-        return torch.stack([(rows - again).square().flatten(1).mean(1) for again in means]).mean(0)
-
-    def energies(self, rows: Tensor, *, decoded: bool = True) -> dict[str, Tensor]:
-        """Return −E_q log p(x | z), KL(q ‖ p) and minus the importance-weighted bound, ``(n,)`` each, in nats.
-
-        Without ``decoded`` the KL alone, which needs no decoder.
-        """
-        mean, log_std = self.posterior(rows)
-        kl = kl_to_standard_normal(mean, log_std).sum(1)
-        if not decoded:
-            return {"kl": kl}
-        noise = self.scoring_noise[:, None]
-        codes = mean + log_std.exp() * noise
-        log_likelihoods = torch.stack([self.likelihood.log_prob(rows, self.decoder(z)) for z in codes])
-        log_weights = bounds.gaussian_log_weights(log_likelihoods, codes, noise, log_std)
-        return {"reconstruction": -log_likelihoods.mean(0), "kl": kl, "iwae": -bounds.iwae(log_weights)}
 
 
 @final
-class VAE(LatentMixin, OutlierDetector):
+class VAE(VariationalDetector):
     """Variational autoencoder: rows that are unlikely under it do not belong.
 
     Parameters
@@ -107,14 +29,23 @@ class VAE(LatentMixin, OutlierDetector):
     latent_dim : int or "auto"
         Number of latents. "auto": three quarters of a table's columns, 32 for images, where training prunes the
         superfluous ones (P0 §3.1).
-    likelihood : {"gaussian", "bernoulli"}
-        "bernoulli" takes values in [0, 1].
+    likelihood : {"gaussian", "unit-gaussian", "bernoulli"}
+        "unit-gaussian" has γ = 1, P1's; "bernoulli" takes values in [0, 1].
     gamma : {"auto", "learned", "per-dimension", "closed-form", "continuation"} or float
         The decoder's variance γ: learned, one or one for each dimension; the running mean squared error, its
         optimum given the networks; the same, but begun at the data's variance and falling by at most 1 % a step (P4
         §4); or a fixed number. "auto": learned for images, 0.1 for tables.
     beta : float
-        Weight of the KL term in training.
+        Weight of the KL term in training with the ELBO.
+    bound : {"elbo", "iwae"}
+        What training raises: the evidence lower bound, or the importance-weighted one (Burda et al., 2016), which lets
+        posteriors be other than Gaussian (P2).
+    training_samples : int or "auto"
+        Draws of z a row and step. "auto": 1 for the ELBO, 10 for the importance-weighted bound.
+    lagging : (float, int), optional
+        (T, R): before each step of both networks the encoder alone is trained on fresh batches until the mean loss of R
+        of them, in nats a row, is less than T below that of the R before (lagging inference, P2 appendix J; He et al.,
+        2019). At least 2 R times the work.
     score_by : {"elbo", "reconstruction", "kl", "iwae"}
         All in nats, high = normal: E_q log p(x|z) − KL; its first term; minus the KL; the
         importance-weighted bound. (Not ``score``, which is a method of scikit-learn's estimators.)
@@ -157,6 +88,9 @@ class VAE(LatentMixin, OutlierDetector):
         likelihood: str = "gaussian",
         gamma: str | float = "auto",
         beta: float = 1.0,
+        bound: str = "elbo",
+        training_samples: int | str = "auto",
+        lagging: Sequence[float] | None = None,
         score_by: str = "elbo",
         samples: int = 8,
         network: str = "auto",
@@ -200,171 +134,50 @@ class VAE(LatentMixin, OutlierDetector):
         self.likelihood = likelihood
         self.gamma = gamma
         self.beta = beta
+        self.bound = bound
+        self.training_samples = training_samples
+        self.lagging = lagging
         self.score_by = score_by
         self.samples = samples
 
-    @property
-    def score_unit(self) -> str:
-        """Nats, whichever score."""
-        return "nats"
-
-    @property
-    def gamma_(self) -> Float64Array | None:
-        """The decoder's variance after training; None for a Bernoulli likelihood."""
-        likelihood = self.module_.likelihood
-        return likelihood.gamma.double().cpu().numpy() if isinstance(likelihood, Gaussian) else None
-
     def _settings(self, spec: InputSpec) -> Settings:
-        table = spec.kind == "table"
-        parameters.choice("likelihood", self.likelihood, LIKELIHOODS)
-        if isinstance(self.gamma, str):
-            gamma: str | float = parameters.choice("gamma", self.gamma, ("auto", *GAMMAS))
-            if gamma == "auto":
-                gamma = 0.1 if table else "learned"
-        else:
-            gamma = parameters.real("gamma", self.gamma, above=0)
-        parameters.choice("score_by", self.score_by, SCORES)
-        if self.latent_dim == "auto":
-            latent_dim = max(2, math.ceil(0.75 * spec.dimensions)) if table else 32
-        else:
-            latent_dim = parameters.integer("latent_dim", self.latent_dim)
+        beta = parameters.real("beta", self.beta, minimum=0)
+        if self.bound == "iwae" and beta != 1:
+            raise ValueError(f"bound='iwae' has no KL term for beta={beta:g} to weigh. Use beta=1, or bound='elbo'.")
         return {
-            "latent_dim": latent_dim,
-            "likelihood": self.likelihood,
-            "gamma": gamma,
-            "beta": parameters.real("beta", self.beta, minimum=0),
-            "score_by": self.score_by,
-            "samples": parameters.integer("samples", self.samples),
+            **self._variational_settings(spec),
+            "beta": beta,
+            **bound_settings(self.bound, self.training_samples, self.lagging),
             **self._network_settings(spec, for_tables="mlp", table_steps=500, table_rate=5e-3),
         }
 
-    def _build(self, spec: InputSpec, settings: Settings) -> VariationalAutoencoder:
-        encoder, decoder = choose.build(
-            settings["network"],
-            spec.shape,
-            into_latent=2 * settings["latent_dim"],
-            latent_dim=settings["latent_dim"],
-            hidden=settings["hidden"],
-            capacity=settings["capacity"],
-        )
-        image = spec.kind == "image"
-        likelihood: Likelihood = (
-            Bernoulli()
-            if settings["likelihood"] == "bernoulli"
-            # Pixels vary by about a tenth, standardised columns by one.
-            else Gaussian(
-                spec.shape, settings["gamma"], start=settings.get("gamma_start", 0.1 if image else 1.0), sigmoid=image
-            )
-        )
-        return VariationalAutoencoder(encoder, decoder, likelihood, settings["latent_dim"], settings["samples"])
-
-    def _settle(self, rows: Tensor, settings: Settings) -> None:
-        if settings["likelihood"] == "bernoulli" and (rows.min() < 0 or rows.max() > 1):
-            raise ValueError(
-                f"likelihood='bernoulli' needs values in [0, 1]; got {rows.min():.3g} … {rows.max():.3g}"
-                + (" after standardisation: set scale=None for columns in [0, 1]." if settings["scale"] else ".")
-            )
-        if settings["gamma"] == "continuation":
-            settings["gamma_start"] = max(float(rows.var(correction=0)), LOWEST_GAMMA)
-
     def _phases(self, model: VariationalAutoencoder, settings: Settings) -> list[Phase]:
-        beta = settings["beta"]
+        beta, samples, latent_dim = settings["beta"], settings["training_samples"], settings["latent_dim"]
 
         def loss(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Metrics]:
-            mean, log_std = model.posterior(rows)
-            codes = mean + log_std.exp() * torch.empty_like(mean).normal_(generator=generator)
-            log_likelihood = model.likelihood.log_prob(rows, model.decoder(codes))
-            kl = kl_to_standard_normal(mean, log_std).sum(1)
-            metrics: Metrics = {"log_likelihood": log_likelihood.detach().mean(), "kl": kl.detach().mean()}
-            if codes.requires_grad:
+            noise = rows.new_empty(samples, len(rows), latent_dim).normal_(generator=generator)
+            draws = model.draws(rows, noise)
+            kl = draws.kl
+            if settings["bound"] == "elbo":
+                bound = bounds.elbo(draws.log_likelihoods, kl, beta)
+            else:
+                bound = bounds.iwae(draws.log_weights)
+            metrics: Metrics = {"log_likelihood": draws.log_likelihoods.detach().mean(), "kl": kl.detach().mean()}
+            if draws.codes.requires_grad:
                 gradients: list[Tensor] = []
-                codes.register_hook(gradients.append)  # type: ignore[no-untyped-call]
+                draws.codes.register_hook(gradients.append)  # type: ignore[no-untyped-call]
                 size = rows.numel()  # the loop minimises a mean over rows and dimensions; told is a row's, in nats
-                metrics["gradient_norm/latent"] = lambda: size * gradients[0].norm(dim=1).mean()
+                metrics["gradient_norm/latent"] = lambda: size * gradients[0].sum(0).norm(dim=1).mean()
             if isinstance(model.likelihood, Gaussian) and model.likelihood.rule != "fixed":
                 metrics["gamma"] = model.likelihood.gamma.mean()
             # Per dimension: the size of a step then means the same for 3 columns and for 784 pixels.
-            return -bounds.elbo(log_likelihood, kl, beta) / rows[0].numel(), metrics
+            return -bound / rows[0].numel(), metrics
 
-        groups = [ParameterGroup.of("encoder", model.encoder), ParameterGroup.of("decoder", model.decoder)]
-        if any(parameter.requires_grad for parameter in model.likelihood.parameters()):
-            groups.append(ParameterGroup.of("gamma", model.likelihood, rate_scale=GAMMA_RATE))
-        update = Update(tuple(groups), loss, self._optimizer(settings))
-        return [Phase("vae", (update,), settings["steps"], settings["batch_size"])]
-
-    def _energy_terms(self, model: VariationalAutoencoder, rows: Tensor) -> dict[str, Tensor]:
-        score = self.settings_["score_by"]
-        energies = model.energies(rows, decoded=score != "kl")
-        return {name: energies[name] for name in (("reconstruction", "kl") if score == "elbo" else (score,))}
-
-    def _energy_cells(self, model: VariationalAutoencoder, rows: Tensor) -> Cells | None:
-        score = self.settings_["score_by"]
-        if score == "iwae":
-            return None
-        mean, log_std = model.posterior(rows)
-        latent = kl_to_standard_normal(mean, log_std) if score != "reconstruction" else None
-        if score == "kl":
-            return Cells(torch.zeros_like(rows), latent)
-        codes = mean + log_std.exp() * model.scoring_noise[:, None]
-        found = torch.stack([model.likelihood.cells(rows, model.decoder(z)) for z in codes])
-        return Cells(-found.mean(0), latent)
-
-    def scores(self, X: Any) -> dict[str, Float64Array]:
-        """Return what :meth:`score_samples` would be with each ``score_by``: ``(n,)`` nats by name, high = normal."""
-
-        def energies(model: VariationalAutoencoder, rows: Tensor) -> Tensor:
-            found = model.energies(rows)
-            return torch.stack([found["reconstruction"] + found["kl"], *found.values()], 1)
-
-        columns = -joined(self._through(energies, self._fitted_rows(X))).T
-        return dict(zip(("elbo", "reconstruction", "kl", "iwae"), columns, strict=True))
-
-    # --- the latent space ------------------------------------------------------------------------------
-
-    @property
-    def latent_prior(self) -> str:
-        """Codes are meant to follow N(0, I)."""
-        return "euclidean"
-
-    def posterior(self, X: Any) -> tuple[Float64Array, Float64Array]:
-        """Return mean and standard deviation of q(z | x), ``(n, latent_dim)`` each."""
-        return self._posterior(self._fitted_rows(X))
-
-    def _posterior(self, rows: Rows, index: npt.NDArray[np.intp] | None = None) -> tuple[Float64Array, Float64Array]:
-        both = joined(self._through(lambda model, part: torch.cat(model.posterior(part), 1), rows, index))
-        mean, log_std = np.split(both, 2, axis=1)
-        return mean, np.exp(log_std)
-
-    def expected_errors(self, X: Any) -> Float64Array:
-        """Return E_q ‖x − μ(z)‖²/d of each row ``(n,)``: their mean is γ's closed-form optimum (P4 Eq. 6)."""
-        return self._expected_errors(self._fitted_rows(X))
-
-    def _expected_errors(self, rows: Rows, index: npt.NDArray[np.intp] | None = None) -> Float64Array:
-        return joined(self._through(lambda model, part: model.expected_errors(part), rows, index))
-
-    def _fit_report(self, rows: Rows, training: npt.NDArray[np.intp], held_out: npt.NDArray[np.intp]) -> dict[str, Any]:
-        report = super()._fit_report(rows, training, held_out)
-        kl = averaged_kl(*self._posterior(rows, held_out))
-        report["latents"] = {"kl": np.sort(kl)[::-1].tolist(), "active": int((kl > ACTIVE).sum()), "threshold": ACTIVE}
-        if isinstance(self.module_.likelihood, Gaussian):
-            report["gamma"] = {
-                "learned": float(self.module_.likelihood.gamma.mean()),
-                "closed_form": mean_of(self._expected_errors(rows, training)).to_json(),
-                "at_floor": self.module_.likelihood.touches_floor,
-            }
-        return report
-
-    def _warn_about_training(self) -> None:
-        """Say so where the posterior has collapsed."""
-        if self.fit_report_["latents"]["active"] == 0:
-            warnings.warn(COLLAPSE, UserWarning, stacklevel=3)
-
-    def sample(self, n: int, *, random_state: int | np.random.RandomState | None = None) -> Float64Array:
-        """Draw ``n`` rows from the model: z from the prior, x from p(x | z), in the user's units and layout."""
-        check_is_fitted(self, "module_")
-        parameters.integer("n", n)
-        generator = self._generator(random_state)
-        codes = prior_sample(n, self.settings_["latent_dim"], "euclidean", generator, self._device)
-        model: VariationalAutoencoder = self.module_
-        with torch.no_grad():
-            return self._restore(model.likelihood.sample(model.decoder(codes), generator))
+        groups = generative_groups(model.encoder, model.decoder, model.likelihood)
+        optimizer = self._optimizer(settings)
+        updates = [Update(tuple(groups), loss, optimizer)]
+        if settings["lagging"] is not None:
+            threshold, repeats = settings["lagging"]
+            enough = settled(threshold, repeats, self.spec_.dimensions)
+            updates.insert(0, Update((groups[0],), loss, optimizer, repeat_until=enough))
+        return [Phase("vae", tuple(updates), settings["steps"], settings["batch_size"])]

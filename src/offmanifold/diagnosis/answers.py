@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from offmanifold.detectors.base import OutlierDetector
-from offmanifold.detectors.vae import COLLAPSE
+from offmanifold.detectors.variational import COLLAPSE
 
 # A gap of so many standard deviations of the held-out scores is worth a word (Cohen's "medium"): four in ten honest
 # detectors of the zoo that are good have one of 0.2.

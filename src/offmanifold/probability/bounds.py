@@ -23,6 +23,16 @@ def iwae(log_weights: Tensor) -> Tensor:
     return torch.logsumexp(log_weights, dim=0) - math.log(len(log_weights))
 
 
+def eubo(log_weights: Tensor) -> Tensor:
+    """Σ ŵ log w with ŵ = w/Σw: ``(n,)`` from log-weights ``(samples, n)``.
+
+    The evidence upper bound E_{p(z|x)} log w by self-normalised importance sampling (Ji & Shen, 2019; P1 §III-B prints
+    an estimate that is p(x) times it). It is log mean w + KL(ŵ ‖ uniform): never below :func:`iwae`, the ELBO for one
+    sample, and an upper bound only as the samples grow.
+    """
+    return (torch.softmax(log_weights, dim=0) * log_weights).sum(0)
+
+
 def gaussian_log_weights(log_likelihood: Tensor, codes: Tensor, noise: Tensor, log_std: Tensor) -> Tensor:
     """log p(x | z) + log p(z) − log q(z | x) for z = mean + std · noise and p(z) = N(0, I).
 

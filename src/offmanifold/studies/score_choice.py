@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from offmanifold.detectors.vae import SCORES, VAE
+from offmanifold.detectors.vae import VAE
+from offmanifold.detectors.variational import SCORES
 from offmanifold.report.figures import dot_rows
 from offmanifold.studies.core import Job, Record, Study, over_seeds, shown
 from offmanifold.studies.gaussian_vae import DATA, SIZES, column, measured, parameters_of

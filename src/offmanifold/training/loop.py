@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from offmanifold.training.checkpoints import Checkpointer, deferred_interrupt
-from offmanifold.training.phases import Metrics, Phase, Update
+from offmanifold.training.phases import Metrics, Phase, Unfit, Update
 from offmanifold.training.precision import computing_in
 from offmanifold.training.progress import Progress
 
@@ -235,6 +235,7 @@ class _Run:
                     batch = self.batches.next()
                     loss, metrics = self._apply(update, optimizer, batch)
                     losses.append(loss.item())
+                metrics["repeats"] = loss.new_tensor(len(losses))
             first_loss = loss if first_loss is None else first_loss
             all_metrics |= metrics
         assert first_loss is not None
@@ -264,8 +265,8 @@ class _Run:
         self._total, self._counted = None, 0
         record: dict[str, Any] = {"phase": phase.name, "step": state.step, "seconds": round(state.elapsed, 3)}
         with self._averaged():
-            validation, judged = self._judge(phase)
-            problem = self._problem(loss, validation)
+            validation, judged, unfit = self._judge(phase)
+            problem = unfit or self._problem(loss, validation)
             kept = not problem and (phase.keep == "last" or validation <= state.best)
             state.stale_checks = 0 if validation < state.best else state.stale_checks + 1
             if kept:
@@ -321,19 +322,21 @@ class _Run:
         return None
 
     @torch.no_grad()
-    def _judge(self, phase: Phase) -> tuple[float, dict[str, float]]:
-        """Return what decides about the weights, and what else the phase's judge records."""
+    def _judge(self, phase: Phase) -> tuple[float, dict[str, float], str | None]:
+        """Return what decides about the weights, what else the phase's judge records, and why they are unfit."""
         generator = torch.Generator(self.held_out.device).manual_seed(VALIDATION_SEED)
         self.model.eval()
-        if phase.judge is not None:
-            judgement = phase.judge(self.held_out, generator)
-        else:
+        try:
+            if phase.judge is not None:
+                return *phase.judge(self.held_out, generator), None
             loss = phase.updates[0].loss
             batches = torch.split(self.held_out, VALIDATION_BATCH)
             total = sum(float(loss(part, generator)[0].double().sum()) for part in batches)
-            judgement = total / len(self.held_out), {}
-        self.model.train()
-        return judgement
+            return total / len(self.held_out), {}, None
+        except Unfit as error:
+            return math.inf, {}, str(error)
+        finally:
+            self.model.train()
 
     def _save(self, checkpointer: Checkpointer) -> None:
         tensors = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}

@@ -17,6 +17,11 @@ Loss = Callable[[Tensor, torch.Generator], tuple[Tensor, Metrics]]
 # (held-out rows, generator) → (what decides which weights are kept, low = better; what else to record)
 Judge = Callable[[Tensor, torch.Generator], tuple[float, dict[str, float]]]
 
+
+class Unfit(Exception):
+    """Raised by a judge that finds the weights of no use, saying why: the run goes back to the best ones."""
+
+
 Schedule = Literal["constant", "one-cycle", "cosine"]
 SCHEDULES = ("constant", "one-cycle", "cosine")
 OPTIMIZERS = ("adam", "adamw", "rmsprop")

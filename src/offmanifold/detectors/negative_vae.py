@@ -1,0 +1,323 @@
+"""The variational autoencoder that is told what not to model (P1)."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from offmanifold import parameters
+from offmanifold.data.inputs import InputSpec
+from offmanifold.detectors import negatives as sources
+from offmanifold.detectors.chains import chain_settings
+from offmanifold.detectors.configured import Settings
+from offmanifold.detectors.variational import VariationalAutoencoder, VariationalDetector, generative_groups
+from offmanifold.networks import choose
+from offmanifold.probability import bounds
+from offmanifold.probability.divergences import kl_between_normals, kl_to_standard_normal
+from offmanifold.probability.likelihoods import Gaussian
+from offmanifold.training.phases import Judge, Metrics, Phase, Unfit, Update
+from offmanifold.training.progress import Verbosity
+
+LOSSES = ("prior", "eubo")
+# What is made by the model itself changes with it: how well it is told apart says nothing about the weights.
+MOVING = ("adversarial", "hard")
+# Rows that the judge looks at, of each kind.
+JUDGED = 512
+# Samples that vary by less than the first share of what the data vary by, having varied by the second, are all alike;
+# an error above the second share of the data's variance, having been below the first, reconstructs nothing.
+ALIKE = (0.02, 0.25)
+LOST = (0.75, 1.0)
+# On tables what a model makes lies among the data, and is pulled less far than what a user knows to be abnormal.
+TABLE_SHIFT, TABLE_SHIFT_GIVEN = 2.0, 8.0
+
+
+@final
+class NegativeVAE(VariationalDetector):
+    """Variational autoencoder with negative sampling: rows that are unlikely, or like the negatives, do not belong.
+
+    Beside the ELBO of normal rows, training pushes negatives off: the encoder sends them to a prior of their own,
+    N(s, I) (P1 §III-A), or their likelihood is lowered by an upper bound (§III-B). Encoder and decoder take turns.
+
+    Parameters
+    ----------
+    negatives : {"auto", "given", "adversarial", "hard", "noise", "random"} or mapping of these to weights
+        Where negatives come from: ``fit(X, negatives=rows)``; the model's own samples, with the decoder trained
+        against the encoder and spectral normalisation in the encoder's convolutions (P1 §III-D); short chains that
+        search for rows which the model takes for normal; normal rows with Gaussian noise of 0.25; uniform cells.
+        Random rows and noise are too easily told apart to help (P1 Table III). "auto": "given" where ``fit`` is given
+        some, else "adversarial".
+    negative_loss : {"prior", "eubo"}
+        What is lowered for negatives: KL(q(z | x̄) ‖ N(s, I)), or the evidence upper bound, down to one bit per
+        dimension below the normal rows' ELBO.
+    shift : float or "auto"
+        s, in every latent. "auto": 25 for colour images, 8 for grey ones (P1 §IV-A); for tables 8 where negatives are
+        given, else 2 (docs/defaults.md).
+    upper_samples : int
+        Draws of z for the upper bound.
+    chain : (int, float, float) or "auto"
+        Steps, step size and noise of the chains for "hard". "auto": (10, 10, 0.005) for images, (10, 0.05, 0.05) for
+        tables.
+    latent_dim : int or "auto"
+        "auto": three quarters of a table's columns; 10 for grey images, 100 for colour (P1).
+    likelihood : {"gaussian", "unit-gaussian", "bernoulli"}
+        "unit-gaussian" is what P1 calls Gaussian: γ = 1.
+    gamma, score_by, samples
+        As for :class:`VAE`.
+    network : str
+        As for :class:`AE`, but "auto" is "mlp" for tables and P1's networks for images of their sizes.
+    steps, learning_rate
+        As for :class:`VAE`.
+    hidden, capacity, epochs, batch_size, optimizer, schedule, weight_decay
+        As for :class:`AE`.
+    scale, false_alarm_rate, calibration_fraction, device, precision, random_state, verbose
+        As for :class:`AE`.
+
+    Attributes
+    ----------
+    gamma_ : ndarray or None
+        As for :class:`VAE`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from offmanifold import NegativeVAE
+    >>> rng = np.random.default_rng(0)
+    >>> X = rng.normal(size=(500, 1)) * [[1.0, 2.0, -1.0]] + 0.1 * rng.normal(size=(500, 3))
+    >>> odd = rng.normal(size=(50, 1)) * [[1.0, -2.0, 1.0]]
+    >>> detector = NegativeVAE(random_state=0, verbose=False).fit(X, negatives=odd)
+    >>> detector.predict([[1.0, 2.0, -1.0], [1.0, -2.0, 1.0]]).tolist()
+    [1, -1]
+    """
+
+    key = "negative-vae"
+
+    def __init__(
+        self,
+        *,
+        negatives: str | Mapping[str, float] = "auto",
+        negative_loss: str = "prior",
+        shift: float | str = "auto",
+        upper_samples: int = 8,
+        chain: Sequence[float] | str = "auto",
+        latent_dim: int | str = "auto",
+        likelihood: str = "gaussian",
+        gamma: str | float = "auto",
+        score_by: str = "elbo",
+        samples: int = 8,
+        network: str = "auto",
+        hidden: str | int | Sequence[int] = "auto",
+        capacity: float = 1.0,
+        steps: int | str = "auto",
+        epochs: int | None = None,
+        batch_size: int = 128,
+        learning_rate: float | str = "auto",
+        optimizer: str = "adamw",
+        schedule: str = "one-cycle",
+        weight_decay: float = 0.0,
+        scale: str | None = "standard",
+        false_alarm_rate: float = 0.05,
+        calibration_fraction: float | None = None,
+        device: str = "auto",
+        precision: str = "auto",
+        random_state: int | np.random.RandomState | None = None,
+        verbose: Verbosity = "auto",
+    ) -> None:
+        super().__init__(
+            network=network,
+            hidden=hidden,
+            capacity=capacity,
+            steps=steps,
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            optimizer=optimizer,
+            schedule=schedule,
+            weight_decay=weight_decay,
+            scale=scale,
+            false_alarm_rate=false_alarm_rate,
+            calibration_fraction=calibration_fraction,
+            device=device,
+            precision=precision,
+            random_state=random_state,
+            verbose=verbose,
+        )
+        self.negatives = negatives
+        self.negative_loss = negative_loss
+        self.shift = shift
+        self.upper_samples = upper_samples
+        self.chain = chain
+        self.latent_dim = latent_dim
+        self.likelihood = likelihood
+        self.gamma = gamma
+        self.score_by = score_by
+        self.samples = samples
+
+    def _settings(self, spec: InputSpec) -> Settings:
+        table = spec.kind == "table"
+        colour = not table and spec.shape[0] > 1
+        chain: Any = self.chain
+        if isinstance(chain, str):
+            parameters.choice("chain", chain, ("auto",))
+            chain = (10, 0.05, 0.05) if table else (10, 10.0, 0.005)
+        if isinstance(self.shift, str):
+            parameters.choice("shift", self.shift, ("auto",))
+            shift = None if table else 25.0 if colour else 8.0
+        else:
+            shift = parameters.real("shift", self.shift, above=0)
+        return {
+            **self._variational_settings(spec, image_latents=100 if colour else 10),
+            "negatives": "auto" if self.negatives == "auto" else sources.weights_of("negatives", self.negatives),
+            "negative_loss": parameters.choice("negative_loss", self.negative_loss, LOSSES),
+            "shift": shift,
+            "upper_samples": parameters.integer("upper_samples", self.upper_samples),
+            "chain": chain_settings("chain", chain, fewest=0),
+            **self._network_settings(spec, for_tables="mlp", table_steps=500, table_rate=5e-3, for_images=p1_network),
+        }
+
+    def _take_negatives(self, negatives: Any, rows: Tensor) -> None:
+        settings = self.settings_
+        if settings["negatives"] == "auto":
+            settings["negatives"] = {"adversarial" if negatives is None else "given": 1.0}
+        if settings["shift"] is None:
+            settings["shift"] = TABLE_SHIFT if negatives is None else TABLE_SHIFT_GIVEN
+        wanted = "given" in settings["negatives"]
+        if wanted != (negatives is not None):
+            raise ValueError(
+                "negatives='given' takes rows of what is not normal: fit(X, negatives=rows)."
+                if wanted
+                else f"fit was given negatives, but negatives={self.negatives!r} does not use them. Use 'auto', or "
+                "weights such as {'given': 1, 'hard': 1}."
+            )
+        self._negatives = None
+        if negatives is not None:
+            found = sources.rows_given(negatives, self.spec_)
+            self._negatives = self._prepare(found.take(slice(None)))
+            shared = sources.overlap(self._negatives, rows)
+            if shared:
+                warnings.warn(
+                    f"{shared:.0%} of the negatives are training rows as well: the model is told both that they belong "
+                    "and that they do not. Remove them from one or the other.",
+                    UserWarning,
+                    stacklevel=3,
+                )
+        low, high = (0.0, 1.0) if self.spec_.kind == "image" else (float(rows.min()), float(rows.max()))
+        settings["negative_bounds"] = [low, max(high, low + 1e-3)]
+
+    def _build(self, spec: InputSpec, settings: Settings) -> VariationalAutoencoder:
+        model = super()._build(spec, settings)
+        if "adversarial" in settings["negatives"]:
+            for layer in model.encoder.modules():
+                if isinstance(layer, nn.Conv2d):
+                    spectral_norm(layer)
+        return model
+
+    def _sources(self, model: VariationalAutoencoder, settings: Settings) -> dict[str, sources.Source]:
+        """Return what draws each kind of negatives, given ones for training only."""
+        low, high = settings["negative_bounds"]
+        steps, step_size, noise = settings["chain"]
+        drawn: dict[str, sources.Source] = {
+            "adversarial": sources.generated(model, settings["latent_dim"]),
+            "hard": sources.hard(model, settings["latent_dim"], (steps, step_size, noise), (low, high)),
+            "noise": sources.noisy(self.spec_.kind == "image"),
+            "random": sources.uniform((low, high)),
+        }
+        if self._negatives is not None:
+            drawn["given"] = sources.given(self._negatives.to(self._device))
+        return {name: drawn[name] for name in settings["negatives"]}
+
+    def _phases(self, model: VariationalAutoencoder, settings: Settings) -> list[Phase]:
+        latent_dim, dimensions = settings["latent_dim"], self.spec_.dimensions
+        weights, shift = settings["negatives"], settings["shift"]
+        draw = self._sources(model, settings)
+        upper = settings["negative_loss"] == "eubo"
+
+        def noise(rows: Tensor, generator: torch.Generator, samples: int = 1) -> Tensor:
+            return rows.new_empty(samples, len(rows), latent_dim).normal_(generator=generator)
+
+        def bound(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Metrics]:
+            drawn = model.draws(rows, noise(rows, generator))
+            metrics: Metrics = {"log_likelihood": drawn.log_likelihoods.detach().mean(), "kl": drawn.kl.detach().mean()}
+            if isinstance(model.likelihood, Gaussian) and model.likelihood.rule != "fixed":
+                metrics["gamma"] = model.likelihood.gamma.mean()
+            return bounds.elbo(drawn.log_likelihoods, drawn.kl), metrics
+
+        def lowered(negatives: Tensor, elbo: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+            """Return what is lowered for negatives, and their KL to the prior of normal rows."""
+            if not upper:
+                mean, log_std = model.posterior(negatives)
+                place = torch.full_like(mean, shift)
+                away = kl_between_normals(mean, log_std, place, torch.zeros_like(mean)).sum(1)
+                return away, kl_to_standard_normal(mean, log_std).sum(1).detach()
+            drawn = model.draws(negatives, noise(negatives, generator, settings["upper_samples"]), learning=False)
+            enough = elbo.detach().mean() - dimensions * math.log(2)
+            return bounds.eubo(drawn.log_weights).clamp(min=enough), drawn.kl.detach()
+
+        def for_encoder(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Metrics]:
+            elbo, metrics = bound(rows, generator)
+            total = -elbo
+            for name, weight in weights.items():
+                loss, kl = lowered(draw[name](rows, generator).detach(), elbo, generator)
+                total = total + weight * loss
+                metrics[f"negative_kl/{name}"] = kl.mean()
+            return total / dimensions, metrics
+
+        def for_decoder(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Metrics]:
+            elbo, _ = bound(rows, generator)
+            total = -elbo
+            for name, weight in weights.items():
+                negatives = draw[name](rows, generator) if upper or name == "adversarial" else rows
+                if upper:
+                    total = total + weight * lowered(negatives.detach(), elbo, generator)[0]
+                if name == "adversarial":  # the samples are to pass for data: P1's L_adv, of which θ is the argument
+                    total = total + weight * kl_to_standard_normal(*model.posterior(negatives)).sum(1)
+            return total / dimensions, {}
+
+        encoder, *others = generative_groups(model.encoder, model.decoder, model.likelihood)
+        optimizer = self._optimizer(settings)
+        updates = (Update((encoder,), for_encoder, optimizer), Update(tuple(others), for_decoder, optimizer))
+        return [
+            Phase(
+                "negative-vae",
+                updates,
+                settings["steps"],
+                settings["batch_size"],
+                judge=self._judge(model, settings),
+                rollbacks=3,
+            )
+        ]
+
+    def _judge(self, model: VariationalAutoencoder, settings: Settings) -> Judge:
+        """Return the judge: held-out rows' ELBO per dimension; weights whose samples or errors collapse are unfit."""
+        own = sources.generated(model, settings["latent_dim"])
+        worked = {"spread": False, "error": False}
+
+        def judge(held_out: Tensor, generator: torch.Generator) -> tuple[float, dict[str, float]]:
+            rows = held_out[:JUDGED]
+            energies = [model.energies(part) for part in torch.split(rows, 128)]
+            loss = sum(float((part["reconstruction"] + part["kl"]).double().sum()) for part in energies)
+            varies = float(rows.var(0, correction=0).mean())
+            spread = float(own(rows, generator).var(0, correction=0).mean()) / max(varies, 1e-12)
+            errors = [model.expected_errors(part) for part in torch.split(rows, 128)]
+            error = float(torch.cat(errors).mean()) / max(varies, 1e-12)
+            if "adversarial" in settings["negatives"]:
+                if worked["spread"] and spread < ALIKE[0]:
+                    raise Unfit("adversarial training collapsed: the model's samples are all alike")
+                if worked["error"] and error > LOST[1]:
+                    raise Unfit("adversarial training collapsed: nothing is reconstructed")
+                worked["spread"] |= spread > ALIKE[1]
+                worked["error"] |= error < LOST[0]
+            return loss / rows.numel(), {"sample_spread": spread, "relative_error": error}
+
+        return judge
+
+
+def p1_network(shape: tuple[int, ...]) -> str:
+    """Return P1's network for images of 28 and 32 pixels, or the general one."""
+    return {(28, 28): "p1-grey", (32, 32): "p1-colour"}.get((shape[1], shape[2]), choose.for_images(shape))

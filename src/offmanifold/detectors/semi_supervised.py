@@ -1,0 +1,487 @@
+"""The semi-supervised variational autoencoder M2, as P2 writes it (Eqs. 3, 4 and 28–32)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor, nn
+
+from offmanifold import parameters
+from offmanifold.data.inputs import Float64Array, InputSpec
+from offmanifold.detectors.configured import Settings
+from offmanifold.detectors.labels import LabelPosterior, Labels, kind_of, missing
+from offmanifold.detectors.latent import joined
+from offmanifold.detectors.training_bounds import bound_settings, settled
+from offmanifold.detectors.variational import (
+    Draws,
+    VariationalAutoencoder,
+    VariationalDetector,
+    build_likelihood,
+    generative_groups,
+)
+from offmanifold.networks import choose
+from offmanifold.networks.network import Network
+from offmanifold.probability import bounds
+from offmanifold.probability.divergences import kl_to_standard_normal
+from offmanifold.probability.latents import prior_sample, split_posterior
+from offmanifold.probability.likelihoods import Gaussian, Likelihood
+from offmanifold.training.phases import Metrics, Phase, Update
+from offmanifold.training.progress import Verbosity
+
+KINDS = ("auto", "discrete", "continuous")
+# Classes where no row has a label: a mixture of two, which mean nothing.
+UNLABELLED_CLASSES = 2
+# Width of what q(z | x, y) sees of x beside y.
+FEATURES = 64
+
+
+class SemiSupervisedAutoencoder(VariationalAutoencoder):
+    """p(y) p(z) p(x | y, z), with q(z | x) and q(y | x) for unlabelled rows and q(z | x, y) for labelled ones.
+
+    q(z | x) does not see y: on that P2's claims rest.
+
+    Parameters
+    ----------
+    encoder, decoder, likelihood, latent_dim, samples
+        As for :class:`~offmanifold.detectors.variational.VariationalAutoencoder`; the decoder takes (z, y).
+    classifier : Module
+        ``(n, *shape) → (n, labels.parameters)``.
+    features, labelled_head : Module
+        ``(n, *shape) → (n, f)`` and ``(n, f + labels.width) → (n, 2 latent_dim)``: q(z | x, y).
+    labels : Labels
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        likelihood: Likelihood,
+        latent_dim: int,
+        samples: int,
+        *,
+        classifier: nn.Module,
+        features: nn.Module,
+        labelled_head: nn.Module,
+        labels: Labels,
+    ) -> None:
+        super().__init__(encoder, decoder, likelihood, latent_dim, samples)
+        self.classifier, self.features, self.labelled_head = classifier, features, labelled_head
+        self.labels = labels
+        if labels.kind == "continuous":  # y is one more number to draw
+            noise = torch.randn(samples, latent_dim + 1, generator=torch.Generator().manual_seed(0))
+            self.register_buffer("scoring_noise", noise)
+
+    def label_posterior(self, rows: Tensor) -> LabelPosterior:
+        """Return q(y | x)."""
+        return LabelPosterior(self.labels, self.classifier(rows))
+
+    def labelled_posterior(self, rows: Tensor, told: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and log standard deviation of q(z | x, y)."""
+        return split_posterior(self.labelled_head(torch.cat([self.features(rows), told], 1)))
+
+    def decode(self, codes: Tensor, told: Tensor) -> Tensor:
+        """Return the decoder's output for z ``(n, k)`` and y ``(n, width)``."""
+        decoded: Tensor = self.decoder(torch.cat([codes, told], 1))
+        return decoded
+
+    def likelihoods(self, rows: Tensor, codes: Tensor, told: Tensor) -> Tensor:
+        """Return log p(x | y, z) ``(samples, n)`` for codes ``(samples, n, k)`` and labels ``(samples, n, width)``."""
+        repeated = rows.repeat(len(codes), *[1] * (rows.ndim - 1))
+        decoded = self.decode(codes.flatten(0, 1), told.flatten(0, 1))
+        return self.likelihood.log_prob(repeated, decoded).view(len(codes), len(rows))
+
+    def _classes(self, n: int, like: Tensor) -> Tensor:
+        """Return every class for every row ``(classes, n, width)``."""
+        return torch.eye(self.labels.width, dtype=like.dtype, device=like.device)[:, None].expand(-1, n, -1)
+
+    def by_class(self, rows: Tensor, codes: Tensor) -> Tensor:
+        """Return log p(x | y, z) of every class: ``(samples, classes, n)``."""
+        classes = self._classes(len(rows), codes)
+        found = [self.likelihoods(rows, z.expand(len(classes), -1, -1), classes) for z in codes]
+        return torch.stack(found)
+
+    def draws(self, rows: Tensor, noise: Tensor, *, learning: bool = True) -> Draws:
+        """Draw z from q(z | x); log p(x | z) is summed over classes exactly.
+
+        For continuous labels the last number of ``noise`` draws y from q(y | x), and its weight p(y)/q(y | x) is part
+        of the likelihood.
+        """
+        mean, log_std = self.posterior(rows)
+        posterior = self.label_posterior(rows)
+        noise, for_label = noise[..., : mean.shape[1]], noise[..., mean.shape[1] :]
+        codes = mean + log_std.exp() * noise
+        if self.labels.kind == "discrete":
+            log_likelihoods = torch.logsumexp(self.by_class(rows, codes) + posterior.log_p[:, None], 1)
+        else:
+            told = posterior.mean + posterior.log_std.exp() * for_label
+            ratio = torch.stack([posterior.prior_log_prob(y) - posterior.log_prob(y) for y in told])
+            log_likelihoods = self.likelihoods(rows, codes, told) + ratio
+        return Draws(mean, log_std, noise, codes, log_likelihoods)
+
+    def scored(self, rows: Tensor) -> Draws:
+        """Return the draws that scores use."""
+        return self.draws(rows, self.scoring_noise[:, None].expand(-1, len(rows), -1))
+
+    def _over_scores(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return weights, codes and labels of the points that the ELBO's expectation is taken over."""
+        mean, log_std = self.posterior(rows)
+        posterior = self.label_posterior(rows)
+        noise = self.scoring_noise[:, None].expand(-1, len(rows), -1)
+        codes = mean + log_std.exp() * noise[..., : mean.shape[1]]
+        samples = len(codes)
+        if self.labels.kind == "continuous":
+            told = posterior.mean + posterior.log_std.exp() * noise[..., mean.shape[1] :]
+            return torch.full((samples, len(rows)), 1 / samples, device=rows.device), codes, told
+        classes = self._classes(len(rows), codes)
+        weights = posterior.log_q.T.exp().repeat(samples, 1) / samples
+        return weights, codes.repeat_interleave(len(classes), 0), classes.repeat(samples, 1, 1)
+
+    def expected_cells(self, rows: Tensor) -> Tensor:
+        """Return what each cell adds to E_q log p(x | y, z): ``(n, *shape)`` nats, y summed over exactly."""
+        return self._expected(rows, lambda decoded: self.likelihood.cells(rows, decoded))
+
+    def expected_errors(self, rows: Tensor) -> Tensor:
+        """Return E_q ‖x − E[x | y, z]‖²/d ``(n,)``."""
+        cells = self._expected(rows, lambda decoded: (rows - self.likelihood.mean(decoded)).square())
+        return cells.flatten(1).mean(1)
+
+    def _expected(self, rows: Tensor, compute: Any) -> Tensor:
+        total = torch.zeros_like(rows)
+        shape = (-1, *[1] * (rows.ndim - 1))
+        for weight, z, y in zip(*self._over_scores(rows), strict=True):
+            total = total + weight.view(shape) * compute(self.decode(z, y))
+        return total
+
+    def reconstruct(self, rows: Tensor) -> Tensor:
+        """Return E[x | z, y] at the mean of q(z | x) and of q(y | x) ``(n, *shape)``."""
+        posterior = self.label_posterior(rows)
+        told = posterior.log_q.exp() if self.labels.kind == "discrete" else posterior.mean
+        return self.likelihood.mean(self.decode(self.encode(rows), told))
+
+    def latent_terms(self, rows: Tensor) -> Tensor:
+        """Return each latent's KL and, last, the label's: ``(n, latents + 1)`` nats."""
+        return torch.cat([super().latent_terms(rows), self.label_posterior(rows).kl[:, None]], 1)
+
+    def energies(self, rows: Tensor, *, decoded: bool = True) -> dict[str, Tensor]:
+        """Return the terms of the unlabelled bound (P2 Eq. 30) and minus the importance-weighted one, ``(n,)`` each."""
+        kl = {"kl": self.latent_terms(rows).sum(1)}
+        if not decoded:
+            return kl
+        reconstruction = -self.expected_cells(rows).flatten(1).sum(1)
+        return {"reconstruction": reconstruction, **kl, "iwae": -bounds.iwae(self.scored(rows).log_weights)}
+
+
+@final
+class SemiSupervisedVAE(VariationalDetector):
+    """Variational autoencoder with labels, of which most may be missing (Kingma et al., 2014, M2; P2 §1).
+
+    ``fit(X, y)`` takes normal rows with a label each, −1, NaN or None where it is missing: their class, or a number.
+    What a row is like beside its label goes into z. Rows that are unlikely, whatever their label, do not belong.
+
+    Parameters
+    ----------
+    labels : {"auto", "discrete", "continuous"}
+        "auto": numbers that are not whole are continuous.
+    latent_dim, likelihood, gamma, score_by, samples
+        As for :class:`VAE`. Scores sum over classes exactly.
+    bound, training_samples, lagging
+        As for :class:`VAE`: both of P2's bounds, for labelled and unlabelled rows alike. Classes are drawn by the
+        Gumbel-softmax at temperature 2.2.
+    labelled_weight : float
+        γ of P2 Eq. 4: weight of a labelled row's bound.
+    classifier_weight : float
+        α of P2 Eq. 4: weight of log q(y | x) of the labelled rows.
+    network, hidden, capacity, steps, epochs, batch_size, learning_rate, optimizer, schedule, weight_decay
+        As for :class:`VAE`.
+    scale, false_alarm_rate, calibration_fraction, device, precision, random_state, verbose
+        As for :class:`AE`.
+
+    Attributes
+    ----------
+    labels_ : Labels
+        Classes in order, or the mean and scale of continuous labels.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from offmanifold import SemiSupervisedVAE
+    >>> rng = np.random.default_rng(0)
+    >>> kind = rng.integers(2, size=500)
+    >>> X = np.where(kind, 3.0, -3.0)[:, None] + rng.normal(size=(500, 1)) * [[1.0, -1.0]]
+    >>> X += 0.1 * rng.normal(size=(500, 2))
+    >>> y = np.where(rng.uniform(size=500) < 0.2, kind, -1)
+    >>> detector = SemiSupervisedVAE(random_state=0, verbose=False).fit(X, y)
+    >>> detector.predict_proba([[3.0, 3.0], [-3.0, -3.0]]).argmax(1).tolist()
+    [1, 0]
+    """
+
+    key = "semi-supervised-vae"
+
+    def __init__(
+        self,
+        *,
+        labels: str = "auto",
+        latent_dim: int | str = "auto",
+        likelihood: str = "gaussian",
+        gamma: str | float = "auto",
+        bound: str = "elbo",
+        training_samples: int | str = "auto",
+        lagging: Sequence[float] | None = None,
+        labelled_weight: float = 1.0,
+        classifier_weight: float = 1.0,
+        score_by: str = "elbo",
+        samples: int = 8,
+        network: str = "auto",
+        hidden: str | int | Sequence[int] = "auto",
+        capacity: float = 1.0,
+        steps: int | str = "auto",
+        epochs: int | None = None,
+        batch_size: int = 128,
+        learning_rate: float | str = "auto",
+        optimizer: str = "adamw",
+        schedule: str = "one-cycle",
+        weight_decay: float = 0.0,
+        scale: str | None = "standard",
+        false_alarm_rate: float = 0.05,
+        calibration_fraction: float | None = None,
+        device: str = "auto",
+        precision: str = "auto",
+        random_state: int | np.random.RandomState | None = None,
+        verbose: Verbosity = "auto",
+    ) -> None:
+        super().__init__(
+            network=network,
+            hidden=hidden,
+            capacity=capacity,
+            steps=steps,
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            optimizer=optimizer,
+            schedule=schedule,
+            weight_decay=weight_decay,
+            scale=scale,
+            false_alarm_rate=false_alarm_rate,
+            calibration_fraction=calibration_fraction,
+            device=device,
+            precision=precision,
+            random_state=random_state,
+            verbose=verbose,
+        )
+        self.labels = labels
+        self.latent_dim = latent_dim
+        self.likelihood = likelihood
+        self.gamma = gamma
+        self.bound = bound
+        self.training_samples = training_samples
+        self.lagging = lagging
+        self.labelled_weight = labelled_weight
+        self.classifier_weight = classifier_weight
+        self.score_by = score_by
+        self.samples = samples
+
+    @property
+    def labels_(self) -> Labels:
+        """What labels are."""
+        check_is_fitted(self, "module_")
+        return Labels.from_json(self.settings_["labels"])
+
+    @property
+    def classes_(self) -> npt.NDArray[Any]:
+        """The classes, in the order of :meth:`predict_proba`'s columns."""
+        return np.array(self.labels_.classes)
+
+    def _settings(self, spec: InputSpec) -> Settings:
+        parameters.choice("labels", self.labels, KINDS)
+        return {
+            **self._variational_settings(spec),
+            **bound_settings(self.bound, self.training_samples, self.lagging),
+            "labelled_weight": parameters.real("labelled_weight", self.labelled_weight, minimum=0),
+            "classifier_weight": parameters.real("classifier_weight", self.classifier_weight, minimum=0),
+            **self._network_settings(spec, for_tables="mlp", table_steps=500, table_rate=5e-3),
+        }
+
+    def _take_labels(self, y: Any, training: npt.NDArray[np.intp], rows: int, settings: Settings) -> Tensor:
+        values = np.full(rows, -1) if y is None else np.asarray(y)
+        if values.shape != (rows,):
+            raise ValueError(f"y must hold one label for each of the {rows} rows; got shape {values.shape}.")
+        if values.dtype.kind == "b":
+            values = values.astype(np.int64)
+        if bool(missing(values).all()):
+            warnings.warn(
+                "y holds no label: the model is a mixture of two classes that mean nothing. Give some labels, or use "
+                "VAE.",
+                UserWarning,
+                stacklevel=3,
+            )
+            found = Labels("discrete", (0, 1), (1 / UNLABELLED_CLASSES,) * UNLABELLED_CLASSES)
+        else:
+            found = Labels.learn(values, kind_of(values) if self.labels == "auto" else self.labels, training)
+            if found.kind == "discrete" and len(found.classes) == 1:
+                warnings.warn(
+                    f"Every label is {found.classes[0]!r}: there is nothing to tell classes apart by. Use VAE.",
+                    UserWarning,
+                    stacklevel=3,
+                )
+        settings["labels"] = found.to_json()
+        return found.encode(values)
+
+    def _settle(self, rows: Tensor, settings: Settings) -> None:
+        super()._settle(self._split(rows)[0], settings)
+
+    def _split(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return rows, labels and whether they are known, of what training sees."""
+        width = Labels.from_json(self.settings_["labels"]).width
+        flat, told, known = rows[:, : -width - 1], rows[:, -width - 1 : -1], rows[:, -1] > 0
+        return flat.reshape(len(rows), *self.spec_.shape), told, known
+
+    def _build(self, spec: InputSpec, settings: Settings) -> SemiSupervisedAutoencoder:
+        labels, latent_dim = Labels.from_json(settings["labels"]), settings["latent_dim"]
+
+        def networks(into: int, out_of: int) -> tuple[Network, Network]:
+            return choose.build(
+                settings["network"],
+                spec.shape,
+                into_latent=into,
+                latent_dim=out_of,
+                hidden=settings["hidden"],
+                capacity=settings["capacity"],
+            )
+
+        encoder, decoder = networks(2 * latent_dim, latent_dim + labels.width)
+        wide = max(FEATURES, 2 * latent_dim)
+        head = nn.Sequential(
+            nn.SiLU(), nn.Linear(wide + labels.width, wide), nn.SiLU(), nn.Linear(wide, 2 * latent_dim)
+        )
+        return SemiSupervisedAutoencoder(
+            encoder,
+            decoder,
+            build_likelihood(spec, settings),
+            latent_dim,
+            settings["samples"],
+            classifier=networks(labels.parameters, 1)[0],
+            features=networks(wide, 1)[0],
+            labelled_head=head,
+            labels=labels,
+        )
+
+    def _phases(self, model: SemiSupervisedAutoencoder, settings: Settings) -> list[Phase]:
+        samples, latent_dim = settings["training_samples"], settings["latent_dim"]
+        iwae = settings["bound"] == "iwae"
+
+        def codes_of(mean: Tensor, log_std: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+            noise = mean.new_empty(samples, len(mean), latent_dim).normal_(generator=generator)
+            return mean + log_std.exp() * noise, noise
+
+        def unlabelled(rows: Tensor, generator: torch.Generator) -> Tensor:
+            """U(x): Eq. 30 or 32, as a lower bound."""
+            mean, log_std = model.posterior(rows)
+            codes, noise = codes_of(mean, log_std, generator)
+            posterior = model.label_posterior(rows)
+            told, ratio = posterior.relaxed(samples, generator)
+            log_likelihoods = model.likelihoods(rows, codes, told)
+            if iwae:
+                return bounds.iwae(bounds.gaussian_log_weights(log_likelihoods + ratio, codes, noise, log_std))
+            return bounds.elbo(log_likelihoods, kl_to_standard_normal(mean, log_std).sum(1) + posterior.kl)
+
+        def labelled(rows: Tensor, told: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+            """L(x, y), Eq. 29 or 31 as a lower bound, and log q(y | x)."""
+            mean, log_std = model.labelled_posterior(rows, told)
+            codes, noise = codes_of(mean, log_std, generator)
+            posterior = model.label_posterior(rows)
+            log_likelihoods = model.likelihoods(rows, codes, told.expand(samples, -1, -1))
+            prior = posterior.prior_log_prob(told)
+            if iwae:
+                bound = bounds.iwae(bounds.gaussian_log_weights(log_likelihoods, codes, noise, log_std))
+            else:
+                bound = bounds.elbo(log_likelihoods, kl_to_standard_normal(mean, log_std).sum(1))
+            return bound + prior, posterior.log_prob(told)
+
+        def loss(packed: Tensor, generator: torch.Generator) -> tuple[Tensor, Metrics]:
+            rows, told, known = self._split(packed)
+            total = rows.new_zeros(len(rows))
+            metrics: Metrics = {}
+            here = (~known).nonzero().flatten()
+            if len(here):
+                bound = unlabelled(rows[here], generator)
+                total = total.index_put((here,), -bound)
+                metrics["unlabelled_bound"] = bound.detach().mean()
+            here = known.nonzero().flatten()
+            if len(here):
+                bound, log_q = labelled(rows[here], told[here], generator)
+                value = settings["labelled_weight"] * bound + settings["classifier_weight"] * log_q
+                total = total.index_put((here,), -value)
+                metrics |= {"labelled_bound": bound.detach().mean(), "label_log_prob": log_q.detach().mean()}
+            if isinstance(model.likelihood, Gaussian) and model.likelihood.rule != "fixed":
+                metrics["gamma"] = model.likelihood.gamma.mean()
+            return total / self.spec_.dimensions, metrics
+
+        inference = nn.ModuleList([model.encoder, model.classifier, model.features, model.labelled_head])
+        groups = tuple(generative_groups(inference, model.decoder, model.likelihood))
+        optimizer = self._optimizer(settings)
+        updates = [Update(groups, loss, optimizer)]
+        if settings["lagging"] is not None:
+            threshold, repeats = settings["lagging"]
+            enough = settled(threshold, repeats, self.spec_.dimensions)
+            updates.insert(0, Update((groups[0],), loss, optimizer, repeat_until=enough))
+        return [Phase("semi-supervised-vae", tuple(updates), settings["steps"], settings["batch_size"])]
+
+    def predict_proba(self, X: Any) -> Float64Array:
+        """Return q(y | x) of each class: ``(n, classes)``, in the order of ``classes_``.
+
+        Raises
+        ------
+        ValueError
+            For continuous labels: see :meth:`predict_label`.
+        """
+        rows = self._fitted_rows(X)
+        if self.labels_.kind == "continuous":
+            raise ValueError("The labels are numbers, which have no probability; predict_label(X) gives their mean.")
+        return joined(self._through(lambda model, part: model.label_posterior(part).log_q.double().exp(), rows))
+
+    def predict_label(self, X: Any) -> npt.NDArray[Any]:
+        """Return the likeliest class of each row, or the mean of q(y | x) of continuous labels: ``(n,)``."""
+        if self.labels_.kind == "discrete":
+            return np.asarray(self.classes_[self.predict_proba(X).argmax(1)])
+        means = joined(self._through(lambda model, part: model.label_posterior(part).mean, self._fitted_rows(X)))
+        return means[:, 0] * self.labels_.scale + self.labels_.mean
+
+    def sample(self, n: int, *, y: Any = None, random_state: int | np.random.RandomState | None = None) -> Float64Array:
+        """Draw ``n`` rows, with label ``y`` (one, or one for each) or with labels from p(y); units and layout of X."""
+        labels = self.labels_
+        parameters.integer("n", n)
+        generator = self._generator(random_state)
+        codes = prior_sample(n, self.settings_["latent_dim"], "euclidean", generator, self._device)
+        if y is not None:
+            told = labels.one(y, n).to(self._device)
+        elif labels.kind == "continuous":
+            told = codes.new_empty(n, 1).normal_(generator=generator)
+        else:
+            weights = codes.new_tensor(labels.frequencies)
+            drawn = torch.multinomial(weights, n, replacement=True, generator=generator)
+            told = torch.eye(labels.width, device=self._device)[drawn]
+        model: SemiSupervisedAutoencoder = self.module_
+        with torch.no_grad():
+            return self._restore(model.likelihood.sample(model.decode(codes, told), generator))
+
+    def counterfactual(self, X: Any, y: Any) -> Float64Array:
+        """Return each row as it would be with label ``y``: E[x | z, y] at the mean of q(z | x), in units of ``X``."""
+        rows = self._fitted_rows(X)
+        told = self.labels_.one(y, len(rows)).to(self._device)
+        parts, start = [], 0
+
+        def changed(model: SemiSupervisedAutoencoder, part: Tensor) -> Tensor:
+            wanted = told[start : start + len(part)]
+            wanted = torch.cat([wanted, wanted[-1:].expand(len(part) - len(wanted), -1)])
+            return model.likelihood.mean(model.decode(model.encode(part), wanted))
+
+        for part in self._through(changed, rows):
+            parts.append(self._restore(part))
+            start += len(part)
+        return np.concatenate(parts)

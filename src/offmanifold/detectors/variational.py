@@ -1,0 +1,371 @@
+"""What variational autoencoders share: the module, its scores, its latent space."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor, nn
+
+from offmanifold import parameters
+from offmanifold.data.inputs import Float64Array, InputSpec, Rows
+from offmanifold.detectors.base import OutlierDetector
+from offmanifold.detectors.configured import Settings, latent_size
+from offmanifold.detectors.explanations import Cells
+from offmanifold.detectors.latent import LatentMixin, joined
+from offmanifold.measures.estimates import mean_of
+from offmanifold.measures.latents import ACTIVE, averaged_kl
+from offmanifold.networks import choose
+from offmanifold.probability import bounds
+from offmanifold.probability.divergences import kl_to_standard_normal
+from offmanifold.probability.latents import prior_sample, split_posterior
+from offmanifold.probability.likelihoods import GAMMAS, LOWEST_GAMMA, Bernoulli, Gaussian, Likelihood
+from offmanifold.training.phases import ParameterGroup
+
+SCORES = ("elbo", "reconstruction", "kl", "iwae")
+LIKELIHOODS = ("gaussian", "unit-gaussian", "bernoulli")
+COLLAPSE = (
+    f"No latent carries {ACTIVE} nats about a row: the posterior has collapsed, and the decoder sees no difference "
+    "between rows. Try gamma='learned' (a fixed one of the data's size leaves nothing to tell), a smaller beta, more "
+    "steps, or a larger learning_rate. Columns that are independent of each other have nothing to share either."
+)
+# log γ has to travel far (from 1 to 0.001 is 7 nats) while weights move little: it gets a rate of its own.
+GAMMA_RATE = 20.0
+# Of the many draws that importance sampling takes, so many are decoded at a time.
+DRAWN_AT_ONCE = 64
+
+
+class Draws(NamedTuple):
+    """Draws from q(z | x) and what the decoder says of them.
+
+    Attributes
+    ----------
+    mean, log_std : (n, k)
+        Of q(z | x).
+    noise, codes : (samples, 1 or n, k) and (samples, n, k)
+        codes = mean + std · noise.
+    log_likelihoods : (samples, n)
+        log p(x | z), in nats.
+    """
+
+    mean: Tensor
+    log_std: Tensor
+    noise: Tensor
+    codes: Tensor
+    log_likelihoods: Tensor
+
+    @property
+    def kl(self) -> Tensor:
+        """KL(q(z | x) ‖ p(z)): ``(n,)`` nats."""
+        return kl_to_standard_normal(self.mean, self.log_std).sum(1)
+
+    @property
+    def log_weights(self) -> Tensor:
+        """log p(x, z) − log q(z | x): ``(samples, n)`` nats."""
+        return bounds.gaussian_log_weights(self.log_likelihoods, self.codes, self.noise, self.log_std)
+
+
+def build_likelihood(spec: InputSpec, settings: Settings) -> Likelihood:
+    """Build p(x | z) from ``settings``: its name, γ, and where γ starts."""
+    image = spec.kind == "image"
+    if settings["likelihood"] == "bernoulli":
+        return Bernoulli()
+    # Pixels vary by about a tenth, standardised columns by one.
+    start = settings.get("gamma_start", 0.1 if image else 1.0)
+    return Gaussian(spec.shape, settings["gamma"], start=start, sigmoid=image)
+
+
+def generative_groups(encoder: nn.Module, decoder: nn.Module, likelihood: nn.Module) -> list[ParameterGroup]:
+    """Return the parameters of encoder, decoder and, where it is learned, γ."""
+    groups = [ParameterGroup.of("encoder", encoder), ParameterGroup.of("decoder", decoder)]
+    if any(parameter.requires_grad for parameter in likelihood.parameters()):
+        groups.append(ParameterGroup.of("gamma", likelihood, rate_scale=GAMMA_RATE))
+    return groups
+
+
+class VariationalAutoencoder(nn.Module):
+    """Encoder q(z | x) = N(mean, std²), decoder p(x | z), prior N(0, I).
+
+    Parameters
+    ----------
+    encoder, decoder : Module
+    likelihood : Gaussian or Bernoulli
+    latent_dim : int
+    samples : int
+        Draws of z that a score averages over.
+    """
+
+    scoring_noise: Tensor
+
+    def __init__(
+        self, encoder: nn.Module, decoder: nn.Module, likelihood: Likelihood, latent_dim: int, samples: int
+    ) -> None:
+        super().__init__()
+        self.encoder, self.decoder, self.likelihood = encoder, decoder, likelihood
+        # Common random numbers: every row is scored with the same draws, so a score is a function of the row.
+        noise = torch.randn(samples, latent_dim, generator=torch.Generator().manual_seed(0))
+        self.register_buffer("scoring_noise", noise)
+
+    def posterior(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and log standard deviation of q(z | x), ``(n, latent_dim)`` each."""
+        return split_posterior(self.encoder(rows))
+
+    def encode(self, rows: Tensor) -> Tensor:
+        """Return the posterior means ``(n, latent_dim)``."""
+        return self.posterior(rows)[0]
+
+    def reconstruct(self, rows: Tensor) -> Tensor:
+        """Return E[x | z] at the posterior mean ``(n, *shape)``."""
+        return self.likelihood.mean(self.decoder(self.encode(rows)))
+
+    def draws(self, rows: Tensor, noise: Tensor, *, learning: bool = True) -> Draws:
+        """Encode once, and decode z = mean + std · noise for noise ``(samples, n, latent_dim)``.
+
+        Without ``learning`` a γ that follows the errors does not follow these.
+        """
+        mean, log_std = self.posterior(rows)
+        codes = mean + log_std.exp() * noise
+        decoded = self.decoder(codes.flatten(0, 1))
+        repeated = rows if len(noise) == 1 else rows.repeat(len(noise), *[1] * (rows.ndim - 1))
+        if learning:
+            log_likelihoods = self.likelihood.log_prob(repeated, decoded)
+        else:
+            log_likelihoods = self.likelihood.cells(repeated, decoded).flatten(1).sum(1)
+        return Draws(mean, log_std, noise, codes, log_likelihoods.view(len(noise), len(rows)))
+
+    def scored(self, rows: Tensor) -> Draws:
+        """Return the draws that scores use: the same noise for every row, decoded one by one to save memory."""
+        mean, log_std = self.posterior(rows)
+        noise = self.scoring_noise[:, None]
+        codes = mean + log_std.exp() * noise
+        log_likelihoods = torch.stack([self.likelihood.log_prob(rows, self.decoder(z)) for z in codes])
+        return Draws(mean, log_std, noise, codes, log_likelihoods)
+
+    def expected_errors(self, rows: Tensor) -> Tensor:
+        """Return E_q ‖x − E[x | z]‖²/d ``(n,)`` over the draws that scores use."""
+        mean, log_std = self.posterior(rows)
+        codes = mean + log_std.exp() * self.scoring_noise[:, None]
+        means = (self.likelihood.mean(self.decoder(z)) for z in codes)
+        return torch.stack([(rows - again).square().flatten(1).mean(1) for again in means]).mean(0)
+
+    def expected_cells(self, rows: Tensor) -> Tensor:
+        """Return what each cell adds to E_q log p(x | z): ``(n, *shape)`` nats, over the draws that scores use."""
+        mean, log_std = self.posterior(rows)
+        codes = mean + log_std.exp() * self.scoring_noise[:, None]
+        return torch.stack([self.likelihood.cells(rows, self.decoder(z)) for z in codes]).mean(0)
+
+    def latent_terms(self, rows: Tensor) -> Tensor:
+        """Return what each latent adds to the KL: ``(n, latents)`` nats."""
+        return kl_to_standard_normal(*self.posterior(rows))
+
+    def energies(self, rows: Tensor, *, decoded: bool = True) -> dict[str, Tensor]:
+        """Return −E_q log p(x | z), KL(q ‖ p) and minus the importance-weighted bound, ``(n,)`` each, in nats.
+
+        Without ``decoded`` the KL alone, which needs no decoder.
+        """
+        if not decoded:
+            return {"kl": self.latent_terms(rows).sum(1)}
+        draws = self.scored(rows)
+        return {
+            "reconstruction": -draws.log_likelihoods.mean(0),
+            "kl": draws.kl,
+            "iwae": -bounds.iwae(draws.log_weights),
+        }
+
+
+class VariationalDetector(LatentMixin, OutlierDetector):
+    """Base of the detectors whose module is a :class:`VariationalAutoencoder`.
+
+    A concrete one stores ``latent_dim``, ``likelihood``, ``gamma``, ``score_by`` and ``samples``, and writes
+    ``_settings`` and ``_phases``.
+    """
+
+    latent_dim: int | str
+    likelihood: str
+    gamma: str | float
+    score_by: str
+    samples: int
+
+    @property
+    def score_unit(self) -> str:
+        """Nats, whichever score."""
+        return "nats"
+
+    @property
+    def gamma_(self) -> Float64Array | None:
+        """The decoder's variance after training; None for a Bernoulli likelihood."""
+        likelihood = self.module_.likelihood
+        return likelihood.gamma.double().cpu().numpy() if isinstance(likelihood, Gaussian) else None
+
+    def _variational_settings(self, spec: InputSpec, *, image_latents: int = 32) -> Settings:
+        """Check what all of these detectors have, and resolve every "auto"."""
+        parameters.choice("likelihood", self.likelihood, LIKELIHOODS)
+        parameters.choice("score_by", self.score_by, SCORES)
+        return {
+            "latent_dim": latent_size(self.latent_dim, spec, for_images=image_latents),
+            "likelihood": self.likelihood,
+            "gamma": self._gamma(spec.kind == "table"),
+            "score_by": self.score_by,
+            "samples": parameters.integer("samples", self.samples),
+        }
+
+    def _gamma(self, table: bool) -> str | float:
+        gamma: str | float
+        if not isinstance(self.gamma, str):
+            gamma = parameters.real("gamma", self.gamma, above=0)
+        else:
+            name = parameters.choice("gamma", self.gamma, ("auto", *GAMMAS))
+            if name != "auto":
+                gamma = name
+            elif self.likelihood == "unit-gaussian":
+                gamma = 1.0
+            else:
+                gamma = 0.1 if table else "learned"
+        if self.likelihood == "unit-gaussian" and gamma != 1.0:
+            raise ValueError(f"likelihood='unit-gaussian' has γ = 1; got gamma={self.gamma!r}. Use 'gaussian'.")
+        return gamma
+
+    def _build(self, spec: InputSpec, settings: Settings) -> VariationalAutoencoder:
+        encoder, decoder = choose.build(
+            settings["network"],
+            spec.shape,
+            into_latent=2 * settings["latent_dim"],
+            latent_dim=settings["latent_dim"],
+            hidden=settings["hidden"],
+            capacity=settings["capacity"],
+        )
+        return VariationalAutoencoder(
+            encoder, decoder, build_likelihood(spec, settings), settings["latent_dim"], settings["samples"]
+        )
+
+    def _settle(self, rows: Tensor, settings: Settings) -> None:
+        if settings["likelihood"] == "bernoulli" and (rows.min() < 0 or rows.max() > 1):
+            raise ValueError(
+                f"likelihood='bernoulli' needs values in [0, 1]; got {rows.min():.3g} … {rows.max():.3g}"
+                + (" after standardisation: set scale=None for columns in [0, 1]." if settings["scale"] else ".")
+            )
+        if settings["gamma"] == "continuation":
+            settings["gamma_start"] = max(float(rows.var(correction=0)), LOWEST_GAMMA)
+
+    def _energy_terms(self, model: VariationalAutoencoder, rows: Tensor) -> dict[str, Tensor]:
+        score = self.settings_["score_by"]
+        energies = model.energies(rows, decoded=score != "kl")
+        return {name: energies[name] for name in (("reconstruction", "kl") if score == "elbo" else (score,))}
+
+    def _energy_cells(self, model: VariationalAutoencoder, rows: Tensor) -> Cells | None:
+        score = self.settings_["score_by"]
+        if score == "iwae":
+            return None
+        latent = model.latent_terms(rows) if score != "reconstruction" else None
+        return Cells(torch.zeros_like(rows) if score == "kl" else -model.expected_cells(rows), latent)
+
+    def scores(self, X: Any) -> dict[str, Float64Array]:
+        """Return what :meth:`score_samples` would be with each ``score_by``: ``(n,)`` nats by name, high = normal."""
+
+        def energies(model: VariationalAutoencoder, rows: Tensor) -> Tensor:
+            found = model.energies(rows)
+            return torch.stack([found["reconstruction"] + found["kl"], *found.values()], 1)
+
+        columns = -joined(self._through(energies, self._fitted_rows(X))).T
+        return dict(zip(("elbo", "reconstruction", "kl", "iwae"), columns, strict=True))
+
+    def log_likelihood(
+        self, X: Any, *, samples: int = 1000, random_state: int | np.random.RandomState | None = 0
+    ) -> Float64Array:
+        """Estimate log p(x) of each row by importance sampling from q(z | x): ``(n,)`` nats.
+
+        A lower bound in expectation (IWAE's, Burda et al., 2016), which rises towards log p(x) with ``samples``. For
+        tables it is the density of standardised columns.
+        """
+        parameters.integer("samples", samples)
+        draws = self._importance(X, samples, self._generator(random_state))
+        return joined(bounds.iwae(part.log_weights) for part in draws)
+
+    def posterior_samples(
+        self, X: Any, n: int = 1, *, samples: int = 1000, random_state: int | np.random.RandomState | None = 0
+    ) -> Float64Array:
+        """Draw codes from the true posterior p(z | x): ``(rows, n, latent_dim)``.
+
+        By sampling importance resampling: of ``samples`` draws from q(z | x), n are taken with replacement, each with
+        probability proportional to its weight p(x, z)/q(z | x). More samples, less of q in them.
+        """
+        parameters.integer("n", n)
+        parameters.integer("samples", samples)
+        generator = self._generator(random_state)
+        chosen = []
+        for draws in self._importance(X, samples, generator):
+            weights = torch.softmax(draws.log_weights.double(), 0).T
+            picked = torch.multinomial(weights, n, replacement=True, generator=generator)
+            codes = draws.codes.transpose(0, 1)
+            chosen.append(codes.gather(1, picked[..., None].expand(-1, -1, codes.shape[2])))
+        return joined(iter(chosen))
+
+    def _importance(self, X: Any, samples: int, generator: torch.Generator) -> Iterator[Draws]:
+        """Yield so many draws of q(z | x) for each row, a pass at a time, from the same noise for every row."""
+        rows = self._fitted_rows(X)
+        model: VariationalAutoencoder = self.module_
+        noise = torch.randn(samples, 1, model.scoring_noise.shape[1], generator=generator, device=self._device)
+        with torch.no_grad():
+            for part, real in self._passes(rows):
+                draws = [
+                    model.draws(part[:real], some.expand(-1, real, -1)) for some in torch.split(noise, DRAWN_AT_ONCE)
+                ]
+                codes = torch.cat([some.codes for some in draws])
+                log_likelihoods = torch.cat([some.log_likelihoods for some in draws])
+                used = torch.cat([some.noise for some in draws])
+                yield Draws(draws[0].mean, draws[0].log_std, used, codes, log_likelihoods)
+
+    # --- the latent space ------------------------------------------------------------------------------
+
+    @property
+    def latent_prior(self) -> str:
+        """Codes are meant to follow N(0, I)."""
+        return "euclidean"
+
+    def posterior(self, X: Any) -> tuple[Float64Array, Float64Array]:
+        """Return mean and standard deviation of q(z | x), ``(n, latent_dim)`` each."""
+        return self._posterior(self._fitted_rows(X))
+
+    def _posterior(self, rows: Rows, index: npt.NDArray[np.intp] | None = None) -> tuple[Float64Array, Float64Array]:
+        both = joined(self._through(lambda model, part: torch.cat(model.posterior(part), 1), rows, index))
+        mean, log_std = np.split(both, 2, axis=1)
+        return mean, np.exp(log_std)
+
+    def expected_errors(self, X: Any) -> Float64Array:
+        """Return E_q ‖x − μ(z)‖²/d of each row ``(n,)``: their mean is γ's closed-form optimum (P4 Eq. 6)."""
+        return self._expected_errors(self._fitted_rows(X))
+
+    def _expected_errors(self, rows: Rows, index: npt.NDArray[np.intp] | None = None) -> Float64Array:
+        return joined(self._through(lambda model, part: model.expected_errors(part), rows, index))
+
+    def _fit_report(self, rows: Rows, training: npt.NDArray[np.intp], held_out: npt.NDArray[np.intp]) -> dict[str, Any]:
+        report = super()._fit_report(rows, training, held_out)
+        kl = averaged_kl(*self._posterior(rows, held_out))
+        report["latents"] = {"kl": np.sort(kl)[::-1].tolist(), "active": int((kl > ACTIVE).sum()), "threshold": ACTIVE}
+        if isinstance(self.module_.likelihood, Gaussian):
+            report["gamma"] = {
+                "learned": float(self.module_.likelihood.gamma.mean()),
+                "closed_form": mean_of(self._expected_errors(rows, training)).to_json(),
+                "at_floor": self.module_.likelihood.touches_floor,
+            }
+        return report
+
+    def _warn_about_training(self) -> None:
+        """Say so where the posterior has collapsed."""
+        if self.fit_report_["latents"]["active"] == 0:
+            warnings.warn(COLLAPSE, UserWarning, stacklevel=3)
+
+    def sample(self, n: int, *, random_state: int | np.random.RandomState | None = None) -> Float64Array:
+        """Draw ``n`` rows from the model: z from the prior, x from p(x | z), in the user's units and layout."""
+        check_is_fitted(self, "module_")
+        parameters.integer("n", n)
+        generator = self._generator(random_state)
+        codes = prior_sample(n, self.settings_["latent_dim"], "euclidean", generator, self._device)
+        model: VariationalAutoencoder = self.module_
+        with torch.no_grad():
+            return self._restore(model.likelihood.sample(model.decoder(codes), generator))
