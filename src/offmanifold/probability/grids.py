@@ -83,15 +83,18 @@ def gaussian_log_prob(rows: Array, means: Array, variance: npt.ArrayLike) -> Arr
 
 def log_mixture(rows: Array, means: Array, log_weights: Array, variance: npt.ArrayLike) -> Array:
     """Return log Σ weight N(row; mean, variance I): ``(n,)`` nats, from means ``(m, d)`` and log weights ``(m,)``."""
-    found = np.empty(len(rows))
+    found = np.full(len(rows), -np.inf)
     # Blocks that fit into a processor's cache.
-    size = max(1, 2**18 // len(means))
-    for start in range(0, len(rows), size):
-        log_p = gaussian_log_prob(rows[start : start + size], means, variance)
-        log_p += log_weights
-        most = log_p.max(1, keepdims=True)
-        log_p -= most
-        # e⁻⁵⁰ of the largest is nothing, and exponentials that underflow take ten times as long.
-        np.maximum(log_p, -50.0, out=log_p)
-        found[start : start + size] = np.log(np.exp(log_p, out=log_p).sum(1)) + most[:, 0]
+    for part in range(0, len(means), 4096):
+        some, weights = means[part : part + 4096], log_weights[part : part + 4096]
+        size = 2**17 // len(some)
+        for start in range(0, len(rows), size):
+            log_p = gaussian_log_prob(rows[start : start + size], some, variance)
+            log_p += weights
+            most = log_p.max(1, keepdims=True)
+            log_p -= most
+            # e⁻⁵⁰ of the largest is nothing, and exponentials that underflow take ten times as long.
+            np.maximum(log_p, -50.0, out=log_p)
+            total = np.log(np.exp(log_p, out=log_p).sum(1)) + most[:, 0]
+            found[start : start + size] = np.logaddexp(found[start : start + size], total)
     return found
