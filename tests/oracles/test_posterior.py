@@ -71,6 +71,7 @@ def test_a_posterior_with_two_modes_costs_log_two() -> None:
         ({"noise_variance": -1.0}, "noise_variance must be positive"),
         ({"noise_variance": np.ones(2)}, r"noise_variance must be one number or of shape \(3,\)"),
         ({"decode": lambda z: z}, r"decode must return \(16385, 3\) .* got \(16385, 1\)"),
+        ({"decode": lambda z: np.where(z > 7.9, np.nan, linear(z))}, "decode must return finite numbers"),
         ({"nodes": 1}, "nodes must be an integer of at least 3"),
     ],
 )

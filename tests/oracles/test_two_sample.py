@@ -10,7 +10,7 @@ import pytest
 from scipy.spatial.distance import cdist
 
 from offmanifold.measures import smooth_knn_test
-from offmanifold.measures.two_sample import permutation_moments, subset_marginals
+from offmanifold.measures.two_sample import MOST_NEIGHBOURS, permutation_moments, subset_marginals
 
 
 @pytest.fixture
@@ -59,6 +59,14 @@ def test_marginals_are_sums_over_subsets(rng: np.random.Generator, k: int, sprea
     found = subset_marginals(log_weights, k)
     np.testing.assert_allclose(found, expected, rtol=1e-8, atol=1e-12)
     np.testing.assert_allclose(found.sum(1), k)
+
+
+def test_the_most_neighbours_of_many_neither_overflow_nor_vanish(rng: np.random.Generator) -> None:
+    log_weights = 1000 * rng.normal(size=(3, 5000))
+    log_weights[:, 4000:] = log_weights[:, :1]
+    found = subset_marginals(log_weights, MOST_NEIGHBOURS)
+    np.testing.assert_allclose(found.sum(1), MOST_NEIGHBOURS)
+    assert found.min() >= 0 and found.max() <= 1 + 1e-12
 
 
 @pytest.mark.parametrize("k", [1, 3])
@@ -132,6 +140,7 @@ def test_repeated_rows_and_equal_distances(rng: np.random.Generator) -> None:
         ({"y": np.full((3, 2), np.nan)}, "y must be finite"),
         ({"y": np.zeros((3, 3))}, "as many columns; got 2 and 3"),
         ({"k": 5}, "k must be at most 4, with 6 rows in all; got 5"),
+        ({"x": np.arange(24.0).reshape(12, 2), "k": 11}, "k must be at most 10, with 15 rows"),
         ({"k": 0}, "k must be an integer of at least 1"),
         ({"temperatures": [0.1, 0.0]}, r"temperatures\[1\] must be a finite number, above 0"),
         ({"temperatures": []}, "temperatures must hold at least one"),

@@ -70,6 +70,10 @@ def posterior_mismatch(
             raise ValueError(
                 f"decode must return ({len(z)}, {rows.shape[1]}) from z of shape {z.shape}; got {found.shape}."
             )
+        if not np.isfinite(found).all():
+            raise ValueError(
+                "decode must return finite numbers for z between −8 and 8 and where q lies; got NaN or infinity."
+            )
         return found
 
     z, log_weights = path_nodes(decoded, variances)

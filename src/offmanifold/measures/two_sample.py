@@ -16,6 +16,8 @@ from offmanifold import parameters
 
 Array = npt.NDArray[np.float64]
 TEMPERATURES = (0.1, 0.3, 1.0)
+# Products of so many weights neither overflow nor vanish.
+MOST_NEIGHBOURS = 10
 
 
 class TwoSample(NamedTuple):
@@ -59,10 +61,10 @@ def smooth_knn_test(
     x, y : (n, d) and (m, d)
         At least two rows each. Columns should be of comparable scale.
     k : int
-        Neighbours.
+        Neighbours, at most 10.
     temperatures : sequence of float
-        As shares of the median distance to the k-th nearest neighbour that is no copy, in the pooled sample: the unit of
-        the data does not matter.
+        As shares of the median distance to the k-th nearest neighbour (copies apart) in the pooled sample, so that the
+        unit of the data does not matter.
 
     Returns
     -------
@@ -87,31 +89,28 @@ def smooth_knn_test(
     if one.shape[1] != two.shape[1]:
         raise ValueError(f"x and y must have as many columns; got {one.shape[1]} and {two.shape[1]}.")
     n = len(one) + len(two)
-    if parameters.integer("k", k) > n - 2:
-        raise ValueError(f"k must be at most {n - 2}, with {n} rows in all; got {k}.")
+    if parameters.integer("k", k) > min(n - 2, MOST_NEIGHBOURS):
+        raise ValueError(f"k must be at most {min(n - 2, MOST_NEIGHBOURS)}, with {n} rows in all; got {k}.")
     if not len(temperatures):
         raise ValueError("temperatures must hold at least one number; got none.")
     shares = [parameters.real(f"temperatures[{i}]", value, above=0) for i, value in enumerate(temperatures)]
 
     pooled = np.concatenate([one, two])
     distances = cdist(pooled, pooled)
-    # Each row's distances to the others: the diagonal is left out.
-    off_diagonal = ~np.eye(n, dtype=bool)
-    others = distances[off_diagonal].reshape(n, n - 1)
+    np.fill_diagonal(distances, np.inf)  # no row is its own neighbour
     # Rows that are repeated have no distance to each other that a temperature could be measured by.
-    nearest = np.partition(np.where(others > 0, others, np.inf), k - 1, axis=1)[:, k - 1]
+    nearest = np.partition(np.where(distances > 0, distances, np.inf), k - 1, axis=1)[:, k - 1]
     if not np.isfinite(nearest).any():
         raise ValueError(f"x and y must differ more: no row has {k} others that differ from it.")
     scale = float(np.median(nearest[np.isfinite(nearest)]))
 
-    first = np.arange(n) < len(one)
     total, each = np.zeros((n, n)), []
     for share in shares:
-        graph = np.zeros((n, n))
-        graph[off_diagonal] = subset_marginals(-others / (share * scale), k).reshape(-1)
-        each.append(_standardised(graph, first))
+        graph = subset_marginals(distances / (-share * scale), k)
+        np.fill_diagonal(graph, 0)
+        each.append(_standardised(graph, len(one)))
         total += graph
-    statistic = _standardised(total, first)
+    statistic = _standardised(total, len(one))
     return TwoSample(statistic, float(norm.sf(statistic)), tuple(each), tuple(share * scale for share in shares))
 
 
@@ -121,16 +120,20 @@ def subset_marginals(log_weights: Array, k: int) -> Array:
     The gradient of log e_k(w), e_k the elementary symmetric polynomial, whose recursion over items
     e_k(w_1 … w_i) = e_k(w_1 … w_{i−1}) + w_i e_{k−1}(w_1 … w_{i−1}) needs no subtraction. k = 1 is the softmax.
     """
-    found = []
-    for block in torch.split(torch.from_numpy(log_weights), max(1, 2**21 // log_weights.shape[1])):
-        logits = block.clone().requires_grad_()
-        prefix: Tensor = logits
+    found = np.empty_like(log_weights)
+    # Blocks that fit into a processor's cache.
+    size = max(1, 2**17 // log_weights.shape[1])
+    for start in range(0, len(log_weights), size):
+        block = torch.from_numpy(log_weights[start : start + size])
+        # With e⁻⁴⁰ of the k-th largest weight an item is never drawn, with e⁴⁰ of it always, whatever the others are.
+        logits = (block - block.topk(k, 1).values[:, -1:]).clamp(-40, 40).requires_grad_()
+        weights = logits.exp()
+        products: Tensor = weights
         for order in range(1, k):
-            prefix = logits[:, order:] + torch.logcumsumexp(prefix, 1)[:, :-1]
-        (marginals,) = torch.autograd.grad(torch.logsumexp(prefix, 1).sum(), logits)
-        found.append(marginals)
-    every: Array = torch.cat(found).numpy()
-    return every
+            products = weights[:, order:] * products.cumsum(1)[:, :-1]
+        (marginals,) = torch.autograd.grad(products.sum(1).log().sum(), logits)
+        found[start : start + size] = marginals.numpy()
+    return found
 
 
 def permutation_moments(graph: Array, n_first: int) -> tuple[float, float]:
@@ -161,11 +164,11 @@ def permutation_moments(graph: Array, n_first: int) -> tuple[float, float]:
     return crossing * total, variance
 
 
-def _standardised(graph: Array, first: npt.NDArray[np.bool_]) -> float:
+def _standardised(graph: Array, n_first: int) -> float:
     """How far the weight between the samples is below its mean, in standard deviations; 0 where it cannot vary."""
-    mean, variance = permutation_moments(graph, int(first.sum()))
+    mean, variance = permutation_moments(graph, n_first)
     # Rows that are equally far from each other: what is left is rounding.
     if variance <= 1e-24 * float(graph.sum()) ** 2:
         return 0.0
-    between = float(graph[first][:, ~first].sum() + graph[~first][:, first].sum())
+    between = float(graph[:n_first, n_first:].sum() + graph[n_first:, :n_first].sum())
     return (mean - between) / float(np.sqrt(variance))
