@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy.spatial.distance import cdist
 
 from offmanifold.measures import smooth_knn_test
@@ -118,6 +119,8 @@ def test_order_unit_and_sides_do_not_matter(rng: np.random.Generator) -> None:
     assert np.array(smooth_knn_test(100 * x, 100 * y, k=2).temperatures) == pytest.approx(
         100 * np.array(found.temperatures)
     )
+    with torch.no_grad():
+        assert smooth_knn_test(x, y, k=2) == found
     (single,) = smooth_knn_test(x, y, temperatures=[0.3]).each
     assert smooth_knn_test(x, y, temperatures=[0.3]).statistic == pytest.approx(single)
     assert found.each[0] != pytest.approx(found.each[2])
