@@ -12,10 +12,13 @@ from offmanifold.measures.latents import (
     latent_kl,
     latent_report,
 )
+from offmanifold.measures.posterior import posterior_mismatch
+from offmanifold.measures.two_sample import TwoSample, smooth_knn_test
 
 __all__ = [
     "Estimate",
     "LatentInformation",
+    "TwoSample",
     "active_latents",
     "aggregate_mmd",
     "aupr",
@@ -28,5 +31,7 @@ __all__ = [
     "latent_kl",
     "latent_report",
     "optimal_gamma",
+    "posterior_mismatch",
     "reconstruction_error",
+    "smooth_knn_test",
 ]

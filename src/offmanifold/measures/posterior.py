@@ -1,0 +1,109 @@
+"""How far an encoder's posteriors are from those of a decoder (P2, Theorem 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from offmanifold import parameters
+from offmanifold.probability.grids import log_mixture, path_nodes
+
+Array = npt.NDArray[np.float64]
+
+
+def posterior_mismatch(
+    mean: npt.ArrayLike,
+    std: npt.ArrayLike,
+    x: npt.ArrayLike,
+    decode: Callable[[Array], npt.ArrayLike],
+    noise_variance: npt.ArrayLike,
+    *,
+    nodes: int = 1025,
+) -> Array:
+    """KL(q(z | x) ‖ p(z | x)) of each row for one latent with the prior N(0, 1), by quadrature (P2 Eq. 2, Theorem 1).
+
+    The ELBO falls short of log p(x) by this; its mean over p(x) is the posterior matching objective.
+
+    Parameters
+    ----------
+    mean, std : (n,) or (n, 1)
+        q(z | x) = N(mean, std²).
+    x : (n, d)
+    decode : callable
+        z (m, 1) → E[x | z] (m, d), in float64: the true decoder or a learned one.
+    noise_variance : float or (d,)
+        x | z ~ N(decode(z), noise_variance · I).
+    nodes : int
+        Even nodes over ± 8 std of the expectation under q. log p(x) has its own: see
+        :func:`~offmanifold.probability.grids.path_nodes`.
+
+    Returns
+    -------
+    (n,)
+        Nats; not below 0 but by the quadrature's error.
+
+    Raises
+    ------
+    ValueError
+        Where shapes do not agree, or a deviation or a variance is not positive.
+    """
+    rows = np.asarray(x, dtype=np.float64)
+    if rows.ndim != 2 or len(rows) == 0:
+        raise ValueError(f"x must be of shape (n, d); got {rows.shape}.")
+    means, deviations = _column("mean", mean, len(rows)), _column("std", std, len(rows))
+    variances = np.asarray(noise_variance, dtype=np.float64)
+    if variances.shape not in ((), rows.shape[1:]):
+        raise ValueError(
+            f"noise_variance must be one number or of shape {rows.shape[1:]}, one for each column; "
+            f"got {variances.shape}."
+        )
+    for name, values in (("std", deviations), ("noise_variance", variances)):
+        if not (values > 0).all():
+            raise ValueError(f"{name} must be positive everywhere; got {values.min():g}.")
+    parameters.integer("nodes", nodes, minimum=3)
+
+    def decoded(z: Array) -> Array:
+        found = np.asarray(decode(z), dtype=np.float64)
+        if found.shape != (len(z), rows.shape[1]):
+            raise ValueError(
+                f"decode must return ({len(z)}, {rows.shape[1]}) from z of shape {z.shape}; got {found.shape}."
+            )
+        if not np.isfinite(found).all():
+            raise ValueError(
+                "decode must return finite numbers for z between −8 and 8 and where q lies; got NaN or infinity."
+            )
+        return found
+
+    z, log_weights = path_nodes(decoded, variances)
+    log_p = log_mixture(rows, decoded(z[:, None]), log_weights, variances)
+    log_det = np.log(2 * np.pi * np.broadcast_to(variances, rows.shape[1:])).sum()
+    log_likelihood = -0.5 * (_expected_squares(means, deviations, rows, decoded, variances, nodes) + log_det)
+    kl_to_prior = 0.5 * (deviations**2 + means**2 - 1) - np.log(deviations)
+    mismatch: Array = log_p - (log_likelihood - kl_to_prior)
+    return mismatch
+
+
+def _expected_squares(
+    means: Array, deviations: Array, rows: Array, decoded: Callable[[Array], Array], variances: Array, nodes: int
+) -> Array:
+    """E_q Σ (x − decode(z))²/variance: ``(n,)``. Nodes go with q, which may be narrower than any shared grid."""
+    t = np.linspace(-8, 8, nodes)
+    weights = np.exp(-0.5 * t**2)
+    weights /= weights.sum()
+    found = np.empty(len(rows))
+    size = max(1, 2**17 // nodes)
+    for start in range(0, len(rows), size):
+        part = slice(start, start + size)
+        z = means[part, None] + deviations[part, None] * t
+        outputs = decoded(z.reshape(-1, 1)).reshape(*z.shape, -1)
+        found[part] = ((rows[part, None] - outputs) ** 2 / variances).sum(2) @ weights
+    return found
+
+
+def _column(name: str, values: npt.ArrayLike, n: int) -> Array:
+    column = np.asarray(values, dtype=np.float64)
+    if column.shape not in ((n,), (n, 1)):
+        raise ValueError(f"{name} must be of shape ({n},) or ({n}, 1), one for each row of x; got {column.shape}.")
+    return column.reshape(n)

@@ -1,0 +1,83 @@
+"""Posterior mismatch against a linear Gaussian model, whose posteriors are Gaussian, and against a toy world."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+from offmanifold.data.worlds import WORLDS
+from offmanifold.measures import posterior_mismatch
+
+SLOPE, BIAS = np.array([0.7, -1.5, 0.2]), np.array([0.0, 1.0, -0.5])
+
+
+def linear(z: np.ndarray) -> np.ndarray:
+    return z * SLOPE + BIAS
+
+
+def true_posterior(x: np.ndarray, variance: Any) -> tuple[np.ndarray, float]:
+    precision = 1 + (SLOPE**2 / variance).sum()
+    return ((x - BIAS) * SLOPE / variance).sum(1) / precision, precision**-0.5
+
+
+@pytest.mark.parametrize("variance", [0.5, 1e-4, np.array([0.1, 1e-3, 2.0])], ids=["wide", "narrow", "per-dimension"])
+def test_a_linear_decoder(variance: Any) -> None:
+    rng = np.random.default_rng(0)
+    x = linear(rng.normal(size=(20, 1))) + np.sqrt(variance) * rng.normal(size=(20, 3))
+    mean, std = true_posterior(x, variance)
+    assert posterior_mismatch(mean, np.full(20, std), x, linear, variance) == pytest.approx(0, abs=1e-7)
+    for shift, factor in ((0.5, 1.0), (-2.0, 0.01), (3.0, 4.0)):
+        q_mean, q_std = mean + shift * std, factor * std
+        expected = 0.5 * (factor**2 + shift**2 - 1) - np.log(factor)
+        found = posterior_mismatch(q_mean[:, None], np.full((20, 1), q_std), x, linear, variance)
+        np.testing.assert_allclose(found, expected, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["figure-8", "clusters", "spiral-dots"])
+def test_a_world_agrees_with_its_posterior_density(name: str) -> None:
+    world, rng = WORLDS[name], np.random.default_rng(1)
+    x, _, _ = world.sample(10, rng)
+    mean, std = rng.normal(size=10), rng.uniform(0.2, 0.8, 10)
+    found = posterior_mismatch(mean, std, x, world.decode, world.noise_variance)
+    z = np.linspace(-8, 8, 80_001)
+    q = norm.pdf(z, mean[:, None], std[:, None])
+    # Where p(z | x) underflows, its logarithm does not.
+    log_p = np.array([world.log_likelihood(np.tile(row, (len(z), 1)), z) for row in x]) + norm.logpdf(z)
+    log_p -= world.log_prob(x)[:, None]
+    expected = (q * (norm.logpdf(z, mean[:, None], std[:, None]) - log_p)).sum(1) * (z[1] - z[0])
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert (found > 0).all()
+
+
+def test_a_posterior_with_two_modes_costs_log_two() -> None:
+    """|z| seen without much noise: the best Gaussian covers one of two modes, and misses log 2 nats."""
+    z = np.array([0.5, 1.0, 1.5])
+    variance = 1e-4
+    std = (1 + 1 / variance) ** -0.5
+    found = posterior_mismatch(z * std**2 / variance, np.full(3, std), z[:, None], np.abs, variance)
+    np.testing.assert_allclose(found, np.log(2), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"mean": np.zeros(4)}, r"mean must be of shape \(5,\) or \(5, 1\).* got \(4,\)"),
+        ({"std": np.ones((5, 2))}, r"std must be .* got \(5, 2\)"),
+        ({"std": np.zeros(5)}, "std must be positive everywhere; got 0"),
+        ({"x": np.zeros(5)}, r"x must be of shape \(n, d\); got \(5,\)"),
+        ({"noise_variance": -1.0}, "noise_variance must be positive"),
+        ({"noise_variance": np.ones(2)}, r"noise_variance must be one number or of shape \(3,\)"),
+        ({"decode": lambda z: z}, r"decode must return \(16385, 3\) .* got \(16385, 1\)"),
+        ({"decode": lambda z: np.where(z > 7.9, np.nan, linear(z))}, "decode must return finite numbers"),
+        ({"nodes": 1}, "nodes must be an integer of at least 3"),
+    ],
+)
+def test_bad_arguments_are_named(arguments: dict[str, Any], message: str) -> None:
+    given: dict[str, Any] = {
+        "mean": np.zeros(5), "std": np.ones(5), "x": np.zeros((5, 3)), "decode": linear, "noise_variance": 1.0,
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=message):
+        posterior_mismatch(**(given | arguments))
