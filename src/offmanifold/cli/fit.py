@@ -25,6 +25,8 @@ CONFIG_KEYS = ("detector", "array", "drop", "threads", "parameters")
 DEFAULT_DETECTOR = "ae"
 # Sizes are compared by their likelihood.
 SIZED_DETECTOR = "vae"
+# Takes what is not normal.
+TOLD_DETECTOR = "negative-vae"
 
 
 def fit(
@@ -51,6 +53,10 @@ def fit(
     config: Annotated[
         Path | None,
         typer.Option("--config", metavar="FILE.toml", help="Read detector, array, drop, threads and \\[parameters]."),
+    ] = None,
+    negatives: Annotated[
+        Path | None,
+        typer.Option("--negatives", metavar="OTHER", help="Rows of what is not normal, to train against."),
     ] = None,
     array: common.ArrayOption = None,
     drop: common.DropOption = None,
@@ -79,13 +85,16 @@ def fit(
       offmanifold fit sensors.parquet --drop timestamp --set false_alarm_rate=0.01 --resume
 
       offmanifold fit normal.csv --capacity auto
+
+      offmanifold fit images/ --negatives not-normal/ --out model.safetensors
     """
     if capacity not in (None, "auto"):
         raise common.UsageError(f"--capacity takes auto; got {capacity!r}. A factor is set with --set capacity=2.")
     chosen = _read_config(config)
     if threads is not None:
         chosen["threads"] = threads
-    name = detector or chosen.get("detector", DEFAULT_DETECTOR if capacity is None else SIZED_DETECTOR)
+    usual = TOLD_DETECTOR if negatives is not None else DEFAULT_DETECTOR if capacity is None else SIZED_DETECTOR
+    name = detector or chosen.get("detector", usual)
     array = array or chosen.get("array")
     drop = drop or chosen.get("drop")
 
@@ -112,6 +121,7 @@ def fit(
     model = make(**{"verbose": False if quiet else "auto", **values})
 
     rows = open_source(data, array=array, drop=drop or ()).load()
+    told = None if negatives is None else open_source(negatives, array=array, drop=drop or ()).load()
     began = time.monotonic()
     if not resume:
         search.unlink(missing_ok=True)
@@ -125,7 +135,7 @@ def fit(
     with warnings.catch_warnings(record=True) as caught, limited_to(chosen.get("threads")):
         warnings.simplefilter("always", UserWarning)
         try:
-            model.fit(rows, checkpoint=checkpoint, resume=resume, checkpoint_every=checkpoint_every)
+            model.fit(rows, negatives=told, checkpoint=checkpoint, resume=resume, checkpoint_every=checkpoint_every)
         except KeyboardInterrupt:
             raise common.Stopped(
                 f"Interrupted; the run is saved in {checkpoint}. Repeat the command with --resume to go on."

@@ -8,7 +8,20 @@ from typing import Annotated
 import typer
 
 import offmanifold
-from offmanifold.cli import common, demo, detectors, diagnose, evaluate, explain, fit, inspect, report, score, study
+from offmanifold.cli import (
+    common,
+    demo,
+    detectors,
+    diagnose,
+    evaluate,
+    explain,
+    fit,
+    inspect,
+    negatives,
+    report,
+    score,
+    study,
+)
 
 app = typer.Typer(
     name="offmanifold",
@@ -18,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (fit, score, explain, evaluate, inspect, diagnose, report, detectors, demo):
+for command in (fit, score, explain, evaluate, inspect, diagnose, report, negatives, detectors, demo):
     app.command(rich_help_panel="Commands")(getattr(command, command.__name__.rsplit(".", 1)[-1]))
 app.add_typer(study.app, name="study", rich_help_panel="Commands")
 

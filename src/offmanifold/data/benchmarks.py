@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -44,12 +45,20 @@ class Images(NamedTuple):
 
 
 def images(name: str) -> Images:
-    """Load ``name.npz`` from the data folder; a missing part is empty."""
+    """Load ``name.npz`` from the data folder, read-only; a missing part is empty."""
     path = data_folder() / f"{name}.npz"
     if not path.is_file():
         raise DataMissing(f"{path} does not exist; docs/data.md says where {name} comes from.")
+    return _images(path.resolve())
+
+
+# The files are packed tightly: unpacking takes seconds, and a study's jobs ask for the same ones.
+@functools.lru_cache(maxsize=4)
+def _images(path: Path) -> Images:
     with np.load(path, allow_pickle=False) as arrays:
         held = {key: arrays[key] for key in arrays.files}
+    for array in held.values():
+        array.flags.writeable = False
     nothing = held["x_test"][:0]
     return Images(
         held.get("x_train", nothing), held["x_test"], held.get("y_train", nothing), held.get("y_test", nothing)

@@ -14,6 +14,9 @@ from offmanifold.studies.latent_size import STUDY as LATENT_SIZE
 from offmanifold.studies.learned_gamma import STUDY as LEARNED_GAMMA
 from offmanifold.studies.mnist_holdout import STUDY as MNIST_HOLDOUT
 from offmanifold.studies.mnist_ood import STUDY as MNIST_OOD
+from offmanifold.studies.negatives_colour import STUDY as NEGATIVES_COLOUR
+from offmanifold.studies.negatives_grey import STUDY as NEGATIVES_GREY
+from offmanifold.studies.negatives_sources import STUDY as NEGATIVES_SOURCES
 from offmanifold.studies.penalties import STUDY as PENALTIES
 from offmanifold.studies.pretraining import STUDY as PRETRAINING
 from offmanifold.studies.pruning import STUDY as PRUNING
@@ -43,6 +46,9 @@ STUDIES: dict[str, Study] = {
         SCORE_CHOICE,
         SMOOTHING,
         PENALTIES,
+        NEGATIVES_GREY,
+        NEGATIVES_COLOUR,
+        NEGATIVES_SOURCES,
         DOCTOR,
         EXPLANATIONS,
     )
