@@ -34,7 +34,7 @@ def lagging_settings(lagging: Sequence[float]) -> list[float]:
     ]
 
 
-def settled(threshold: float, repeats: int, dimensions: int) -> Callable[[Sequence[float]], bool]:
+def settled(threshold: float, repeats: int, dimensions: float) -> Callable[[Sequence[float]], bool]:
     """Return what says of the losses so far, nats a dimension, whether their means over ``repeats`` still fall."""
 
     def enough(losses: Sequence[float]) -> bool:

@@ -9,6 +9,7 @@ from offmanifold.studies.density_2d import STUDY as DENSITY_2D
 from offmanifold.studies.doctor_zoo import STUDY as DOCTOR
 from offmanifold.studies.explanations import STUDY as EXPLANATIONS
 from offmanifold.studies.fashion_vs_mnist import STUDY as FASHION_VS_MNIST
+from offmanifold.studies.latent_count import STUDY as LATENT_COUNT
 from offmanifold.studies.latent_dim import STUDY as LATENT_DIM
 from offmanifold.studies.latent_size import STUDY as LATENT_SIZE
 from offmanifold.studies.learned_gamma import STUDY as LEARNED_GAMMA
@@ -17,6 +18,7 @@ from offmanifold.studies.mnist_ood import STUDY as MNIST_OOD
 from offmanifold.studies.negatives_colour import STUDY as NEGATIVES_COLOUR
 from offmanifold.studies.negatives_grey import STUDY as NEGATIVES_GREY
 from offmanifold.studies.negatives_sources import STUDY as NEGATIVES_SOURCES
+from offmanifold.studies.noise_variance import STUDY as NOISE_VARIANCE
 from offmanifold.studies.penalties import STUDY as PENALTIES
 from offmanifold.studies.pretraining import STUDY as PRETRAINING
 from offmanifold.studies.pruning import STUDY as PRUNING
@@ -24,6 +26,7 @@ from offmanifold.studies.sampler_settings import STUDY as SAMPLER_SETTINGS
 from offmanifold.studies.samples import STUDY as SAMPLES
 from offmanifold.studies.score_choice import STUDY as SCORE_CHOICE
 from offmanifold.studies.smoothing import STUDY as SMOOTHING
+from offmanifold.studies.unsupervised_toys import STUDY as UNSUPERVISED_TOYS
 
 STUDIES: dict[str, Study] = {
     study.name: study
@@ -49,6 +52,9 @@ STUDIES: dict[str, Study] = {
         NEGATIVES_GREY,
         NEGATIVES_COLOUR,
         NEGATIVES_SOURCES,
+        UNSUPERVISED_TOYS,
+        NOISE_VARIANCE,
+        LATENT_COUNT,
         DOCTOR,
         EXPLANATIONS,
     )
