@@ -25,6 +25,8 @@ from offmanifold.studies.pruning import STUDY as PRUNING
 from offmanifold.studies.sampler_settings import STUDY as SAMPLER_SETTINGS
 from offmanifold.studies.samples import STUDY as SAMPLES
 from offmanifold.studies.score_choice import STUDY as SCORE_CHOICE
+from offmanifold.studies.semi_real import STUDY as SEMI_REAL
+from offmanifold.studies.semi_toys import STUDY as SEMI_TOYS
 from offmanifold.studies.smoothing import STUDY as SMOOTHING
 from offmanifold.studies.unsupervised_toys import STUDY as UNSUPERVISED_TOYS
 
@@ -55,6 +57,8 @@ STUDIES: dict[str, Study] = {
         UNSUPERVISED_TOYS,
         NOISE_VARIANCE,
         LATENT_COUNT,
+        SEMI_TOYS,
+        SEMI_REAL,
         DOCTOR,
         EXPLANATIONS,
     )

@@ -1,0 +1,177 @@
+"""Negatives: what is refused, what is warned of, what helps, and the rating before training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from offmanifold import VAE, NegativeVAE, SemiSupervisedVAE, TrainingDiverged, auroc
+from offmanifold.cli.main import app
+from offmanifold.diagnosis.negatives import rate_negatives
+from offmanifold.training import loop
+from offmanifold.training.phases import Optimizer, ParameterGroup, Phase, Unfit, Update
+
+QUICK: dict[str, Any] = {"steps": 150, "random_state": 0, "verbose": False}
+
+
+@pytest.fixture(scope="module")
+def sevens(digits: Any) -> dict[str, np.ndarray]:
+    """Round digits to learn, and others."""
+    images, labels = digits
+    normal = images[np.isin(labels, (0, 6))]
+    return {"normal": normal[:250], "held_out": normal[250:], "ones": images[labels == 1], "fours": images[labels == 4]}
+
+
+@pytest.fixture(scope="module")
+def plain(sevens: dict[str, np.ndarray]) -> VAE:
+    return VAE(**QUICK).fit(sevens["normal"])
+
+
+def test_a_hundred_images_of_what_is_not_normal_are_one_argument(plain: VAE, sevens: dict[str, np.ndarray]) -> None:
+    told = NegativeVAE(**QUICK, latent_dim=5).fit(sevens["normal"], negatives=sevens["ones"][:100])
+    assert told.settings_["negatives"] == {"given": 1.0}
+    before, after = (
+        auroc(detector.score_samples(sevens["held_out"]), detector.score_samples(sevens["ones"][100:])).value
+        for detector in (VAE(**QUICK, latent_dim=5).fit(sevens["normal"]), told)
+    )
+    assert after > 0.95 and after >= before - 0.01
+    # Negatives are far from the prior of normal rows, and known to be.
+    kl = told.scores(sevens["ones"][100:])["kl"].mean(), told.scores(sevens["held_out"])["kl"].mean()
+    assert kl[0] < kl[1] - 10
+
+
+@pytest.mark.parametrize("negative_loss", ["prior", "eubo"])
+@pytest.mark.parametrize("source", ["adversarial", "hard", "noise", {"random": 1.0, "hard": 0.5}])
+def test_every_source_and_loss_trains(source: Any, negative_loss: str, sevens: dict[str, np.ndarray]) -> None:
+    detector = NegativeVAE(negatives=source, negative_loss=negative_loss, steps=5, verbose=False, random_state=0)
+    detector.fit(sevens["normal"][:80])
+    assert np.isfinite(detector.score_samples(sevens["held_out"])).all()
+    names = source if isinstance(source, dict) else [source]
+    assert all(f"negative_kl/{name}" in detector.history_[-1] for name in names)
+
+
+def test_what_cannot_be_negatives(sevens: dict[str, np.ndarray], plane: Any) -> None:
+    normal = sevens["normal"]
+    with pytest.raises(ValueError, match=r"negatives: .*trained on grey images of 8×8 pixels; got a table"):
+        NegativeVAE(**QUICK).fit(normal, negatives=plane[0])
+    with pytest.raises(ValueError, match=r"negatives='given' takes rows .*fit\(X, negatives=rows\)"):
+        NegativeVAE(**QUICK, negatives="given").fit(normal)
+    with pytest.raises(ValueError, match="negatives='noise' does not use them"):
+        NegativeVAE(**QUICK, negatives="noise").fit(normal, negatives=normal)
+    with pytest.raises(ValueError, match=r"a source is set by NegativeVAE\(negatives='hard'\)"):
+        NegativeVAE(**QUICK).fit(normal, negatives="hard")
+    with pytest.raises(ValueError, match=r"negatives\['hard'\] must be a finite number, above 0; got -1"):
+        NegativeVAE(**QUICK, negatives={"hard": -1}).fit(normal)
+    with pytest.raises(ValueError, match="negatives='hrad' is unknown. Did you mean 'hard'"):
+        NegativeVAE(**QUICK, negatives="hrad").fit(normal)
+    with pytest.raises(ValueError, match="upper_samples must be an integer of at least 1; got -2"):
+        NegativeVAE(**QUICK, upper_samples=-2).fit(normal)
+    with pytest.raises(TypeError, match="VAE learns from normal rows alone.*Use NegativeVAE"):
+        VAE(**QUICK).fit(normal, negatives=normal)
+    detector = NegativeVAE(steps=2, verbose=False, random_state=0, calibration_fraction=0.1)
+    half_own = np.concatenate([normal[detector.split(len(normal))[2][:20]], sevens["ones"][:20]])
+    with pytest.warns(UserWarning, match="50% of the negatives are training rows as well"):
+        detector.fit(normal, negatives=half_own)
+
+
+def test_a_path_serves_as_well(sevens: dict[str, np.ndarray], tmp_path: Path) -> None:
+    np.save(tmp_path / "odd.npy", sevens["ones"])
+    settings = {"steps": 5, "verbose": False, "random_state": 0}
+    from_file = NegativeVAE(**settings).fit(sevens["normal"], negatives=tmp_path / "odd.npy")
+    from_array = NegativeVAE(**settings).fit(sevens["normal"], negatives=sevens["ones"])
+    np.testing.assert_array_equal(
+        from_file.score_samples(sevens["held_out"]), from_array.score_samples(sevens["held_out"])
+    )
+
+
+def test_a_collapse_is_named_and_rolled_back() -> None:
+    import torch
+
+    model = torch.nn.Linear(1, 1)
+    checks = iter([False, False, True, False, True, True])
+
+    def loss(rows: torch.Tensor, generator: torch.Generator) -> Any:
+        return model(rows).square().flatten(), {}
+
+    def judge(rows: torch.Tensor, generator: torch.Generator) -> Any:
+        if next(checks):
+            raise Unfit("the samples are all alike")
+        return float(model.weight.detach().abs()), {}
+
+    update = Update((ParameterGroup.of("all", model),), loss, Optimizer(0.01))
+    phase = Phase("adversarial", (update,), 60, 4, judge=judge, checks=6, rollbacks=2)
+    rows = torch.ones(8, 1)
+    with pytest.raises(TrainingDiverged, match="the samples are all alike"):
+        loop.train(model, [phase], rows, rows, seed=0)
+
+
+def test_headroom_is_what_the_model_does_not_know_yet(plain: VAE, sevens: dict[str, np.ndarray]) -> None:
+    rng = np.random.default_rng(0)
+    sets = {
+        "same": sevens["normal"][:100],
+        "noise": rng.uniform(size=(100, 8, 8)),
+        "ones": sevens["ones"],
+    }
+    told: list[str] = []
+    found = {one.name: one for one in rate_negatives(plain, sevens["held_out"], sets, report=told.append)}
+    assert len(told) == 3
+    assert found["noise"].known > 0.95 and abs(found["noise"].headroom) < 0.05
+    assert abs(found["same"].separable - 0.5) < 0.25 and found["same"].distance < 1.3
+    assert found["ones"].separable > 0.9
+    for one in found.values():
+        assert one.headroom == pytest.approx(one.separable - one.known)
+    assert json.dumps([one.to_json() for one in found.values()])
+    with pytest.raises(ValueError, match=r"candidates\['flat'\]: .*8×8"):
+        rate_negatives(plain, sevens["held_out"], {"flat": np.zeros((9, 4))})
+    with pytest.raises(ValueError, match="X_normal has 5 rows"):
+        rate_negatives(plain, sevens["held_out"][:5], sets)
+    with pytest.raises(ValueError, match="candidates is empty"):
+        rate_negatives(plain, sevens["held_out"], {})
+
+
+def test_on_the_command_line(sevens: dict[str, np.ndarray], tmp_path: Path) -> None:
+    for name in ("normal", "held_out", "ones"):
+        np.save(tmp_path / f"{name}.npy", sevens[name])
+    model, normal, odd = (str(tmp_path / name) for name in ("m.safetensors", "normal.npy", "ones.npy"))
+    run = CliRunner().invoke
+    done = run(app, ["fit", normal, "--negatives", odd, "--out", model, "--set", "steps=5", "-q"])
+    assert done.exit_code == 0, done.output
+    done = run(app, ["negatives", model, odd, "--normal", str(tmp_path / "held_out.npy"), "--json"])
+    assert done.exit_code == 0, done.output
+    (rated,) = json.loads(done.stdout)
+    assert rated["name"] == "ones.npy" and 0 <= rated["separable"] <= 1
+    done = run(app, ["negatives", model, odd, "--normal", str(tmp_path / "held_out.npy")])
+    assert "headroom" in done.stdout and "ones.npy" in done.stdout
+
+
+def test_labels_that_say_little_or_nothing(plane: Any) -> None:
+    rows = plane[0]
+    settings = {"steps": 3, "verbose": False, "random_state": 0}
+    with pytest.warns(UserWarning, match="y holds no label"):
+        SemiSupervisedVAE(**settings).fit(rows)
+    with pytest.warns(UserWarning, match="Every label is 3"):
+        SemiSupervisedVAE(**settings).fit(rows, np.full(len(rows), 3))
+    with pytest.raises(ValueError, match=r"y must hold one label for each of the 400 rows; got shape \(3,\)"):
+        SemiSupervisedVAE(**settings).fit(rows, [1, 2, 3])
+    words = np.where(np.arange(len(rows)) % 2, "odd", "even").astype(object)
+    words[50:] = None
+    detector = SemiSupervisedVAE(**settings).fit(rows, words)
+    assert detector.classes_.tolist() == ["even", "odd"]
+    assert set(detector.predict_label(rows[:20])) <= {"even", "odd"}
+    np.testing.assert_allclose(detector.predict_proba(rows).sum(1), 1, atol=1e-6)
+    assert detector.sample(4, y="odd", random_state=0).shape == (4, 5)
+    assert detector.counterfactual(rows[:3], "even").shape == (3, 5)
+    for ask in (lambda: detector.sample(2, y="neither"), lambda: detector.counterfactual(rows[:3], "neither")):
+        with pytest.raises(ValueError, match="y=neither: training saw no such label. It saw even, odd"):
+            ask()
+    numbers = np.where(np.arange(len(rows)) < 100, rows[:, 0] / 3, np.nan)
+    continuous = SemiSupervisedVAE(**settings).fit(rows, numbers)
+    assert continuous.labels_.kind == "continuous"
+    with pytest.raises(ValueError, match="no probability; predict_label"):
+        continuous.predict_proba(rows)
+    assert continuous.counterfactual(rows[:3], 0.5).shape == (3, 5)
