@@ -96,8 +96,8 @@ def table(records: list[Record]) -> str:
     lines = [
         "Smooth k-NN statistic against the rows of a third of the table (lower is better; ours has settings of its "
         f"own, so only ranks compare with the paper's, in brackets). {first['restarts']} restarts, {first['steps']:,} "
-        "steps; σ² of 0.01 or 0.5, chosen by p(x) on another third. Mean over splits with Student's 95 % interval where "
-        "there are several.",
+        "steps; σ² of 0.01 or 0.5, chosen by p(x) on another third. Mean over splits with Student's 95 % interval "
+        "where there are several.",
         "",
         "| table | method | p(x) | cohort 1 | cohort 2 | cohort 3 | accuracy |",
         "|---|---|---|---|---|---|---|",

@@ -117,8 +117,8 @@ def table(records: list[Record]) -> str:
     """Return the Markdown table."""
     first = records[0]["job"]
     lines = [
-        f"Smooth k-NN statistic (lower is better; ours has settings of its own, so only ranks compare with the paper's, in "
-        f"brackets). {first['rows']:,} rows, a tenth of them with labels; {first['restarts']} restarts from random "
+        f"Smooth k-NN statistic (lower is better; ours has its own settings, so only ranks compare with the paper's, "
+        f"in brackets). {first['rows']:,} rows, a tenth of them with labels; {first['restarts']} restarts from random "
         f"weights, {first['steps']:,} steps (LIN a tenth of the joint ones). Cohorts: y = 0 and 1; y = ∓3.5.",
         "",
         "| world | method | p(x) | first cohort | second cohort |",
