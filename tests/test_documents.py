@@ -49,6 +49,7 @@ def test_readmes_python_runs(tmp_path: Path, plane: Any, monkeypatch: pytest.Mon
     torch.manual_seed(0)
     normal, odd = plane
     namespace = {"X_normal": normal, "X_new": odd, "X_train": normal[:300], "X_held_out": normal[300:]}
+    namespace |= {"X_odd": odd, "y": np.where(np.arange(len(normal)) % 5, -1, normal[:, 0] > 0)}
     for code in blocks("README.md", "python"):
         exec(code, namespace)
     assert namespace["detector"].settings_["latent_dim"] == namespace["found"].parameters["latent_dim"]
