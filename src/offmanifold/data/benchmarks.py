@@ -78,7 +78,7 @@ def others_named(paths: Mapping[str, str], most: int, like: Pixels) -> dict[str,
     """Read at most ``most`` of a user's images of each kind, files or folders by label; they must be of one size."""
     found = {}
     for label, path in paths.items():
-        pixels = np.asarray(open_source(path).load())[:most]
+        pixels = np.asarray(next(open_source(path).chunks(most)))
         if pixels.dtype != np.uint8 or pixels.shape[1:] != like.shape[1:]:
             size = " × ".join(map(str, like.shape[1:]))
             raise ValueError(

@@ -207,7 +207,7 @@ def red_team(patient: Patient) -> Finding:
 
 def identity(patient: Patient) -> Finding:
     """Is a step off the data noticed more than an equal step along them, or does the model copy whatever comes?"""
-    distances, nearest = patient.nearest(patient.normal)
+    distances, nearest = patient.own_nearest
     # A row that has an equal in the reference has no direction along the data.
     kept = distances > 0
     if kept.sum() < FEWEST // 2 or patient.normal[0].size == 1:
@@ -267,7 +267,7 @@ def attack(patient: Patient) -> Finding:
         if patient.is_image:
             rows = rows.clamp(0, 1)
     ends = patient.from_prepared(rows)
-    far = patient.nearest(ends)[0] > np.quantile(patient.nearest(patient.normal)[0], 0.99)
+    far = patient.nearest(ends)[0] > np.quantile(patient.own_nearest[0], 0.99)
     fooled = far & (patient.score(ends) > np.median(patient.scores))
     number = proportion(int(fooled.sum()), len(fooled))
     grade = _graded(number.value, warn=0.3, fail=0.9)

@@ -108,7 +108,7 @@ def rate_negatives(
     if patient.count < 12:
         raise ValueError(f"X_normal has {patient.count} rows; at least 12 are needed, a part of them held out.")
     held_out = patient.normal
-    own_distance = float(np.median(patient.nearest(held_out)[0]))
+    own_distance = float(np.median(patient.own_nearest[0]))
     own_spread = _spread(held_out)
     found = []
     for name, values in candidates.items():

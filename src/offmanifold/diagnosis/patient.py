@@ -51,6 +51,7 @@ class Patient:
             block = rows.take(evenly(len(rows), most)).astype(np.float64)
             block = block[np.random.default_rng(seed).permutation(len(block))]
         self.count = len(block)
+        self._made: dict[str, Any] = {}
         half = len(block) // 2
         self.scaler = (
             Standardiser.identity(1)
@@ -80,8 +81,10 @@ class Patient:
         return self.score(self.normal)
 
     def made(self, family: str) -> Any:
-        """Return synthetic outliers of a family, as many as there are normal rows."""
-        return outliers.make(family, torch.from_numpy(self.normal), self.generator()).numpy()
+        """Return synthetic outliers of a family, as many as there are normal rows; several checks look at them."""
+        if family not in self._made:
+            self._made[family] = outliers.make(family, torch.from_numpy(self.normal), self.generator()).numpy()
+        return self._made[family]
 
     # --- the plain methods ------------------------------------------------------------------------------
 
@@ -107,6 +110,11 @@ class Patient:
         left = flat - self._components.inverse_transform(self._components.transform(flat))
         squares: Float64Array = (left**2).sum(1)
         return -squares
+
+    @functools.cached_property
+    def own_nearest(self) -> tuple[Float64Array, Any]:
+        """:meth:`nearest` of the normal rows."""
+        return self.nearest(self.normal)
 
     def nearest(self, rows: Any) -> tuple[Float64Array, Any]:
         """Return the distance to the nearest row of the reference, and that row."""
