@@ -21,6 +21,7 @@ from offmanifold.studies.sampler_settings import STUDY as SAMPLER_SETTINGS
 from offmanifold.studies.samples import STUDY as SAMPLES
 from offmanifold.studies.score_choice import STUDY as SCORE_CHOICE
 from offmanifold.studies.smoothing import STUDY as SMOOTHING
+from offmanifold.studies.tables import STUDY as TABLES
 
 STUDIES: dict[str, Study] = {
     study.name: study
@@ -45,6 +46,7 @@ STUDIES: dict[str, Study] = {
         PENALTIES,
         DOCTOR,
         EXPLANATIONS,
+        TABLES,
     )
 }
 
