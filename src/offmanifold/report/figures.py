@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +105,9 @@ def dot_rows(path: Path, rows: Sequence[tuple[str, float, float, float, float | 
     write_figure(figure, path)
 
 
-def critical_difference(path: Path, ranks: Mapping[str, float], difference: float | None) -> None:
+def critical_difference(
+    path: Path, ranks: Mapping[str, float], difference: float | None, emphasised: Collection[str] = ()
+) -> None:
     """Draw mean ranks on a line, best to the left; a bar joins methods that no test tells apart (Demšar 2006).
 
     Parameters
@@ -114,6 +116,7 @@ def critical_difference(path: Path, ranks: Mapping[str, float], difference: floa
     ranks : mapping of label → mean rank
     difference : float, optional
         The critical difference, drawn above the line; without it no bars are drawn.
+    emphasised : collection of labels
     """
     names = sorted(ranks, key=ranks.__getitem__)
     places = [ranks[name] for name in names]
@@ -122,8 +125,8 @@ def critical_difference(path: Path, ranks: Mapping[str, float], difference: floa
     # Heights in lines: the axis at 0, bars below it, then the labels, a half of them on each side.
     bars, labels = 0.5, 0.5 + 0.45 * len(groups)
     lowest = labels + half
-    margin = 0.45 * last
-    figure = new_figure(9, 0.8 + 0.3 * (lowest + 1.5))
+    margin = 0.4 * last
+    figure = new_figure(8, 0.25 * (lowest + 2))
     axes = figure.subplots()
     axes.set_xlim(1 - margin, last + margin)
     axes.set_ylim(lowest, -1.9)
@@ -141,11 +144,12 @@ def critical_difference(path: Path, ranks: Mapping[str, float], difference: floa
         axes.plot([places[first] - 0.06, places[end] + 0.06], [height, height], color=NORMAL, linewidth=4)
     for index, (name, place) in enumerate(zip(names, places, strict=True)):
         left = index < half
-        # The outermost label is the lowest on either side, so that no line crosses another.
-        height = labels + 0.5 + (half - 1 - index if left else index - half) * 1.0
+        # The outermost label is the highest on either side, so that no line crosses another.
+        height = labels + 0.5 + (index if left else len(names) - 1 - index)
         side = 0.9 if left else last + 0.1
         axes.plot([place, place, side], [0, height, height], color="0.4", linewidth=0.8)
         axes.plot(place, 0, "o", color="black", markersize=3)
         label = f"{name}  {place:.2f} " if left else f" {place:.2f}  {name}"
-        axes.text(side, height, label, ha="right" if left else "left", va="center", fontsize=9)
+        weight = "bold" if name in emphasised else "normal"
+        axes.text(side, height, label, ha="right" if left else "left", va="center", fontsize=9, fontweight=weight)
     write_figure(figure, path)

@@ -274,14 +274,20 @@ def _speed(found: Seen, row: str) -> tuple[str, str]:
     return f"{fit:.1f}", f"{rows / max(score, 1e-9):,.0f}"
 
 
+def _with_halves(values: Array) -> list[str]:
+    """Return cells of the mean over tables, and over every other of them, from the first on and from the second on."""
+    parts = (values, values[:, ::2], values[:, 1::2])
+    return [shown(part.mean(1).tolist() if part.size else [], share=True) for part in parts]
+
+
 def _mains(found: Seen) -> list[str]:
     ranks, difference, p = _compared(found)
     lines = [
         f"{len(found.tables)} tables, AUROC and area under precision and recall, mean over tables. One default "
         f"for all. {REFERENCE} (the fifth neighbour), LOF, IForest and ECOD are given standardised columns, as is "
-        "usual; the others standardise by themselves. Halves: every other table by name. Rank: mean over tables. Against "
-        f"{REFERENCE}: tables where the AUROC is higher, equal, lower, and the worst. Fit: all tables, one after the "
-        "other. Mean over seeds with Student's 95 % interval where there are several.",
+        "usual; the others standardise by themselves. Halves: every other table by name. Rank: mean over tables. "
+        f"Against {REFERENCE}: tables where the AUROC is higher, equal, lower, and the worst. Fit: all tables, one "
+        "after the other. Mean over seeds with Student's 95 % interval where there are several.",
         "",
         f"| detector | AUROC | first half | second half | AUPR | rank | better, equal, worse than {REFERENCE} | worst "
         "| fit (s) | rows scored a second | seeds |",
@@ -289,8 +295,8 @@ def _mains(found: Seen) -> list[str]:
     ]
     for row in found.ranked():
         values = found.values(row, _auroc)
-        cells = [shown(part.mean(1).tolist(), share=True) for part in (values, values[:, ::2], values[:, 1::2])]
-        cells += [shown(found.values(row, _aupr).mean(1).tolist(), share=True), f"{ranks[row]:.2f}", "–", "–"]
+        cells = [*_with_halves(values), shown(found.values(row, _aupr).mean(1).tolist(), share=True)]
+        cells += [f"{ranks[row]:.2f}", "–", "–"]
         apart = found.differences(row)
         if apart is not None and row != REFERENCE:
             counts = ((apart > 0).sum(), (apart == 0).sum(), (apart < 0).sum())
@@ -330,8 +336,7 @@ def _ablations(found: Seen) -> list[str]:
         variants[part] = found.values(whole, lambda record, part=part: record["metrics"]["parts"][part])  # type: ignore[misc]
     variants |= {row: found.values(row, _auroc) for row in found.runs if ROWS[row].ablation}
     for name, values in variants.items():
-        cells = [shown(part.mean(1).tolist(), share=True) for part in (values, values[:, ::2], values[:, 1::2])]
-        lines.append(f"| {name} | {' | '.join(cells)} | {len(values)} |")
+        lines.append(f"| {name} | {' | '.join(_with_halves(values))} | {len(values)} |")
     return lines
 
 
@@ -356,7 +361,7 @@ def table(records: list[Record]) -> str:
 def figure(records: list[Record], path: Path) -> None:
     """Draw the critical-difference diagram."""
     ranks, difference, _ = _compared(seen(records))
-    critical_difference(path, ranks, difference)
+    critical_difference(path, ranks, difference, [row for row in ranks if ROWS[row].source in DETECTORS])
 
 
 STUDY = Study(
