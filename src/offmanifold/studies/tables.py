@@ -220,14 +220,13 @@ class Seen(NamedTuple):
         return [row for row in self.runs if not ROWS[row].ablation]
 
     def differences(self, row: str) -> Array | None:
-        """Return the AUROC minus that of nearest neighbours ``(tables,)``, mean over the seeds that both have."""
+        """Return the AUROC minus that of nearest neighbours ``(seeds, tables)``, for the seeds that both have."""
         own, other = self.runs[row], self.runs.get(REFERENCE, {})
         both = [seed for seed in own if seed in other]
         if not both:
             return None
         pairs = [zip(own[seed], other[seed], strict=True) for seed in both]
-        found: Array = np.mean([[_auroc(mine) - _auroc(theirs) for mine, theirs in pair] for pair in pairs], 0)
-        return found
+        return np.array([[_auroc(mine) - _auroc(theirs) for mine, theirs in pair] for pair in pairs])
 
 
 def _auroc(record: Record) -> float:
@@ -288,22 +287,24 @@ def _mains(found: Seen) -> list[str]:
         f"{len(found.tables)} tables, AUROC and area under precision and recall, mean over tables. One default "
         f"for all. {REFERENCE} (the fifth neighbour), LOF, IForest and ECOD are given standardised columns, as is "
         "usual; the others standardise by themselves. Halves: every other table by name. Rank: mean over tables. "
-        f"Against {REFERENCE}: tables where the AUROC is higher, equal, lower, and the worst. Fit: processor time "
-        "for all tables. Mean over seeds with Student's 95 % interval where there are several.",
+        f"Minus {REFERENCE}: the AUROC on the same rows; then the tables where it is higher, equal, lower, and the "
+        "worst. Fit: processor time for all tables. Mean over seeds with Student's 95 % interval where there are "
+        "several.",
         "",
-        f"| detector | AUROC | first half | second half | AUPR | rank | better, equal, worse than {REFERENCE} | worst "
-        "| fit (s) | rows scored a second | seeds |",
-        "|---" * 11 + "|",
+        f"| detector | AUROC | first half | second half | AUPR | rank | minus {REFERENCE} | better, equal, worse | "
+        "worst | fit (s) | rows scored a second | seeds |",
+        "|---" * 12 + "|",
     ]
     for row in found.ranked():
         values = found.values(row, _auroc)
         cells = [*_with_halves(values), shown(found.values(row, _aupr).mean(1).tolist(), share=True)]
-        cells += [f"{ranks[row]:.2f}", "–", "–"]
+        cells += [f"{ranks[row]:.2f}", "–", "–", "–"]
         apart = found.differences(row)
         if apart is not None and row != REFERENCE:
-            counts = ((apart > 0).sum(), (apart == 0).sum(), (apart < 0).sum())
-            cells[-2] = ", ".join(map(str, counts))
-            cells[-1] = f"{apart.min():+.3f} ({found.tables[int(apart.argmin())]})"
+            each = apart.mean(0)
+            counts = map(str, ((each > 0).sum(), (each == 0).sum(), (each < 0).sum()))
+            worst = f"{each.min():+.3f} ({found.tables[int(each.argmin())]})"
+            cells[-3:] = [shown(apart.mean(1).tolist()), ", ".join(counts), worst]
         lines.append(f"| {row} | {' | '.join(cells)} | {' | '.join(_speed(found, row))} | {len(found.runs[row])} |")
     if p is not None:
         lines += ["", f"Friedman's test that all are equally good: p = {p:.1g}; critical difference of mean ranks "
