@@ -98,27 +98,40 @@ class Table(NamedTuple):
     outliers: npt.NDArray[Any]
 
 
-def tables(seed: int, *, most_rows: int = 10_000) -> Iterator[Table]:
-    """Yield the ADBench tables of ``tables/`` under the inliers-only protocol.
-
-    The first half of the shuffled normal rows trains; the rest and all outliers test, at most ``most_rows``
-    of each.
-    """
+def table_names() -> list[str]:
+    """Return the names of the ADBench tables of ``tables/``, the smallest file first."""
     folder = data_folder() / "tables"
     paths = sorted(folder.glob("*.npz"), key=lambda path: (path.stat().st_size, path.name))
     if not paths:
         raise DataMissing(f"{folder} holds no tables; docs/data.md says where they come from.")
-    for path in paths:
-        with np.load(path, allow_pickle=False) as arrays:
-            rows, is_outlier = arrays["X"].astype(np.float64), arrays["y"].astype(bool)
-        rng = np.random.default_rng(seed)
-        normal, outliers = np.flatnonzero(~is_outlier), np.flatnonzero(is_outlier)
-        rng.shuffle(normal)
-        rng.shuffle(outliers)
-        half = len(normal) // 2
-        yield Table(
-            path.stem,
-            rows[normal[:half][:most_rows]],
-            rows[normal[half:][:most_rows]],
-            rows[outliers[:most_rows]],
-        )
+    return [path.stem for path in paths]
+
+
+def table(name: str, seed: int, *, most_rows: int = 10_000) -> Table:
+    """Load one of the ADBench tables of ``tables/`` under the inliers-only protocol.
+
+    The first half of the shuffled normal rows trains; the rest and all outliers test, at most ``most_rows``
+    of each.
+    """
+    path = data_folder() / "tables" / f"{name}.npz"
+    if not path.is_file():
+        raise DataMissing(f"{path} does not exist; docs/data.md says where the tables come from.")
+    with np.load(path, allow_pickle=False) as arrays:
+        rows, is_outlier = arrays["X"].astype(np.float64), arrays["y"].astype(bool)
+    rng = np.random.default_rng(seed)
+    normal, outliers = np.flatnonzero(~is_outlier), np.flatnonzero(is_outlier)
+    rng.shuffle(normal)
+    rng.shuffle(outliers)
+    half = len(normal) // 2
+    return Table(
+        name,
+        rows[normal[:half][:most_rows]],
+        rows[normal[half:][:most_rows]],
+        rows[outliers[:most_rows]],
+    )
+
+
+def tables(seed: int, *, most_rows: int = 10_000) -> Iterator[Table]:
+    """Yield all of them, the smallest file first, as :func:`table` loads each."""
+    for name in table_names():
+        yield table(name, seed, most_rows=most_rows)

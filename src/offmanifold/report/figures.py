@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from offmanifold import atomic
+from offmanifold.measures.ranks import indistinguishable
 
 # Okabe & Ito's palette: told apart by readers with any colour vision.
 NORMAL, OUTLIER, ACCENT = "#0072B2", "#D55E00", "#009E73"
@@ -101,4 +102,54 @@ def dot_rows(path: Path, rows: Sequence[tuple[str, float, float, float, float | 
     axes.set_xlabel(xlabel)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.0 + 0.5 / len(rows) + 0.1), ncols=2)
+    write_figure(figure, path)
+
+
+def critical_difference(
+    path: Path, ranks: Mapping[str, float], difference: float | None, emphasised: Collection[str] = ()
+) -> None:
+    """Draw mean ranks on a line, best to the left; a bar joins methods that no test tells apart (Demšar 2006).
+
+    Parameters
+    ----------
+    path : Path
+    ranks : mapping of label → mean rank
+    difference : float, optional
+        The critical difference, drawn above the line; without it no bars are drawn.
+    emphasised : collection of labels
+    """
+    names = sorted(ranks, key=ranks.__getitem__)
+    places = [ranks[name] for name in names]
+    groups = indistinguishable(places, difference) if difference else []
+    half, last = (len(names) + 1) // 2, max(len(names), 2)
+    # Heights in lines: the axis at 0, bars below it, then the labels, a half of them on each side.
+    bars, labels = 0.5, 0.5 + 0.45 * len(groups)
+    lowest = labels + half
+    margin = 0.4 * last
+    figure = new_figure(8, 0.25 * (lowest + 2))
+    axes = figure.subplots()
+    axes.set_xlim(1 - margin, last + margin)
+    axes.set_ylim(lowest, -1.9)
+    axes.set_axis_off()
+    axes.plot([1, last], [0, 0], color="black", linewidth=1)
+    for rank in range(1, last + 1):
+        axes.plot([rank, rank], [0, -0.2], color="black", linewidth=1)
+        axes.text(rank, -0.3, str(rank), ha="center", va="bottom", fontsize=9)
+    if difference:
+        axes.plot([1, 1 + difference], [-1.3, -1.3], color=OUTLIER, linewidth=2)
+        text = f" critical difference {difference:.2f}"
+        axes.text(1 + difference, -1.3, text, va="center", fontsize=9, color=OUTLIER)
+    for index, (first, end) in enumerate(groups):
+        height = bars + 0.45 * index
+        axes.plot([places[first] - 0.06, places[end] + 0.06], [height, height], color=NORMAL, linewidth=4)
+    for index, (name, place) in enumerate(zip(names, places, strict=True)):
+        left = index < half
+        # The outermost label is the highest on either side, so that no line crosses another.
+        height = labels + 0.5 + (index if left else len(names) - 1 - index)
+        side = 0.9 if left else last + 0.1
+        axes.plot([place, place, side], [0, height, height], color="0.4", linewidth=0.8)
+        axes.plot(place, 0, "o", color="black", markersize=3)
+        label = f"{name}  {place:.2f} " if left else f" {place:.2f}  {name}"
+        weight = "bold" if name in emphasised else "normal"
+        axes.text(side, height, label, ha="right" if left else "left", va="center", fontsize=9, fontweight=weight)
     write_figure(figure, path)

@@ -28,6 +28,7 @@ from offmanifold.studies.score_choice import STUDY as SCORE_CHOICE
 from offmanifold.studies.semi_real import STUDY as SEMI_REAL
 from offmanifold.studies.semi_toys import STUDY as SEMI_TOYS
 from offmanifold.studies.smoothing import STUDY as SMOOTHING
+from offmanifold.studies.tables import STUDY as TABLES
 from offmanifold.studies.unsupervised_toys import STUDY as UNSUPERVISED_TOYS
 
 STUDIES: dict[str, Study] = {
@@ -61,6 +62,7 @@ STUDIES: dict[str, Study] = {
         SEMI_REAL,
         DOCTOR,
         EXPLANATIONS,
+        TABLES,
     )
 }
 
