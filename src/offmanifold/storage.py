@@ -21,6 +21,7 @@ from offmanifold import atomic
 from offmanifold.data.inputs import InputSpec
 from offmanifold.data.tables import Standardiser
 from offmanifold.detectors import DETECTORS, OutlierDetector
+from offmanifold.detectors.levelling import Levelling
 
 FORMAT = "offmanifold"
 VERSION = 1
@@ -42,6 +43,8 @@ def save(detector: OutlierDetector, path: str | os.PathLike[str]) -> None:
     if detector._standardiser is not None:
         tensors["standardiser/mean"] = torch.from_numpy(detector._standardiser.mean)
         tensors["standardiser/scale"] = torch.from_numpy(detector._standardiser.scale)
+    if detector._levelling is not None:
+        tensors |= {f"levelling/{name}": tensor for name, tensor in detector._levelling.tensors().items()}
     tensors["probes/rows"] = detector._probe_rows()
     tensors["probes/scores"] = torch.from_numpy(detector._probe_scores(tensors["probes/rows"]))
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -151,6 +154,7 @@ def _rebuild(header: dict[str, Any], tensors: dict[str, Tensor], device: str) ->
     else:
         detector._standardiser = None
     detector._set_input_attributes()
+    detector._levelling = _levelling(tensors, detector)
     prefix = "module/"
     detector._load_weights({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
     scores = tensors["calibration/scores"].numpy()
@@ -165,6 +169,13 @@ def _rebuild(header: dict[str, Any], tensors: dict[str, Tensor], device: str) ->
             f"its probe rows score differently here (by up to {worst:.3g}); it would not give its own scores."
         )
     return detector
+
+
+def _levelling(tensors: dict[str, Tensor], detector: OutlierDetector) -> Levelling | None:
+    """Return what compares rows with missing cells to complete ones; files of before it was kept have none."""
+    prefix = "levelling/"
+    held = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    return Levelling(**held) if held else None
 
 
 def _digest(header: str, tensors: dict[str, Tensor]) -> str:

@@ -141,33 +141,27 @@ class Rows:
         return self._rows
 
     def take(self, index: slice | npt.NDArray[np.intp]) -> Float64Array | Float32Array:
-        """Return rows in canonical form: float64 ``(m, d)``, or float32 ``(m, C, H, W)`` in [0, 1].
+        """Return rows in canonical form: float64 ``(m, d)``, NaN where missing, or float32 ``(m, C, H, W)`` in [0, 1].
 
         Raises
         ------
         ValueError
-            Naming the columns or rows that hold NaN, infinity, or pixels outside [0, 1].
+            Naming the columns that hold infinity, or what is wrong with pixels.
         """
         if self._frame is not None:
             return self._take_frame(self._frame, index)
         part = self._array[index]
         if self.spec.kind == "table":
             table = _numbers(part)
-            _check_finite(table, self.spec.columns)
+            _check_infinite(table, self.spec.columns)
             return table
         return _pixels(part, self.spec.layout)
 
     def _take_frame(self, frame: nw.DataFrame[Any], index: slice | npt.NDArray[np.intp]) -> Float64Array:
         part = frame[index] if isinstance(index, slice) else frame[index.tolist(), :]
         names = frame.columns
-        missing = [name for name in names if part[name].null_count()]
-        if missing:
-            raise ValueError(
-                f"Missing values in {_list(missing)}. Drop those rows or fill the cells first: "
-                "missing cells are not modelled yet."
-            )
-        table = np.column_stack([part[name].to_numpy().astype(np.float64) for name in names])
-        _check_finite(table, tuple(names))
+        table = np.column_stack([_column(part[name]) for name in names])
+        _check_infinite(table, tuple(names))
         return table
 
 
@@ -281,15 +275,23 @@ def _numbers(part: npt.NDArray[Any]) -> Float64Array:
         ) from error
 
 
-def _check_finite(table: Float64Array, columns: tuple[str, ...] | None) -> None:
-    if np.isfinite(table).all():
-        return
-    bad = np.flatnonzero(~np.isfinite(table).all(axis=0))
-    what = "NaN" if np.isnan(table[:, bad]).any() else "infinity (inf)"
+def _column(values: nw.Series[Any]) -> Float64Array:
+    """Return numbers or booleans, NaN where they are null."""
+    if values.null_count():
+        values = values.cast(nw.Float64())
+    return values.to_numpy().astype(np.float64)
+
+
+def _check_infinite(table: Float64Array, columns: tuple[str, ...] | None) -> None:
+    # A sum is finite where all is; it may also overflow.
+    with np.errstate(over="ignore", invalid="ignore"):
+        if math.isfinite(float(table.sum())) or not (infinite := np.isinf(table)).any():
+            return
+    bad = np.flatnonzero(infinite.any(axis=0))
     names = [columns[i] if columns else int(i) for i in bad]
     raise ValueError(
-        f"Input X contains {what} in column{'s' if len(names) > 1 else ''} {_list(names)}. "
-        "Drop those rows or fill the cells first: missing cells are not modelled yet."
+        f"Input X contains infinity (inf) in column{'s' if len(names) > 1 else ''} {_list(names)}. "
+        "Drop those rows, or make the cells missing (NaN) if their values are unknown."
     )
 
 

@@ -27,7 +27,9 @@ class Standardiser:
 
     @classmethod
     def fit(cls, rows: Float64Array) -> Standardiser:
-        """Learn mean and standard deviation from rows ``(n, d)``."""
+        """Learn mean and standard deviation from rows ``(n, d)``, of each column's cells that are not missing (NaN)."""
+        if np.isnan(rows).any():
+            return cls._fit_seen(rows)
         # Dividing by the largest magnitude first keeps squares finite for values near the float64 limit.
         size = np.maximum(np.abs(rows).max(axis=0), np.finfo(float).tiny)
         mean = (rows / size).mean(axis=0) * size
@@ -36,12 +38,22 @@ class Standardiser:
         return cls(mean, np.where(constant, 1.0, scale))
 
     @classmethod
+    def _fit_seen(cls, rows: Float64Array) -> Standardiser:
+        seen = ~np.isnan(rows)
+        count = np.maximum(seen.sum(axis=0), 1)
+        known = np.where(seen, rows, 0.0)
+        size = np.maximum(np.abs(known).max(axis=0), np.finfo(float).tiny)
+        mean = (known / size).sum(axis=0) / count
+        scale = np.sqrt((np.where(seen, known / size - mean, 0.0) ** 2).sum(axis=0) / count) * size
+        return cls(mean * size, np.where(scale <= 1e-12 * size, 1.0, scale))
+
+    @classmethod
     def identity(cls, dimensions: int) -> Standardiser:
         """Leave every column as it is."""
         return cls(np.zeros(dimensions), np.ones(dimensions))
 
     def transform(self, rows: Float64Array) -> Float32Array:
-        """Standardise rows ``(n, d)``; values beyond ±10⁶ are held there."""
+        """Standardise rows ``(n, d)``; values beyond ±10⁶ are held there, missing ones stay NaN."""
         with np.errstate(over="ignore"):
             standard = rows / self.scale
             standard -= self.mean / self.scale

@@ -18,7 +18,7 @@ from offmanifold.detectors.configured import Settings
 from offmanifold.detectors.explanations import Cells
 from offmanifold.detectors.latent import LatentMixin
 from offmanifold.networks import choose
-from offmanifold.probability.distances import DISTANCES, cells, distance
+from offmanifold.probability.distances import DISTANCES, distance, parts
 from offmanifold.probability.latents import LATENTS
 from offmanifold.probability.penalties import PENALTIES, penalised_mean
 from offmanifold.training.phases import Metrics, ParameterGroup, Phase, Update
@@ -235,4 +235,4 @@ class AE(LatentMixin, OutlierDetector):
         kind = self.settings_["distance"]
         if kind == "ssim":
             return None
-        return Cells(cells(rows, model.reconstruct(rows), kind) / rows[0].numel())
+        return Cells(parts(rows, model.reconstruct(rows), kind))

@@ -22,9 +22,11 @@ from offmanifold.data.inputs import Float64Array, InputSpec, Rows, evenly
 from offmanifold.data.tables import Standardiser
 from offmanifold.detectors.configured import Configured, Settings
 from offmanifold.detectors.explanations import Cells, Explanation, explain
+from offmanifold.detectors.levelling import Levelling
 from offmanifold.measures.estimates import difference_of_means, mean_of
 from offmanifold.networks.network import initialise
 from offmanifold.probability.bounds import bits_per_dim
+from offmanifold.probability.missing import missing_cells
 from offmanifold.training.checkpoints import Checkpointer, fingerprint, saved_seed
 from offmanifold.training.loop import History, train
 from offmanifold.training.phases import Phase
@@ -80,6 +82,8 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
     """
 
     key: ClassVar[str]
+    # Whether rows of a table with missing cells can be trained on.
+    learns_from_gaps: ClassVar[bool] = True
 
     # --- what a concrete detector writes ---------------------------------------------------------------
 
@@ -181,8 +185,8 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
             if rows.spec.kind == "table" and settings["scale"] == "standard"
             else None
         )
-        data = self._prepare(training_rows)
-        held_out = self._prepare(rows.take(for_stopping))
+        data = self._learnable(self._prepare(training_rows))
+        held_out = self._learnable(self._prepare(rows.take(for_stopping)))
         self._settle(data, settings)
         rows.take(for_calibration)  # a bad value among them is better found now than after training
 
@@ -207,6 +211,7 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
         self.module_: Any = model.requires_grad_(False)
         with torch.no_grad():
             self._finish(model, data.to(self._device), held_out.to(self._device), settings)
+            self._levelling = self._learn_levels(held_out.to(self._device))
         self.rows_ = {
             "training": len(for_training),
             "stopping": len(for_stopping),
@@ -265,6 +270,50 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
             }
         return summary
 
+    def _learnable(self, rows: Tensor) -> Tensor:
+        """Return the prepared rows that the detector can learn from."""
+        if self.learns_from_gaps or not bool((gaps := rows.flatten(1).isnan().any(1)).any()):
+            return rows
+        if bool(gaps.all()):
+            raise ValueError(
+                f"{type(self).__name__} learns from complete rows, and in every row of these a cell is missing. Fill "
+                "them, leave columns out, or use AE, VAE or MultiscaleDenoiser."
+            )
+        warnings.warn(
+            f"{type(self).__name__} learns from complete rows alone: {int(gaps.sum()):,} of {len(rows):,} rows, in "
+            "which a cell is missing, are left out. AE, VAE and MultiscaleDenoiser learn from such rows, too.",
+            UserWarning,
+            stacklevel=3,
+        )
+        return rows[~gaps]
+
+    def _learn_levels(self, held_out: Tensor) -> Levelling | None:
+        """Learn from rows held out of training how to compare rows with missing cells to complete ones."""
+        if self.spec_.kind == "image":
+            return None
+        with computing_in(self._scoring_dtype, self.module_):
+            owner = torch.arange(held_out.shape[1], device=held_out.device)
+            return Levelling.fit(self._raw_energy, held_out, owner)
+
+    def _raw_energy(self, rows: Tensor) -> Tensor:
+        return torch.stack(list(self._energy_terms(self.module_, rows).values())).sum(0)
+
+    def _levelled_terms(self, rows: Tensor) -> dict[str, Tensor]:
+        """Return the energy's terms for prepared rows, comparable whatever is missing.
+
+        What makes them comparable is added to the first; a complete row's are what ``_energy_terms`` gives.
+        """
+        terms = self._energy_terms(self.module_, rows)
+        if missing_cells(rows) is not None and self._levelling is not None:
+            raw = torch.stack(list(terms.values())).sum(0)
+            first = next(iter(terms))
+            terms[first] = terms[first] + (self._levelling(raw, rows) - raw)
+        return terms
+
+    def _energy(self, rows: Tensor) -> Tensor:
+        """Return energies ``(n,)`` of prepared rows."""
+        return torch.stack(list(self._levelled_terms(rows).values())).sum(0)
+
     def _check_memory(self, spec: InputSpec, settings: Settings) -> None:
         """Refuse a network whose weights cannot be trained on this device, before anything of it is allocated."""
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
@@ -296,6 +345,11 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
         if self._standardiser is not None:
             block = self._standardiser.inverse(block)
         return self.spec_.arrange(block)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        return tags
 
     def _set_input_attributes(self) -> None:
         if self.spec_.kind == "table":
@@ -348,7 +402,7 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
         parts: dict[str, list[Float64Array]] = {}
         with computing_in(self._scoring_dtype, self.module_):
             for rows_in, real in self._passes(rows, index):
-                for name, energy in self._energy_terms(self.module_, rows_in).items():
+                for name, energy in self._levelled_terms(rows_in).items():
                     parts.setdefault(name, []).append(-energy[:real].double().cpu().numpy())
         return {name: np.concatenate(values) for name, values in parts.items()}
 
@@ -359,7 +413,8 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
         """Return how normal each row is: ``(n,)`` float64, high = normal, in ``score_unit``.
 
         A row's score depends on the row and the model alone: not on other rows, its position, or earlier
-        calls. Memory is bounded whatever the size of ``X``.
+        calls. Missing cells (NaN or null) of a table take no part in it, and it is comparable whatever is missing.
+        Memory is bounded whatever the size of ``X``.
         """
         return self._scores(self._fitted_rows(X))
 
@@ -460,3 +515,5 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
         model = self._new_module(self.spec_, self.settings_, seed=0)
         model.load_state_dict(weights)
         self.module_ = model.eval().requires_grad_(False)
+        if self._levelling is not None:
+            self._levelling = self._levelling.to(self._device)

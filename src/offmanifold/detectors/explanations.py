@@ -57,7 +57,8 @@ class Explanation:
     latent : (n, k) float64
         What each latent's KL adds; k is 0 where the score has no such part.
     base, residual : (n,) float64
-        Zero where the score is a sum over cells. Elsewhere contributions are those to the change along the straight
+        Zero where the score is a sum over cells and none is missing: where one is, ``base`` is what makes the score
+        comparable to complete rows'. Elsewhere contributions are those to the change along the straight
         path from ``nearest`` (integrated gradients, Sundararajan et al., 2017): ``base`` is the score there, and
         ``residual`` is what the path's sum misses. Where no nearest normal row was found the path begins at the
         columns' means, and for images, or with ``scale=None``, where the search ended.
@@ -129,37 +130,34 @@ def _explained(detector: OutlierDetector, rows: Tensor) -> dict[str, Tensor]:
     told = {"nearest": nearest, "found": ordinary, "exact": torch.full((n,), cells is not None)}
     if cells is not None:
         latent = rows.new_zeros(n, 0) if cells.latent is None else -cells.latent
-        return {**told, "contributions": -cells.cells, "latent": latent, "base": rows.new_zeros(n)}
+        with torch.no_grad():
+            levelled = detector._energy(rows) - detector._raw_energy(rows)
+        return {**told, "contributions": -cells.cells, "latent": latent, "base": -levelled}
     # A search that found no ordinary row may have ended far from all: the columns' means are a better beginning.
     elsewhere = torch.zeros_like(rows) if detector._standardiser is not None else nearest
-    start = torch.where(ordinary.view(-1, *[1] * (rows.ndim - 1)), nearest, elsewhere)
+    start = torch.where(ordinary.view(-1, *[1] * (rows.ndim - 1)) | rows.isnan(), nearest, elsewhere)
     contributions = _along_path(detector, start, rows)
-    return {
-        **told, "contributions": contributions, "latent": rows.new_zeros(n, 0), "base": -_energy(detector, start),
-    }  # fmt: skip
-
-
-def _energy(detector: OutlierDetector, rows: Tensor) -> Tensor:
-    return torch.stack(list(detector._energy_terms(detector.module_, rows).values())).sum(0).detach()
+    base = -detector._energy(start).detach()
+    return {**told, "contributions": contributions, "latent": rows.new_zeros(n, 0), "base": base}
 
 
 def energy_and_slope(detector: OutlierDetector, rows: Tensor) -> tuple[Tensor, Tensor | None]:
     """Return energies ``(n,)`` of prepared rows and their gradient ``(n, *shape)``, None where there is none."""
     rows = rows.detach().to(detector._device).requires_grad_()
     with torch.enable_grad():
-        energy = torch.stack(list(detector._energy_terms(detector.module_, rows).values())).sum(0)
+        energy = detector._energy(rows)
     slope = torch.autograd.grad(energy.sum(), rows)[0] if energy.requires_grad else None
     return energy.detach(), slope
 
 
 def _along_path(detector: OutlierDetector, start: Tensor, end: Tensor) -> Tensor:
     """Return each cell's part of the score's change from ``start`` to ``end``."""
-    change = (_energy(detector, start) - _energy(detector, end)).double()
+    change = (detector._energy(start) - detector._energy(end)).detach().double()
     parts = torch.zeros_like(end, dtype=torch.float64)
     rough = torch.arange(len(end), device=end.device)
     points = FEWEST_POINTS
     while len(rough) and points <= MOST_POINTS:
-        way, slopes = (end - start)[rough], torch.zeros_like(parts[rough])
+        way, slopes = (end - start)[rough].nan_to_num(), torch.zeros_like(parts[rough])
         for place in (torch.arange(points) + 0.5) / points:
             _, slope = energy_and_slope(detector, start[rough] + float(place) * way)
             if slope is not None:

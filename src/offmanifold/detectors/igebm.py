@@ -29,6 +29,7 @@ from offmanifold.detectors.configured import Settings
 from offmanifold.detectors.contrastive import contrastive_phase
 from offmanifold.networks import choose
 from offmanifold.networks.network import Network
+from offmanifold.probability.missing import filled
 from offmanifold.sampling import langevin
 from offmanifold.sampling.chain import Kernel, Space
 from offmanifold.sampling.replay import Replay
@@ -60,8 +61,8 @@ class EnergyNetwork(nn.Module):
         self.body = body
 
     def energy(self, rows: Tensor) -> Tensor:
-        """Return E(x): ``(n,)``."""
-        energies: Tensor = self.body(rows)
+        """Return E(x): ``(n,)``; a missing cell counts as its column's mean."""
+        energies: Tensor = self.body(filled(rows))
         return energies.flatten()
 
 
@@ -109,6 +110,7 @@ calibration_fraction, device, precision, random_state, verbose
     """
 
     key = "igebm"
+    learns_from_gaps = False
 
     def __init__(
         self,

@@ -12,6 +12,7 @@ from sklearn.base import TransformerMixin
 from torch import Tensor
 
 from offmanifold.data.inputs import Float64Array, Rows
+from offmanifold.probability.distances import distance
 
 
 class LatentMixin(TransformerMixin):  # type: ignore[misc]
@@ -35,8 +36,7 @@ class LatentMixin(TransformerMixin):  # type: ignore[misc]
         """Return each row's mean squared error ``(n,)`` in what the network sees: see :meth:`prepared`."""
 
         def errors(model: Any, rows: Tensor) -> Tensor:
-            reconstructed: Tensor = model.reconstruct(rows)
-            return (rows - reconstructed).square().flatten(1).mean(1)
+            return distance(rows, model.reconstruct(rows), "squared")
 
         return joined(self._through(errors, self._fitted_rows(X)))
 

@@ -35,7 +35,7 @@ from offmanifold.detectors.explanations import Cells
 from offmanifold.detectors.latent import LatentMixin
 from offmanifold.detectors.presets import PRESETS
 from offmanifold.networks import choose
-from offmanifold.probability.distances import DISTANCES, cells, distance
+from offmanifold.probability.distances import DISTANCES, distance, parts
 from offmanifold.probability.grids import log_integral, midpoints
 from offmanifold.probability.latents import LATENTS, prior_sample
 from offmanifold.sampling import langevin, metropolis
@@ -164,6 +164,7 @@ random_state, verbose
     """
 
     key = "nae"
+    learns_from_gaps = False
 
     def __init__(
         self,
@@ -436,7 +437,7 @@ random_state, verbose
     def _energy_cells(self, model: NormalizedAutoencoder, rows: Tensor) -> Cells | None:
         if model.kind == "ssim":
             return None
-        return Cells(cells(rows, model.reconstruct(rows), model.kind) / rows[0].numel())
+        return Cells(parts(rows, model.reconstruct(rows), model.kind))
 
     # --- the density -----------------------------------------------------------------------------------
 

@@ -23,9 +23,11 @@ from offmanifold.measures.estimates import mean_of
 from offmanifold.measures.latents import ACTIVE, averaged_kl
 from offmanifold.networks import choose
 from offmanifold.probability import bounds
+from offmanifold.probability.distances import distance
 from offmanifold.probability.divergences import kl_to_standard_normal
 from offmanifold.probability.latents import prior_sample, split_posterior
 from offmanifold.probability.likelihoods import GAMMAS, LOWEST_GAMMA, Bernoulli, Gaussian, Likelihood
+from offmanifold.probability.missing import completed, filled, seen
 from offmanifold.training.phases import Metrics, ParameterGroup, Phase, Update
 from offmanifold.training.progress import Verbosity
 
@@ -64,30 +66,37 @@ class VariationalAutoencoder(nn.Module):
         self.register_buffer("scoring_noise", noise)
 
     def posterior(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and log standard deviation of q(z | x), ``(n, latent_dim)`` each."""
-        return split_posterior(self.encoder(rows))
+        """Return mean and log standard deviation of q(z | x), ``(n, latent_dim)`` each; a missing cell counts as 0."""
+        return split_posterior(self.encoder(filled(rows)))
 
     def encode(self, rows: Tensor) -> Tensor:
         """Return the posterior means ``(n, latent_dim)``."""
         return self.posterior(rows)[0]
 
     def reconstruct(self, rows: Tensor) -> Tensor:
-        """Return E[x | z] at the posterior mean ``(n, *shape)``."""
+        """Return E[x | z] at the posterior mean ``(n, *shape)``; what is missing of x is completed first."""
+        return self._once(self.completed(rows))
+
+    def completed(self, rows: Tensor) -> Tensor:
+        """Return rows with E[x | z] in missing cells."""
+        return completed(rows, self._once)
+
+    def _once(self, rows: Tensor) -> Tensor:
         return self.likelihood.mean(self.decoder(self.encode(rows)))
 
     def expected_errors(self, rows: Tensor) -> Tensor:
         """Return E_q ‖x − E[x | z]‖²/d ``(n,)`` over the draws that scores use."""
-        mean, log_std = self.posterior(rows)
+        mean, log_std = self.posterior(self.completed(rows))
         codes = mean + log_std.exp() * self.scoring_noise[:, None]
         means = (self.likelihood.mean(self.decoder(z)) for z in codes)
-        return torch.stack([(rows - again).square().flatten(1).mean(1) for again in means]).mean(0)
+        return torch.stack([distance(rows, again, "squared") for again in means]).mean(0)
 
     def energies(self, rows: Tensor, *, decoded: bool = True) -> dict[str, Tensor]:
         """Return −E_q log p(x | z), KL(q ‖ p) and minus the importance-weighted bound, ``(n,)`` each, in nats.
 
         Without ``decoded`` the KL alone, which needs no decoder.
         """
-        mean, log_std = self.posterior(rows)
+        mean, log_std = self.posterior(self.completed(rows))
         kl = kl_to_standard_normal(mean, log_std).sum(1)
         if not decoded:
             return {"kl": kl}
@@ -259,13 +268,13 @@ class VAE(LatentMixin, OutlierDetector):
         return VariationalAutoencoder(encoder, decoder, likelihood, settings["latent_dim"], settings["samples"])
 
     def _settle(self, rows: Tensor, settings: Settings) -> None:
-        if settings["likelihood"] == "bernoulli" and (rows.min() < 0 or rows.max() > 1):
+        if settings["likelihood"] == "bernoulli" and ((known := seen(rows)).min() < 0 or known.max() > 1):
             raise ValueError(
-                f"likelihood='bernoulli' needs values in [0, 1]; got {rows.min():.3g} … {rows.max():.3g}"
+                f"likelihood='bernoulli' needs values in [0, 1]; got {known.min():.3g} … {known.max():.3g}"
                 + (" after standardisation: set scale=None for columns in [0, 1]." if settings["scale"] else ".")
             )
         if settings["gamma"] == "continuation":
-            settings["gamma_start"] = max(float(rows.var(correction=0)), LOWEST_GAMMA)
+            settings["gamma_start"] = max(float(seen(rows).var(correction=0)), LOWEST_GAMMA)
 
     def _phases(self, model: VariationalAutoencoder, settings: Settings) -> list[Phase]:
         beta = settings["beta"]
@@ -301,7 +310,7 @@ class VAE(LatentMixin, OutlierDetector):
         score = self.settings_["score_by"]
         if score == "iwae":
             return None
-        mean, log_std = model.posterior(rows)
+        mean, log_std = model.posterior(model.completed(rows))
         latent = kl_to_standard_normal(mean, log_std) if score != "reconstruction" else None
         if score == "kl":
             return Cells(torch.zeros_like(rows), latent)
@@ -331,7 +340,10 @@ class VAE(LatentMixin, OutlierDetector):
         return self._posterior(self._fitted_rows(X))
 
     def _posterior(self, rows: Rows, index: npt.NDArray[np.intp] | None = None) -> tuple[Float64Array, Float64Array]:
-        both = joined(self._through(lambda model, part: torch.cat(model.posterior(part), 1), rows, index))
+        def posterior(model: VariationalAutoencoder, part: Tensor) -> Tensor:
+            return torch.cat(model.posterior(model.completed(part)), 1)
+
+        both = joined(self._through(posterior, rows, index))
         mean, log_std = np.split(both, 2, axis=1)
         return mean, np.exp(log_std)
 

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from offmanifold.probability.missing import filled, missing_cells, share_seen, standing_in, without
+
 GAMMAS = ("learned", "per-dimension", "closed-form", "continuation")
 LOWEST_GAMMA = 1e-6
 LOG_2PI = math.log(2 * math.pi)
@@ -84,11 +86,16 @@ class Gaussian(nn.Module):
         return torch.sigmoid(decoded) if self.sigmoid else decoded
 
     def log_prob(self, rows: Tensor, decoded: Tensor) -> Tensor:
-        """−½ [Σ (x − mean)²/γ + Σ log γ + D log 2π] for each row: ``(n,)`` nats."""
-        squared = (rows - self.mean(decoded)).square()
+        """−½ [Σ (x − mean)²/γ + Σ log γ + D log 2π] over the cells seen, for each row: ``(n,)`` nats."""
+        mean = self.mean(decoded)
+        squared = (standing_in(rows, mean) - mean).square()
         if self.training and self.rule in ("closed-form", "continuation"):
-            self._follow(squared.detach().mean())
-        return self._log_prob(squared)
+            self._follow(squared.detach().mean() / share_seen(rows).mean())
+        log_prob = self._log_prob(squared)
+        missing = missing_cells(rows)
+        if missing is not None:  # their constants, too, are left out
+            log_prob = log_prob + 0.5 * (missing * (self.log_variance + LOG_2PI)).sum(1)
+        return log_prob
 
     def _log_prob(self, squared: Tensor) -> Tensor:
         log_variance = self.log_variance
@@ -103,8 +110,9 @@ class Gaussian(nn.Module):
 
     def cells(self, rows: Tensor, decoded: Tensor) -> Tensor:
         """Return what each cell adds to :meth:`log_prob`: ``(n, *shape)`` nats."""
-        squared = (rows - self.mean(decoded)).square()
-        return -0.5 * (squared * (-self.log_variance).exp() + self.log_variance + LOG_2PI)
+        mean = self.mean(decoded)
+        squared = (standing_in(rows, mean) - mean).square()
+        return without(missing_cells(rows), -0.5 * (squared * (-self.log_variance).exp() + self.log_variance + LOG_2PI))
 
     def _follow(self, mean_squared_error: Tensor) -> None:
         self.running_error.lerp_(mean_squared_error, self.momentum)
@@ -133,7 +141,9 @@ class Bernoulli(nn.Module):
 
     def cells(self, rows: Tensor, decoded: Tensor) -> Tensor:
         """Return what each cell adds to :meth:`log_prob`: ``(n, *shape)`` nats."""
-        return -F.binary_cross_entropy_with_logits(decoded, rows, reduction="none")
+        return without(
+            missing_cells(rows), -F.binary_cross_entropy_with_logits(decoded, filled(rows), reduction="none")
+        )
 
     def sample(self, decoded: Tensor, generator: torch.Generator) -> Tensor:
         """Draw x in {0, 1} ``(n, *shape)``."""
