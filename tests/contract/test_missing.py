@@ -145,8 +145,8 @@ def test_levelling_takes_quantiles_to_quantiles() -> None:
         rows = new.clone()
         rows[:, absent] = torch.nan
         levelled = levels(energy(rows), rows)
-        for share in (0.1, 0.5, 0.9, 0.95):
-            assert abs(float((levelled <= standard.quantile(share)).float().mean()) - share) < 0.06
+        for share, most in ((0.1, 0.06), (0.5, 0.08), (0.9, 0.03), (0.95, 0.02)):
+            assert abs(float((levelled <= standard.quantile(share)).float().mean()) - share) < most
         assert torch.equal(levels(standard, new), standard)
         order = energy(rows).argsort()
         assert (levelled[order].diff() >= 0).all()  # of one pattern the order stays

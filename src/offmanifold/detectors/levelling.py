@@ -12,12 +12,14 @@ from offmanifold.data.inputs import evenly
 
 # Rows that cells are hidden in, examples made of them in all, and groups of examples by how many columns miss.
 ROWS, EXAMPLES, GROUPS = 512, 4096, 8
+# Of t: distances count as no more, spreads as no less.
+FAR, NARROWEST = 5.0, 0.05
 # Beyond so many columns one of them matters little, and their number alone is accounted for.
 MOST_COLUMNS = 100
 # Rows that must be complete for them alone to be the standard, and as a share of all.
 FEWEST_COMPLETE, COMPLETE_SHARE = 20, 0.2
 QUANTILES = (0.01, 0.025, 0.05, *(i / 10 for i in range(1, 10)), 0.95, 0.975, 0.99)
-RIDGE = 0.01
+RIDGE = 0.002
 # sinh of more leaves float32.
 MOST = 80.0
 PART = 1024
@@ -38,25 +40,26 @@ class Levelling:
     centre, unit : () float32
         Median and quarter range of the complete rows' energies: t = asinh((energy − centre)/unit) is levelled, which
         is linear near the middle and logarithmic far away.
-    shifts : (columns,) float32
-        What a column's absence adds to t.
+    mean, spread : (features,) float32
+        Coefficients of t's mean and of its mean distance from it, by which columns are absent (see ``_features``).
     found : (groups, quantiles) float32
-        Quantiles of t by how many columns miss.
+        Quantiles of (t − mean)/spread by how many columns miss.
     wanted : (quantiles,) float32
-        Those of complete rows.
+        Those of t of complete rows.
     """
 
     owner: Tensor
     centre: Tensor
     unit: Tensor
-    shifts: Tensor
+    mean: Tensor
+    spread: Tensor
     found: Tensor
     wanted: Tensor
 
     @classmethod
     def fit(cls, energy: Callable[[Tensor], Tensor], rows: Tensor, owner: Tensor) -> Levelling:
         """Learn from prepared rows ``(n, D)`` that were not trained on; ``energy`` is that of the cells seen."""
-        columns = int(owner.max()) + 1
+        columns = int(owner[-1]) + 1
         rows = rows[torch.from_numpy(evenly(len(rows), ROWS)).to(rows.device)]
         complete = ~rows.isnan().any(1)
         enough = int(complete.sum()) >= max(FEWEST_COMPLETE, COMPLETE_SHARE * len(rows))
@@ -66,26 +69,32 @@ class Levelling:
         probabilities = standard.new_tensor(QUANTILES)
         wanted = _t(standard, centre, unit).quantile(probabilities)
         groups = min(GROUPS, columns - 1)
-        shifts, found = standard.new_zeros(columns), wanted.new_zeros(groups, len(QUANTILES))
+        mean = spread = standard.new_zeros(_features(standard.new_zeros(1, columns)).shape[1])
+        found = wanted.new_zeros(groups, len(QUANTILES))
         if groups:
             examples, absent = _hide(rows, owner, columns)
             t = _t(_in_parts(energy, examples).double(), centre, unit)
-            shifts = _shifts(t, absent.double())
-            t = t - absent.double() @ shifts
+            features = _features(absent.double())
+            mean = _ridge(features, t)
+            t = t - features @ mean
+            spread = _ridge(features, t.abs().clamp(max=FAR))  # a row far off is no measure of the others
+            t = t / (features @ spread).clamp(min=NARROWEST)
             group = _group(absent.sum(1), columns, groups)
             for i in range(groups):
                 here = t[group == i]
                 found[i] = here.quantile(probabilities) if len(here) > 1 else wanted
-        tensors = (tensor.float() for tensor in (centre, unit, shifts, found, wanted))
+        tensors = (tensor.float() for tensor in (centre, unit, mean, spread, found, wanted))
         return cls(owner, *tensors)
 
     def __call__(self, energies: Tensor, rows: Tensor) -> Tensor:
         """Return energies ``(n,)`` of prepared rows, levelled where cells are missing."""
-        columns = len(self.shifts)
+        columns = int(self.owner[-1]) + 1
         missing = rows.isnan()
         absent = _absent(missing, self.owner, columns)
         count = absent.sum(1)
-        t = _t(energies, self.centre, self.unit) - absent.to(energies.dtype) @ self.shifts
+        features = _features(absent.to(energies.dtype))
+        t = _t(energies, self.centre, self.unit) - features @ self.mean
+        t = t / (features @ self.spread).clamp(min=NARROWEST)
         if len(self.found):
             t = _mapped(t, self.found[_group(count, columns, len(self.found))], self.wanted)
         t = torch.where(missing.all(1), 0.0, t).clamp(-MOST, MOST)
@@ -131,15 +140,21 @@ def _hide(rows: Tensor, owner: Tensor, columns: int) -> tuple[Tensor, Tensor]:
     return many[some], absent[some]
 
 
-def _shifts(t: Tensor, absent: Tensor) -> Tensor:
-    """Return what each column's absence adds to t, by a ridge regression; none where there are many columns."""
-    columns = absent.shape[1]
-    if columns > MOST_COLUMNS or len(t) < 2:
-        return t.new_zeros(columns)
-    centred = absent - absent.mean(0)
-    penalty = RIDGE * len(t) * torch.eye(columns, dtype=t.dtype, device=t.device)
-    shifts: Tensor = torch.linalg.solve(centred.T @ centred + penalty, centred.T @ (t - t.mean()))
-    return shifts
+def _features(absent: Tensor) -> Tensor:
+    """Return 1, which columns are absent, the same times the share k of those that are, and k² ``(n, features)``.
+
+    What one column's absence does depends on how many others miss. Where there are many, their share alone counts.
+    """
+    share = absent.mean(1, keepdim=True)
+    each = [absent, absent * share] if absent.shape[1] <= MOST_COLUMNS else [share]
+    return torch.cat([torch.ones_like(share), *each, share.square()], 1)
+
+
+def _ridge(features: Tensor, t: Tensor) -> Tensor:
+    penalty = RIDGE * len(t) * torch.eye(features.shape[1], dtype=t.dtype, device=t.device)
+    penalty[0, 0] = 0
+    found: Tensor = torch.linalg.lstsq(features.T @ features + penalty, features.T @ t).solution
+    return found
 
 
 def _mapped(t: Tensor, found: Tensor, wanted: Tensor) -> Tensor:
