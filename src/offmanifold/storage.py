@@ -19,12 +19,13 @@ from torch import Tensor
 import offmanifold
 from offmanifold import atomic
 from offmanifold.data.inputs import InputSpec
-from offmanifold.data.tables import Standardiser
+from offmanifold.data.tables import Preparation, Standardiser
 from offmanifold.detectors import DETECTORS, OutlierDetector
 from offmanifold.detectors.levelling import Levelling
 
 FORMAT = "offmanifold"
-VERSION = 1
+# The highest that is read; tables of numbers and images are written as 1, which earlier releases read.
+VERSION = 2
 # How far a probe row's score may be off on another machine: other kernels round differently.
 PROBE_TOLERANCE = 1e-3
 
@@ -43,6 +44,7 @@ def save(detector: OutlierDetector, path: str | os.PathLike[str]) -> None:
     if detector._standardiser is not None:
         tensors["standardiser/mean"] = torch.from_numpy(detector._standardiser.mean)
         tensors["standardiser/scale"] = torch.from_numpy(detector._standardiser.scale)
+    prepared = isinstance(detector._standardiser, Preparation)
     if detector._levelling is not None:
         tensors |= {f"levelling/{name}": tensor for name, tensor in detector._levelling.tensors().items()}
     tensors["probes/rows"] = detector._probe_rows()
@@ -53,6 +55,7 @@ def save(detector: OutlierDetector, path: str | os.PathLike[str]) -> None:
         "parameters": _plain(detector.get_params()),
         "settings": detector.settings_,
         "input": detector.spec_.to_json(),
+        "preparation": detector._standardiser.to_json() if isinstance(detector._standardiser, Preparation) else None,
         "rows": detector.rows_,
         "history": detector.history_,
         "fit_report": detector.fit_report_,
@@ -64,7 +67,7 @@ def save(detector: OutlierDetector, path: str | os.PathLike[str]) -> None:
         },
     }
     text = json.dumps(header)
-    metadata = {"format": FORMAT, "version": str(VERSION), "header": text, "digest": _digest(text, tensors)}
+    metadata = {"format": FORMAT, "version": "2" if prepared else "1", "header": text, "digest": _digest(text, tensors)}
     atomic.write(path, safetensors.torch.save(tensors, metadata))
 
 
@@ -146,13 +149,7 @@ def _rebuild(header: dict[str, Any], tensors: dict[str, Tensor], device: str) ->
     detector.settings_ = header["settings"]
     detector.history_, detector.rows_ = header["history"], header["rows"]
     detector.fit_report_ = header.get("fit_report", {})  # files of before it was kept
-    if detector.settings_["scale"] == "standard":
-        mean, scale = tensors["standardiser/mean"].numpy(), tensors["standardiser/scale"].numpy()
-        if mean.shape != detector.spec_.shape or scale.shape != mean.shape or not (scale > 0).all():
-            raise ValueError("its standardisation does not fit its input.")
-        detector._standardiser = Standardiser(mean, scale)
-    else:
-        detector._standardiser = None
+    detector._standardiser = _preparation(header, tensors, detector)
     detector._set_input_attributes()
     detector._levelling = _levelling(tensors, detector)
     prefix = "module/"
@@ -169,6 +166,21 @@ def _rebuild(header: dict[str, Any], tensors: dict[str, Tensor], device: str) ->
             f"its probe rows score differently here (by up to {worst:.3g}); it would not give its own scores."
         )
     return detector
+
+
+def _preparation(
+    header: dict[str, Any], tensors: dict[str, Tensor], detector: OutlierDetector
+) -> Standardiser | Preparation | None:
+    details = detector.spec_.details
+    if details is None and detector.settings_["scale"] is None:
+        return None
+    mean, scale = tensors["standardiser/mean"].numpy(), tensors["standardiser/scale"].numpy()
+    standardiser = Standardiser(mean, scale)
+    found = standardiser if details is None else Preparation.from_json(header["preparation"], details, standardiser)
+    cells = detector.spec_.shape if isinstance(found, Standardiser) else found.owner.shape
+    if mean.shape != cells or scale.shape != mean.shape or not (scale > 0).all():
+        raise ValueError("its standardisation does not fit its input.")
+    return found
 
 
 def _levelling(tensors: dict[str, Tensor], detector: OutlierDetector) -> Levelling | None:

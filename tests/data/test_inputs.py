@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from typing import Any
 
 import narwhals as nw
@@ -65,15 +64,13 @@ def test_what_rows_are(X: Any, kind: str, shape: tuple[int, ...], layout: str) -
         (np.ones((2, 3)) * 1j, ValueError, "Complex data not supported"),
         (scipy.sparse.eye(3), TypeError, "Sparse data was passed.*toarray"),
         (np.array([[{}, 1]], dtype=object), TypeError, "not numbers: .*argument must be"),
-        (np.array([["a", "b"]]), ValueError, "could not convert string.*Encode text"),
+        (np.array([["a", "b"]]), ValueError, "could not convert string.*Pass a data frame"),
         (np.full((2, 4, 4), 200.0), ValueError, r"must lie in \[0, 1\]; got 200 … 200.*look like 0–255: divide by 255"),
         (np.full((2, 4, 4), -1.0), ValueError, r"got -1 … -1. Rescale"),
         (np.full((2, 4, 4), np.nan), ValueError, "contains NaN: every pixel"),
         (np.zeros((2, 4, 4), np.int64), TypeError, "must be uint8 or floats.*int64"),
         (pl.LazyFrame({"a": [1]}), TypeError, "lazy frame; call .collect"),
-        (pl.DataFrame({"a": [1.0], "b": ["x"], "when": [datetime.date(2020, 1, 1)]}), ValueError,
-         r"Only numeric and boolean columns.*'b' \(String\), 'when'.*Drop them"),
-        (pd.DataFrame({"a": [1.0, 2.0], "c": pd.Categorical(["u", "v"])}), ValueError, "'c' .*Categorical"),
+        (pl.DataFrame({"a": [1.0], "b": [[1]]}), ValueError, r"Only columns of numbers, .*'b' \(List.*Drop"),
     ],
 )  # fmt: skip
 def test_what_is_refused(X: Any, error: type[Exception], message: str) -> None:

@@ -11,6 +11,7 @@ import typer
 from offmanifold.cli import common
 
 if TYPE_CHECKING:
+    from offmanifold.data.inputs import InputSpec
     from offmanifold.detectors import OutlierDetector
 
 
@@ -47,9 +48,14 @@ def inspect(
         return
     phases = {f"training, {phase}": told for phase, told in facts.pop("training").items()}
     told = facts.pop("answers")
+    kinds = facts["columns"]
+    if isinstance(kinds, dict):
+        facts["columns"] = "see below"
     on_data = {f"on data, {name}": value for name, value in _flat(facts.pop("on_data", {})).items()}
     rows = [[name.replace("_", " "), _shown(value)] for name, value in (facts | phases | told | on_data).items()]
     common.table(str(model), ["", ""], rows)
+    if isinstance(kinds, dict):
+        common.table("\ncolumns", ["", "taken for"], [[name, kind] for name, kind in kinds.items()])
 
 
 def _facts(detector: OutlierDetector, header: dict[str, Any]) -> dict[str, Any]:
@@ -60,7 +66,7 @@ def _facts(detector: OutlierDetector, header: dict[str, Any]) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "detector": detector.key,
         "input": detector.spec_.describe(),
-        "columns": list(detector.spec_.columns) if detector.spec_.columns else None,
+        "columns": _columns(detector.spec_),
         "rows": detector.rows_,
         "settings": detector.settings_,
         "network_parameters": sum(p.numel() for p in detector.module_.parameters()),
@@ -80,6 +86,13 @@ def _facts(detector: OutlierDetector, header: dict[str, Any]) -> dict[str, Any]:
         facts["latents"] = facts["latents"] | {"kl": [round(value, 3) for value in facts["latents"]["kl"]]}
     facts["answers"] = answers(detector)
     return facts
+
+
+def _columns(spec: InputSpec) -> dict[str, str] | list[str] | None:
+    """Return what columns were taken for, their names alone where all are numbers."""
+    if spec.details is not None:
+        return {column.name: column.describe() for column in spec.details}
+    return list(spec.columns) if spec.columns else None
 
 
 def _measured(detector: OutlierDetector, rows: Any) -> dict[str, Any]:

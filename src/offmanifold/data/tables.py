@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from offmanifold.data.columns import Column
 from offmanifold.data.inputs import Float32Array, Float64Array
 
 # Beyond a million standard deviations a value counts as a million: squares stay finite in float32.
@@ -62,3 +69,147 @@ class Standardiser:
     def inverse(self, rows: Float64Array) -> Float64Array:
         """Return standardised rows ``(n, d)`` to the user's units."""
         return rows * self.scale + self.mean
+
+
+# Seconds of a date's cycles, and how many of each the rows of training must span for it to be told.
+CYCLES = {"day": 86_400.0, "week": 7 * 86_400.0, "year": 365.2425 * 86_400.0}
+FEWEST_CYCLES = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Preparation:
+    """Columns of several kinds ↦ the cells that a network takes.
+
+    A number or boolean is one standardised cell. A category is one cell a level, of total variance one: it weighs as
+    much as a number. A level that training did not see has a cell of its own, as far out as its surprise,
+    log(n + 2) nats, is for a Gaussian. A date is a standardised trend, and sine and cosine of each cycle that the rows
+    of training span, of variance one each pair. Where a cell is missing, all that it becomes is NaN.
+
+    Attributes
+    ----------
+    columns : tuple of Column
+    cycles : tuple of tuple of str
+        Of each column: the names in :data:`CYCLES` that its dates are told by.
+    standardiser : Standardiser
+        Of the cells.
+    """
+
+    columns: tuple[Column, ...]
+    cycles: tuple[tuple[str, ...], ...]
+    standardiser: Standardiser
+
+    @classmethod
+    def fit(cls, rows: Float64Array, columns: Sequence[Column], *, standard: bool = True) -> Preparation:
+        """Learn from rows ``(n, d)`` as :class:`~offmanifold.data.inputs.Rows` gives them."""
+        cycles = tuple(_cycles(rows[:, i]) if column.kind == "date" else () for i, column in enumerate(columns))
+        bare = cls(tuple(columns), cycles, Standardiser.identity(1))
+        if not standard:
+            return dataclasses.replace(bare, standardiser=Standardiser.identity(len(bare.owner)))
+        cells = bare._expanded(rows)
+        fitted = Standardiser.fit(cells)
+        mean, scale = fitted.mean.copy(), fitted.scale.copy()
+        varies = np.nan_to_num(np.nanstd(cells, axis=0)) if len(cells) else np.zeros(len(mean))
+        for i, column in enumerate(columns):
+            for group in bare._groups(i):
+                width = float(np.sqrt((varies[group] ** 2).sum()))
+                scale[group] = width if width > 1e-12 else 1.0
+            if column.kind == "category" and not column.lumped:
+                new = bare._starts[i + 1] - 1
+                known = int((~np.isnan(rows[:, i])).sum())
+                mean[new], scale[new] = 0.0, 1 / math.sqrt(2 * math.log(known + 2))
+        return dataclasses.replace(bare, standardiser=Standardiser(mean, scale))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what :meth:`from_json` needs beside the columns and the standardiser."""
+        return {"cycles": [list(names) for names in self.cycles]}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any], columns: Sequence[Column], standardiser: Standardiser) -> Preparation:
+        """Rebuild what was saved; raise ``ValueError`` where it does not fit."""
+        cycles = tuple(tuple(str(name) for name in names) for names in values["cycles"])
+        if len(cycles) != len(columns) or any(name not in CYCLES for names in cycles for name in names):
+            raise ValueError("its preparation of columns does not fit its input.")
+        return cls(tuple(columns), cycles, standardiser)
+
+    @functools.cached_property
+    def widths(self) -> list[int]:
+        """How many cells each column becomes."""
+        return [
+            len(column.levels) + (not column.lumped) if column.kind == "category" else 1 + 2 * len(cycles)
+            for column, cycles in zip(self.columns, self.cycles, strict=True)
+        ]
+
+    @functools.cached_property
+    def _starts(self) -> list[int]:
+        return [0, *itertools.accumulate(self.widths)]
+
+    @functools.cached_property
+    def owner(self) -> npt.NDArray[np.int64]:
+        """Which column each cell belongs to."""
+        return np.repeat(np.arange(len(self.columns)), self.widths)
+
+    @property
+    def blocks(self) -> list[list[Any]]:
+        """Each column's kind and number of cells, JSON-able; a date's cells are numbers."""
+        kinds = ("number" if column.kind == "date" else column.kind for column in self.columns)
+        return [[kind, width] for kind, width in zip(kinds, self.widths, strict=True)]
+
+    @property
+    def mean(self) -> Float64Array:
+        """Of the cells in the rows of training."""
+        return self.standardiser.mean
+
+    @property
+    def scale(self) -> Float64Array:
+        """What the cells are divided by."""
+        return self.standardiser.scale
+
+    def transform(self, rows: Float64Array) -> Float32Array:
+        """Turn rows ``(n, d)`` into cells ``(n, D)``."""
+        return self.standardiser.transform(self._expanded(rows))
+
+    def inverse(self, rows: Float64Array) -> Float64Array:
+        """Turn cells ``(n, D)`` into rows ``(n, d)``: of a category the level that has most, of a date its trend."""
+        cells = self.standardiser.inverse(rows)
+        found = np.empty((len(cells), len(self.columns)))
+        for i, column in enumerate(self.columns):
+            part = cells[:, self._starts[i] : self._starts[i + 1]]
+            if column.kind == "category":
+                found[:, i] = np.where(np.isnan(part).any(1), np.nan, np.nan_to_num(part).argmax(1))
+            else:
+                found[:, i] = part[:, 0]
+        return found
+
+    def _groups(self, i: int) -> list[slice]:
+        """Return the cells of a column that have one variance together."""
+        start, end = self._starts[i], self._starts[i + 1]
+        if self.columns[i].kind == "category":
+            return [slice(start, end)]
+        return [slice(at, at + 2) for at in range(start + 1, end, 2)]
+
+    def _expanded(self, rows: Float64Array) -> Float64Array:
+        parts = []
+        for i, (column, width) in enumerate(zip(self.columns, self.widths, strict=True)):
+            cells = rows[:, i]
+            if column.kind == "category":
+                level = np.clip(np.round(np.nan_to_num(cells)), 0, width - 1)
+                hot = (level[:, None] == np.arange(width)).astype(np.float64)
+                hot[np.isnan(cells)] = np.nan
+                parts.append(hot)
+            else:
+                angles = [2 * np.pi * cells / CYCLES[name] for name in self.cycles[i]]
+                parts.append(np.column_stack([cells, *(f(angle) for angle in angles for f in (np.sin, np.cos))]))
+        return np.concatenate(parts, axis=1)
+
+
+def _cycles(seconds: Float64Array) -> tuple[str, ...]:
+    """Return the cycles that dates go through more than once, and not always at the same point."""
+    there = seconds[~np.isnan(seconds)]
+    if not len(there):
+        return ()
+    span = float(there.max() - there.min())
+    return tuple(
+        name
+        for name, period in CYCLES.items()
+        if span >= FEWEST_CYCLES * period and float(np.ptp(np.mod(there, period))) > 1e-6 * period
+    )

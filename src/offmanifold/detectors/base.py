@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from offmanifold import calibration
 from offmanifold.data.inputs import Float64Array, InputSpec, Rows, evenly
-from offmanifold.data.tables import Standardiser
+from offmanifold.data.tables import Preparation, Standardiser
 from offmanifold.detectors.configured import Configured, Settings
 from offmanifold.detectors.explanations import Cells, Explanation, explain
 from offmanifold.detectors.levelling import Levelling
@@ -124,6 +124,7 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
         X: Any,
         y: Any = None,
         *,
+        columns: Mapping[str, str] | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
         resume: bool = False,
         checkpoint_every: float = 30.0,
@@ -133,9 +134,12 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
         Parameters
         ----------
         X : array-like, torch tensor or data frame
-            Normal rows: ``(n, d)``, or images ``(n, H, W)``, ``(n, C, H, W)``, ``(n, H, W, C)``.
+            Normal rows: ``(n, d)``, missing cells NaN or null; a frame of numbers, booleans, text, categories and
+            dates; or images ``(n, H, W)``, ``(n, C, H, W)``, ``(n, H, W, C)``.
         y : ignored
             For scikit-learn's pipelines.
+        columns : mapping of str to str, optional
+            What columns of a frame are, where their type does not tell: "number", "category", "boolean" or "date".
         checkpoint : path, optional
             Where to save the run from time to time; Ctrl-C then saves before it stops.
         resume : bool
@@ -161,13 +165,12 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
         uses the training rows alone.
         """
         self._check_common()
-        rows = Rows(X, owner=type(self).__name__)
+        rows = Rows(X, owner=type(self).__name__, columns=columns)
         if len(rows) < FEWEST_ROWS:
             raise ValueError(
                 f"n_samples = {len(rows)}: {type(self).__name__} needs at least {FEWEST_ROWS} rows to learn from, "
                 "stop by and calibrate with."
             )
-        settings = self._resolved(rows.spec, len(rows))
         path = Path(checkpoint) if checkpoint is not None else None
         resume = resume and path is not None and path.exists()
         seed = (
@@ -177,21 +180,22 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
         )
         for_calibration, for_stopping, for_training = self.split(len(rows), seed=seed)
 
-        self.spec_, self.settings_ = rows.spec, settings
         self._device = choose_device(self.device)
+        rows.learn(for_training)
+        self.spec_ = rows.spec
         training_rows = rows.take(for_training)
-        self._standardiser = (
-            Standardiser.fit(training_rows.astype(np.float64))
-            if rows.spec.kind == "table" and settings["scale"] == "standard"
-            else None
-        )
+        self._standardiser = self._fit_preparation(training_rows)
+        settings = self._resolved(self._network_spec, len(rows))
+        if isinstance(self._standardiser, Preparation):
+            settings["blocks"] = self._standardiser.blocks
+        self.settings_ = settings
         data = self._learnable(self._prepare(training_rows))
         held_out = self._learnable(self._prepare(rows.take(for_stopping)))
         self._settle(data, settings)
         rows.take(for_calibration)  # a bad value among them is better found now than after training
 
-        self._check_memory(rows.spec, settings)
-        model = self._new_module(rows.spec, settings, seed)
+        self._check_memory(self._network_spec, settings)
+        model = self._new_module(self._network_spec, settings, seed)
         checkpointer = None
         if path is not None:
             digest = fingerprint({"detector": self.key, "precision": self.precision, **settings}, data, held_out)
@@ -224,6 +228,8 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
         )
         self._warn_if_too_few()
         self._warn_about_training()
+        for remark in rows.remarks(training_rows.astype(np.float64)):
+            warnings.warn(remark, UserWarning, stacklevel=2)
         return self
 
     def _seed(self) -> int:
@@ -270,6 +276,21 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
             }
         return summary
 
+    def _fit_preparation(self, rows: npt.NDArray[Any]) -> Standardiser | Preparation | None:
+        """Learn from rows of training how tables are prepared."""
+        if self.spec_.details is not None:
+            return Preparation.fit(rows.astype(np.float64), self.spec_.details, standard=self.scale is not None)
+        if self.spec_.kind == "image" or self.scale is None:
+            return None
+        return Standardiser.fit(rows.astype(np.float64))
+
+    @property
+    def _network_spec(self) -> InputSpec:
+        """What one row is to the network."""
+        if isinstance(self._standardiser, Preparation):
+            return InputSpec("table", (len(self._standardiser.mean),), "columns")
+        return self.spec_
+
     def _learnable(self, rows: Tensor) -> Tensor:
         """Return the prepared rows that the detector can learn from."""
         if self.learns_from_gaps or not bool((gaps := rows.flatten(1).isnan().any(1)).any()):
@@ -292,7 +313,11 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
         if self.spec_.kind == "image":
             return None
         with computing_in(self._scoring_dtype, self.module_):
-            owner = torch.arange(held_out.shape[1], device=held_out.device)
+            owner = (
+                torch.from_numpy(self._standardiser.owner)
+                if isinstance(self._standardiser, Preparation)
+                else torch.arange(held_out.shape[1])
+            ).to(held_out.device)
             return Levelling.fit(self._raw_energy, held_out, owner)
 
     def _raw_energy(self, rows: Tensor) -> Tensor:
@@ -339,12 +364,14 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
             block = self._standardiser.transform(block)
         return torch.from_numpy(np.ascontiguousarray(block, dtype=np.float32))
 
-    def _restore(self, rows: Tensor) -> Float64Array:
-        """Turn what the network gives into the user's units and layout."""
-        block = rows.double().cpu().numpy()
-        if self._standardiser is not None:
-            block = self._standardiser.inverse(block)
-        return self.spec_.arrange(block)
+    def _inverse(self, rows: Tensor) -> Float64Array:
+        """Turn what the network gives into canonical rows."""
+        block: Float64Array = rows.double().cpu().numpy()
+        return block if self._standardiser is None else self._standardiser.inverse(block)
+
+    def _restore(self, rows: Tensor) -> Any:
+        """Turn what the network gives into the user's units: an array in their layout, or a frame of mixed columns."""
+        return self.spec_.present(self._inverse(rows))
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -378,7 +405,7 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
     def _passes(self, rows: Rows, index: npt.NDArray[np.intp] | None = None) -> Iterator[tuple[Tensor, int]]:
         """Yield prepared rows in passes of one fixed size, with how many of them are real."""
         size = IMAGE_PASS if self.spec_.kind == "image" and self._device.type == "cpu" else TABLE_PASS
-        block_rows = max(1, BLOCK_BYTES // (8 * self.spec_.dimensions) // size) * size
+        block_rows = max(1, BLOCK_BYTES // (8 * self._network_spec.dimensions) // size) * size
         total = len(rows) if index is None else len(index)
         for start in range(0, total, block_rows):
             where = slice(start, min(start + block_rows, total)) if index is None else index[start : start + block_rows]
@@ -466,7 +493,7 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
         if discrete_pixels and self.spec_.kind != "image":
             raise ValueError("discrete_pixels=True is for images; the detector was trained on a table.")
         scores = torch.from_numpy(self._scores(rows))
-        return bits_per_dim(scores, self.spec_.dimensions, discrete_pixels=discrete_pixels).numpy()
+        return bits_per_dim(scores, self._network_spec.dimensions, discrete_pixels=discrete_pixels).numpy()
 
     def _generator(self, random_state: int | np.random.RandomState | None) -> torch.Generator:
         """Return a generator on the model's device."""
@@ -478,7 +505,7 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
         generator = torch.Generator().manual_seed(PROBES)
         if self.spec_.kind == "image":
             return torch.rand(PROBES, *self.spec_.shape, generator=generator)
-        return torch.randn(PROBES, *self.spec_.shape, generator=generator)
+        return torch.randn(PROBES, *self._network_spec.shape, generator=generator)
 
     @torch.no_grad()
     def _probe_scores(self, probes: Tensor) -> Float64Array:
@@ -512,7 +539,7 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
     def _load_weights(self, weights: dict[str, Tensor]) -> None:
         """Rebuild the module from ``settings_`` and ``spec_`` and give it ``weights``."""
         self._device = choose_device(self.device)
-        model = self._new_module(self.spec_, self.settings_, seed=0)
+        model = self._new_module(self._network_spec, self.settings_, seed=0)
         model.load_state_dict(weights)
         self.module_ = model.eval().requires_grad_(False)
         if self._levelling is not None:

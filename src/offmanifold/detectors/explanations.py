@@ -11,6 +11,7 @@ from torch import Tensor
 
 from offmanifold import calibration
 from offmanifold.data.inputs import Float64Array
+from offmanifold.data.tables import Preparation
 from offmanifold.training.precision import computing_in
 
 if TYPE_CHECKING:
@@ -32,12 +33,15 @@ class Cells(NamedTuple):
 
 
 class Reason(NamedTuple):
-    """A column that speaks against a row: what it adds to the score, its value, the nearest normal row's (or NaN)."""
+    """A column that speaks against a row: what it adds to the score, its value, the nearest normal row's.
+
+    Values of mixed tables are text, booleans and dates; None or NaN where there is none.
+    """
 
     column: str
     contribution: float
-    value: float
-    nearest_normal: float
+    value: Any
+    nearest_normal: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +53,7 @@ class Explanation:
 
     Attributes
     ----------
-    rows : (n, columns) or images in the user's layout
+    rows : (n, columns) or images in the user's layout, or a polars frame where not all columns are numbers
         What is explained.
     score : (n,) float64
     contributions : (n, columns) or images in the user's layout
@@ -71,13 +75,13 @@ class Explanation:
         A table's, by name or number; empty for images.
     """
 
-    rows: Float64Array
+    rows: Any
     score: Float64Array
     contributions: Float64Array
     latent: Float64Array
     base: Float64Array
     residual: Float64Array
-    nearest: Float64Array
+    nearest: Any
     exact: bool
     columns: tuple[str, ...] = ()
 
@@ -86,13 +90,32 @@ class Explanation:
         if self.contributions.ndim != 2:
             raise ValueError("top is for tables; an image's contributions are a map: contributions[row].")
         order = np.argsort(self.contributions[row], kind="stable")[:count]
-        parts = (self.contributions[row], self.rows[row], self.nearest[row])
-        return [Reason(self.columns[i], *(float(part[i]) for part in parts)) for i in order]
+        return [
+            Reason(
+                self.columns[i],
+                float(self.contributions[row, i]),
+                _plain(self.rows[row, int(i)]),
+                _plain(self.nearest[row, int(i)]),
+            )
+            for i in order
+        ]
 
     def beside(self, row: int) -> dict[str, float]:
         """Return by name what a row's score is the sum of beside its columns."""
         found = {"latents": float(self.latent[row].sum())} if self.latent.shape[1] else {}
         return found if self.exact else {**found, "where the path begins": float(self.base[row])}
+
+
+def cell(value: Any) -> str:
+    """Show a cell of a table; nothing where it is missing."""
+    if value is None or value != value:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _plain(value: Any) -> Any:
+    """Return a cell as Python has it."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def explain(detector: OutlierDetector, X: Any) -> Explanation:
@@ -106,16 +129,20 @@ def explain(detector: OutlierDetector, X: Any) -> Explanation:
     arrays = {name: values.numpy() for name, values in joined.items()}
     score = detector._scores(rows)
     total = arrays["contributions"].reshape(len(score), -1).sum(1) + arrays["latent"].sum(1) + arrays["base"]
-    nearest = detector._restore(joined["nearest"])
+    nearest = detector._inverse(joined["nearest"])
     nearest[~arrays["found"].astype(bool)] = np.nan
+    preparation = detector._standardiser
+    if isinstance(preparation, Preparation):  # the user's columns, not what they became
+        owner = preparation.owner[:, None] == np.arange(len(preparation.columns))
+        arrays["contributions"] = arrays["contributions"] @ owner
     return Explanation(
-        rows=detector.spec_.arrange(rows.take(slice(None)).astype(np.float64)),
+        rows=detector.spec_.present(rows.take(slice(None)).astype(np.float64)),
         score=score,
         contributions=detector.spec_.arrange(arrays["contributions"]),
         latent=arrays["latent"],
         base=arrays["base"],
         residual=score - total,
-        nearest=nearest,
+        nearest=detector.spec_.present(nearest),
         exact=bool(arrays["exact"].all()),
         columns=detector.spec_.names,
     )

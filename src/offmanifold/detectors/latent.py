@@ -27,10 +27,13 @@ class LatentMixin(TransformerMixin):  # type: ignore[misc]
         """Return latent codes ``(n, latent_dim)``: the posterior's means where codes are random."""
         return joined(self._through(lambda model, rows: model.encode(rows), self._fitted_rows(X)))
 
-    def reconstruct(self: Any, X: Any) -> Float64Array:
-        """Return the rows as the model sees them, in the units and layout of ``X``."""
+    def reconstruct(self: Any, X: Any) -> Any:
+        """Return the rows as the model sees them, in the units and layout of ``X``; missing cells as it completes them.
+
+        An array; a polars frame where not all columns are numbers.
+        """
         parts = self._through(lambda model, rows: model.reconstruct(rows), self._fitted_rows(X))
-        return np.concatenate([self._restore(part) for part in parts])
+        return self._restore(torch.cat([part.cpu() for part in parts]))
 
     def reconstruction_errors(self: Any, X: Any) -> Float64Array:
         """Return each row's mean squared error ``(n,)`` in what the network sees: see :meth:`prepared`."""
@@ -41,7 +44,7 @@ class LatentMixin(TransformerMixin):  # type: ignore[misc]
         return joined(self._through(errors, self._fitted_rows(X)))
 
     def prepared(self: Any, X: Any) -> Float64Array:
-        """Return the rows as the network sees them ``(n, D)``: standardised columns, or pixels in [0, 1]."""
+        """Return the rows as the network sees them ``(n, D)``: prepared columns with NaN where missing, or pixels."""
         return joined(self._through(lambda model, rows: rows.flatten(1), self._fitted_rows(X)))
 
     def _through(

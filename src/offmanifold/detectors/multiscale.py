@@ -370,7 +370,7 @@ calibration_fraction, device, precision, random_state, verbose
             parts = [self.module_.evidence(part)[:real].double().cpu() for part, real in self._passes(rows)]
         return torch.cat(parts).numpy()
 
-    def reconstruct(self, X: Any, *, sigma: float = 0.4) -> Float64Array:
+    def reconstruct(self, X: Any, *, sigma: float = 0.4) -> Any:
         """Return D(x, σ): each row as the learned denoiser would have it, in the units and layout of ``X``.
 
         Parameters
@@ -383,7 +383,6 @@ calibration_fraction, device, precision, random_state, verbose
         parameters.real("sigma", sigma, above=0)
         with torch.no_grad():
             parts = [
-                self._restore(self.module_.denoise(part, sigma)[:real])
-                for part, real in self._passes(self._fitted_rows(X))
+                self.module_.denoise(part, sigma)[:real].cpu() for part, real in self._passes(self._fitted_rows(X))
             ]
-        return np.concatenate(parts)
+        return self._restore(torch.cat(parts))

@@ -413,8 +413,9 @@ random_state, verbose
         if kind == "omi":
             replay = Replay(size, (settings["latent_dim"],), device) if size else None
             return self._on_manifold(model, settings, replay, restart)
-        noise = noise_within(settings["bounds"], self.spec_.shape, device)
-        ring = Replay(size, self.spec_.shape, device)
+        shape = self._network_spec.shape
+        noise = noise_within(settings["bounds"], shape, device)
+        ring = Replay(size, shape, device)
         return Persistent(ring, noise, restart if kind == "pcd-restart" else 0.0)
 
     @staticmethod
@@ -454,7 +455,7 @@ random_state, verbose
         latent_steps: int | None = None,
         visible_steps: int | None = None,
         random_state: int | np.random.RandomState | None = None,
-    ) -> Float64Array:
+    ) -> Any:
         """Draw ``n`` rows from the model, in the user's units and layout.
 
         A latent chain from the prior, eight times as long as in training, then the chain on x (P3, appendix D.3).

@@ -371,7 +371,7 @@ class VAE(LatentMixin, OutlierDetector):
         if self.fit_report_["latents"]["active"] == 0:
             warnings.warn(COLLAPSE, UserWarning, stacklevel=3)
 
-    def sample(self, n: int, *, random_state: int | np.random.RandomState | None = None) -> Float64Array:
+    def sample(self, n: int, *, random_state: int | np.random.RandomState | None = None) -> Any:
         """Draw ``n`` rows from the model: z from the prior, x from p(x | z), in the user's units and layout."""
         check_is_fitted(self, "module_")
         parameters.integer("n", n)
