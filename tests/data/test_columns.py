@@ -164,7 +164,6 @@ def test_each_column_weighs_one(mixed: Any) -> None:
     prepared = preparation.transform(cells).astype(float)
     assert preparation.cycles == ((), (), (), ("day", "week"))
     assert preparation.widths == [1, 4, 1, 5]
-    assert preparation.blocks == [["number", 1], ["category", 4], ["boolean", 1], ["number", 5]]
     variances = prepared.var(0)
     np.testing.assert_allclose([variances[preparation.owner == i].sum() for i in range(4)], [1, 1, 1, 3], rtol=1e-3)
     np.testing.assert_allclose(preparation.inverse(prepared), cells, rtol=1e-5, atol=1e-5)

@@ -76,6 +76,11 @@ CYCLES = {"day": 86_400.0, "week": 7 * 86_400.0, "year": 365.2425 * 86_400.0}
 FEWEST_CYCLES = 2
 
 
+def surprise(rows: int) -> float:
+    """Return −log p of what was never seen in so many rows, in nats (Laplace's rule)."""
+    return math.log(rows + 2)
+
+
 @dataclasses.dataclass(frozen=True)
 class Preparation:
     """Columns of several kinds ↦ the cells that a network takes.
@@ -103,20 +108,17 @@ class Preparation:
         """Learn from rows ``(n, d)`` as :class:`~offmanifold.data.inputs.Rows` gives them."""
         cycles = tuple(_cycles(rows[:, i]) if column.kind == "date" else () for i, column in enumerate(columns))
         bare = cls(tuple(columns), cycles, Standardiser.identity(1))
-        if not standard:
-            return dataclasses.replace(bare, standardiser=Standardiser.identity(len(bare.owner)))
         cells = bare._expanded(rows)
-        fitted = Standardiser.fit(cells)
+        fitted = Standardiser.fit(cells) if standard else Standardiser.identity(cells.shape[1])
         mean, scale = fitted.mean.copy(), fitted.scale.copy()
-        varies = np.nan_to_num(np.nanstd(cells, axis=0)) if len(cells) else np.zeros(len(mean))
         for i, column in enumerate(columns):
-            for group in bare._groups(i):
-                width = float(np.sqrt((varies[group] ** 2).sum()))
+            for group in bare._groups(i) if standard else []:
+                seen = cells[~np.isnan(rows[:, i]), group]
+                width = float(np.sqrt(seen.var(axis=0).sum())) if len(seen) else 0.0
                 scale[group] = width if width > 1e-12 else 1.0
             if column.kind == "category" and not column.lumped:
                 new = bare._starts[i + 1] - 1
-                known = int((~np.isnan(rows[:, i])).sum())
-                mean[new], scale[new] = 0.0, 1 / math.sqrt(2 * math.log(known + 2))
+                mean[new], scale[new] = 0.0, 1 / math.sqrt(2 * surprise(int((~np.isnan(rows[:, i])).sum())))
         return dataclasses.replace(bare, standardiser=Standardiser(mean, scale))
 
     def to_json(self) -> dict[str, Any]:
@@ -149,10 +151,14 @@ class Preparation:
         return np.repeat(np.arange(len(self.columns)), self.widths)
 
     @property
-    def blocks(self) -> list[list[Any]]:
-        """Each column's kind and number of cells, JSON-able; a date's cells are numbers."""
-        kinds = ("number" if column.kind == "date" else column.kind for column in self.columns)
-        return [[kind, width] for kind, width in zip(kinds, self.widths, strict=True)]
+    def blocks(self) -> list[tuple[str, int, float | None]]:
+        """Of each column: what its cells are ("number" for a date's), how many, and a new level's −log p."""
+        found: list[tuple[str, int, float | None]] = []
+        for column, width, end in zip(self.columns, self.widths, self._starts[1:], strict=True):
+            has_new = column.kind == "category" and not column.lumped
+            kind = "number" if column.kind == "date" else column.kind
+            found.append((kind, width, 0.5 / float(self.scale[end - 1]) ** 2 if has_new else None))
+        return found
 
     @property
     def mean(self) -> Float64Array:

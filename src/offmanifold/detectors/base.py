@@ -84,6 +84,9 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
     key: ClassVar[str]
     # Whether rows of a table with missing cells can be trained on.
     learns_from_gaps: ClassVar[bool] = True
+    # How tables are prepared, and rows with missing cells compared to complete ones: learned by ``fit``.
+    _standardiser: Standardiser | Preparation | None = None
+    _levelling: Levelling | None = None
 
     # --- what a concrete detector writes ---------------------------------------------------------------
 
@@ -186,8 +189,6 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
         training_rows = rows.take(for_training)
         self._standardiser = self._fit_preparation(training_rows)
         settings = self._resolved(self._network_spec, len(rows))
-        if isinstance(self._standardiser, Preparation):
-            settings["blocks"] = self._standardiser.blocks
         self.settings_ = settings
         data = self._learnable(self._prepare(training_rows))
         held_out = self._learnable(self._prepare(rows.take(for_stopping)))

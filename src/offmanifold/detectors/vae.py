@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from offmanifold import parameters
 from offmanifold.data.inputs import Float64Array, InputSpec, Rows
+from offmanifold.data.tables import Preparation
 from offmanifold.detectors.base import OutlierDetector
 from offmanifold.detectors.configured import Settings
 from offmanifold.detectors.explanations import Cells
@@ -26,7 +27,16 @@ from offmanifold.probability import bounds
 from offmanifold.probability.distances import distance
 from offmanifold.probability.divergences import kl_to_standard_normal
 from offmanifold.probability.latents import prior_sample, split_posterior
-from offmanifold.probability.likelihoods import GAMMAS, LOWEST_GAMMA, Bernoulli, Gaussian, Likelihood
+from offmanifold.probability.likelihoods import (
+    GAMMAS,
+    LOWEST_GAMMA,
+    Bernoulli,
+    Block,
+    Gaussian,
+    Likelihood,
+    Mixed,
+    gaussian_part,
+)
 from offmanifold.probability.missing import completed, filled, seen
 from offmanifold.training.phases import Metrics, ParameterGroup, Phase, Update
 from offmanifold.training.progress import Verbosity
@@ -48,7 +58,7 @@ class VariationalAutoencoder(nn.Module):
     Parameters
     ----------
     encoder, decoder : Module
-    likelihood : Gaussian or Bernoulli
+    likelihood : Gaussian, Bernoulli or Mixed
     latent_dim : int
     samples : int
         Draws of z that a score averages over.
@@ -89,6 +99,8 @@ class VariationalAutoencoder(nn.Module):
         mean, log_std = self.posterior(self.completed(rows))
         codes = mean + log_std.exp() * self.scoring_noise[:, None]
         means = (self.likelihood.mean(self.decoder(z)) for z in codes)
+        if isinstance(self.likelihood, Mixed):  # numbers alone have a variance
+            rows, means = rows[:, self.likelihood.numeric], (again[:, self.likelihood.numeric] for again in means)
         return torch.stack([distance(rows, again, "squared") for again in means]).mean(0)
 
     def energies(self, rows: Tensor, *, decoded: bool = True) -> dict[str, Tensor]:
@@ -117,7 +129,8 @@ class VAE(LatentMixin, OutlierDetector):
         Number of latents. "auto": three quarters of a table's columns, 32 for images, where training prunes the
         superfluous ones (P0 §3.1).
     likelihood : {"gaussian", "bernoulli"}
-        "bernoulli" takes values in [0, 1].
+        Of numbers and pixels. "bernoulli" takes values in [0, 1]. Beside "gaussian" a table's categories are
+        categorical and its booleans Bernoulli: the ELBO is in nats over all columns.
     gamma : {"auto", "learned", "per-dimension", "closed-form", "continuation"} or float
         The decoder's variance γ: learned, one or one for each dimension; the running mean squared error, its
         optimum given the networks; the same, but begun at the data's variance and falling by at most 1 % a step (P4
@@ -220,8 +233,8 @@ class VAE(LatentMixin, OutlierDetector):
     @property
     def gamma_(self) -> Float64Array | None:
         """The decoder's variance after training; None for a Bernoulli likelihood."""
-        likelihood = self.module_.likelihood
-        return likelihood.gamma.double().cpu().numpy() if isinstance(likelihood, Gaussian) else None
+        gaussian = gaussian_part(self.module_.likelihood)
+        return None if gaussian is None else gaussian.gamma.double().cpu().numpy()
 
     def _settings(self, spec: InputSpec) -> Settings:
         table = spec.kind == "table"
@@ -256,16 +269,20 @@ class VAE(LatentMixin, OutlierDetector):
             hidden=settings["hidden"],
             capacity=settings["capacity"],
         )
-        image = spec.kind == "image"
-        likelihood: Likelihood = (
-            Bernoulli()
-            if settings["likelihood"] == "bernoulli"
-            # Pixels vary by about a tenth, standardised columns by one.
-            else Gaussian(
-                spec.shape, settings["gamma"], start=settings.get("gamma_start", 0.1 if image else 1.0), sigmoid=image
-            )
-        )
+        likelihood = self._likelihood(spec, settings)
         return VariationalAutoencoder(encoder, decoder, likelihood, settings["latent_dim"], settings["samples"])
+
+    def _likelihood(self, spec: InputSpec, settings: Settings) -> Likelihood:
+        if settings["likelihood"] == "bernoulli":
+            return Bernoulli()
+        image = spec.kind == "image"
+        # Pixels vary by about a tenth, standardised columns by one.
+        start = settings.get("gamma_start", 0.1 if image else 1.0)
+        preparation = self._standardiser
+        if isinstance(preparation, Preparation):
+            blocks = [Block(*block) for block in preparation.blocks]
+            return Mixed(blocks, preparation.mean.tolist(), preparation.scale.tolist(), settings["gamma"], start=start)
+        return Gaussian(spec.shape, settings["gamma"], start=start, sigmoid=image)
 
     def _settle(self, rows: Tensor, settings: Settings) -> None:
         if settings["likelihood"] == "bernoulli" and ((known := seen(rows)).min() < 0 or known.max() > 1):
@@ -290,8 +307,9 @@ class VAE(LatentMixin, OutlierDetector):
                 codes.register_hook(gradients.append)  # type: ignore[no-untyped-call]
                 size = rows.numel()  # the loop minimises a mean over rows and dimensions; told is a row's, in nats
                 metrics["gradient_norm/latent"] = lambda: size * gradients[0].norm(dim=1).mean()
-            if isinstance(model.likelihood, Gaussian) and model.likelihood.rule != "fixed":
-                metrics["gamma"] = model.likelihood.gamma.mean()
+            gaussian = gaussian_part(model.likelihood)
+            if gaussian is not None and gaussian.rule != "fixed":
+                metrics["gamma"] = gaussian.gamma.mean()
             # Per dimension: the size of a step then means the same for 3 columns and for 784 pixels.
             return -bounds.elbo(log_likelihood, kl, beta) / rows[0].numel(), metrics
 
@@ -358,11 +376,12 @@ class VAE(LatentMixin, OutlierDetector):
         report = super()._fit_report(rows, training, held_out)
         kl = averaged_kl(*self._posterior(rows, held_out))
         report["latents"] = {"kl": np.sort(kl)[::-1].tolist(), "active": int((kl > ACTIVE).sum()), "threshold": ACTIVE}
-        if isinstance(self.module_.likelihood, Gaussian):
+        gaussian = gaussian_part(self.module_.likelihood)
+        if gaussian is not None:
             report["gamma"] = {
-                "learned": float(self.module_.likelihood.gamma.mean()),
+                "learned": float(gaussian.gamma.mean()),
                 "closed_form": mean_of(self._expected_errors(rows, training)).to_json(),
-                "at_floor": self.module_.likelihood.touches_floor,
+                "at_floor": gaussian.touches_floor,
             }
         return report
 
