@@ -18,6 +18,7 @@ from torch import Tensor
 
 import offmanifold
 from offmanifold import atomic
+from offmanifold.data.columns import Column
 from offmanifold.data.inputs import InputSpec
 from offmanifold.data.tables import Preparation, Standardiser
 from offmanifold.detectors import DETECTORS, OutlierDetector
@@ -171,13 +172,16 @@ def _rebuild(header: dict[str, Any], tensors: dict[str, Tensor], device: str) ->
 def _preparation(
     header: dict[str, Any], tensors: dict[str, Tensor], detector: OutlierDetector
 ) -> Standardiser | Preparation | None:
-    details = detector.spec_.details
-    if details is None and detector.settings_["scale"] is None:
+    spec, prepared = detector.spec_, header.get("preparation")  # files of before there were kinds
+    if spec.details is not None and prepared is None:
+        raise ValueError("it does not say how its columns are prepared.")
+    if prepared is None and detector.settings_["scale"] is None:
         return None
     mean, scale = tensors["standardiser/mean"].numpy(), tensors["standardiser/scale"].numpy()
     standardiser = Standardiser(mean, scale)
-    found = standardiser if details is None else Preparation.from_json(header["preparation"], details, standardiser)
-    cells = detector.spec_.shape if isinstance(found, Standardiser) else found.owner.shape
+    columns = spec.details or [Column(name) for name in spec.names]
+    found = standardiser if prepared is None else Preparation.from_json(prepared, columns, standardiser)
+    cells = spec.shape if isinstance(found, Standardiser) else found.owner.shape
     if mean.shape != cells or scale.shape != mean.shape or not (scale > 0).all():
         raise ValueError("its standardisation does not fit its input.")
     return found

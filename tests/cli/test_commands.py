@@ -218,7 +218,7 @@ def test_a_table_of_all_kinds(tmp_path: Path) -> None:
     assert "'id' looks like an identifier" in told.stderr and "--drop id" in told.stderr
     facts = json.loads(run("inspect", "model.safetensors", "--json", cwd=tmp_path).stdout)
     assert facts["columns"]["code"] == "category of 3 levels: 01, 02, 03"
-    assert facts["columns"]["amount"] == "number" and facts["columns"]["day"] == "date"
+    assert facts["columns"]["amount"] == "number" and facts["columns"]["day"] == "date, trend alone"
     shown = run("inspect", "model.safetensors", cwd=tmp_path).stdout
     assert re.search(r"town +category of 3 levels: Eger, Győr, Pécs", shown)
     frame[:40].with_columns(town=pl.lit("Vác"), amount=pl.lit("?")).write_csv(tmp_path / "new.csv")

@@ -133,6 +133,26 @@ def test_columns_that_say_nothing_are_warned_of(normal: pl.DataFrame) -> None:
     assert any("'same' is constant" in str(warning.message) for warning in caught)
 
 
+@pytest.mark.parametrize("cls", [AE, VAE])
+def test_heavy_tails(cls: type[OutlierDetector], tmp_path: Path) -> None:
+    """Beside a few huge values nobody else is seen, unless tails are brought in."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(1500, 1))
+    rows = np.exp(2 * x + np.array([0, 1, 2, 3]) + 0.2 * rng.normal(size=(1500, 4)))
+    odd = np.exp(2 * rng.normal(size=(300, 4)) + np.array([0, 1, 2, 3]))
+    found = {}
+    for scale in ("standard", "robust"):
+        detector = cls(random_state=0, verbose=False, scale=scale).fit(rows[:1200])
+        found[scale] = auroc(detector.score_samples(rows[1200:]), detector.score_samples(odd)).value
+    assert found["robust"] > max(0.95, found["standard"] + 0.05)
+    detector.save(tmp_path / "m.safetensors")
+    np.testing.assert_array_equal(load(tmp_path / "m.safetensors").score_samples(odd), detector.score_samples(odd))
+    assert isinstance(detector.explain(odd[:5]).nearest, np.ndarray)
+    reconstructed: Any = detector
+    made = reconstructed.reconstruct(rows[1200:])
+    assert made.shape == (300, 4) and np.median(np.abs(np.log(np.abs(made) / rows[1200:]))) < 0.5
+
+
 def test_ten_rows() -> None:
     assert np.isfinite(AE(**quick(AE)).fit(frame(10, gaps=0.2)).score_samples(frame(10, 1))).all()
 

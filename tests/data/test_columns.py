@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
+import json
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ import pytest
 from offmanifold.data.columns import MOST_LEVELS, NEW, OTHER
 from offmanifold.data.inputs import InputSpec, Rows
 from offmanifold.data.tables import Preparation
+from offmanifold.data.transforms import Transform
 
 DAY = datetime.datetime(2024, 1, 31, 6)
 DATA: dict[str, list[Any]] = {
@@ -199,3 +202,38 @@ def test_cycles_need_their_span() -> None:
     assert cycles(np.arange(60)) == ("day",)
     assert cycles(24 * np.arange(30)) == ("week",)
     assert cycles(24 * np.arange(1000)) == ("week", "year")
+
+
+# --- heavy tails ---------------------------------------------------------------------------------------
+
+
+def test_a_transform_is_chosen_by_what_makes_held_out_values_likeliest() -> None:
+    rng = np.random.default_rng(0)
+    normal = rng.normal(3, 2, 2000)
+    chosen = {
+        "normal": normal, "cauchy": rng.standard_cauchy(2000), "lognormal": np.exp(2 * normal),
+        "two humps": np.concatenate([rng.normal(-10, 1, 1000), rng.normal(10, 1, 1000)])[rng.permutation(2000)],
+        "counts": rng.geometric(0.05, 2000).astype(float) ** 3, "few": np.exp(normal[:30]), "constant": np.ones(200),
+    }  # fmt: skip
+    found = {name: Transform.choose(values) for name, values in chosen.items()}
+    assert {name: transform.name for name, transform in found.items()} == {
+        "normal": "none", "cauchy": "signed log", "lognormal": "quantiles", "two humps": "quantiles",
+        "counts": "signed log", "few": "none", "constant": "none",
+    }  # fmt: skip
+    for name, transform in found.items():
+        values = np.sort(chosen[name])
+        inner = transform(values)
+        assert (np.diff(inner) >= 0).all()
+        np.testing.assert_allclose(transform.inverse(inner), values, rtol=1e-6, atol=1e-9)
+        assert Transform.from_json(json.loads(json.dumps(dataclasses.asdict(transform)))) == transform
+        assert np.isnan(transform(np.array([np.nan]))).all() and np.isfinite(transform(np.array([1e300]))).all()
+
+
+@pytest.mark.parametrize("name", ["signed log", "quantiles"])
+def test_a_transforms_slope_is_its_derivative(name: str) -> None:
+    values = np.random.default_rng(0).normal(size=500)
+    (transform,) = [one for one in Transform._candidates(values) if one.name == name]
+    # Between knots, where lines have their corners.
+    at = np.linspace(-4, 4, 83) + 1e-3
+    numeric = (transform(at + 1e-7) - transform(at - 1e-7)) / 2e-7
+    np.testing.assert_allclose(np.exp(transform.log_slope(at)), numeric, rtol=1e-4)

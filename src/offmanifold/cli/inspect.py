@@ -11,7 +11,6 @@ import typer
 from offmanifold.cli import common
 
 if TYPE_CHECKING:
-    from offmanifold.data.inputs import InputSpec
     from offmanifold.detectors import OutlierDetector
 
 
@@ -66,7 +65,7 @@ def _facts(detector: OutlierDetector, header: dict[str, Any]) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "detector": detector.key,
         "input": detector.spec_.describe(),
-        "columns": _columns(detector.spec_),
+        "columns": _columns(detector),
         "rows": detector.rows_,
         "settings": detector.settings_,
         "network_parameters": sum(p.numel() for p in detector.module_.parameters()),
@@ -88,11 +87,13 @@ def _facts(detector: OutlierDetector, header: dict[str, Any]) -> dict[str, Any]:
     return facts
 
 
-def _columns(spec: InputSpec) -> dict[str, str] | list[str] | None:
-    """Return what columns were taken for, their names alone where all are numbers."""
-    if spec.details is not None:
-        return {column.name: column.describe() for column in spec.details}
-    return list(spec.columns) if spec.columns else None
+def _columns(detector: OutlierDetector) -> dict[str, str] | list[str] | None:
+    """Return what columns were taken for, their names alone where all are plain numbers."""
+    from offmanifold.data.tables import Preparation
+
+    if isinstance(detector._standardiser, Preparation):
+        return detector._standardiser.describe()
+    return list(detector.spec_.columns) if detector.spec_.columns else None
 
 
 def _measured(detector: OutlierDetector, rows: Any) -> dict[str, Any]:

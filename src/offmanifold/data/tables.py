@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from offmanifold.data.columns import Column
 from offmanifold.data.inputs import Float32Array, Float64Array
+from offmanifold.data.transforms import Transform
 
 # Beyond a million standard deviations a value counts as a million: squares stay finite in float32.
 FARTHEST = 1e6
@@ -85,53 +86,84 @@ def surprise(rows: int) -> float:
 class Preparation:
     """Columns of several kinds ↦ the cells that a network takes.
 
-    A number or boolean is one standardised cell. A category is one cell a level, of total variance one: it weighs as
-    much as a number. A level that training did not see has a cell of its own, as far out as its surprise,
-    log(n + 2) nats, is for a Gaussian. A date is a standardised trend, and sine and cosine of each cycle that the rows
-    of training span, of variance one each pair. Where a cell is missing, all that it becomes is NaN.
+    A number, transformed where its tails are heavy, or a boolean is one standardised cell. A category is one cell a
+    level, of total variance one: it weighs as much as a number. A level that training did not see has a cell of its
+    own, as far out as its surprise, log(n + 2) nats, is for a Gaussian. A date is a standardised trend, and sine and
+    cosine of each cycle that the rows of training span, of variance one each pair. Where a cell is missing, all that it
+    becomes is NaN.
 
     Attributes
     ----------
     columns : tuple of Column
     cycles : tuple of tuple of str
         Of each column: the names in :data:`CYCLES` that its dates are told by.
+    transforms : tuple of Transform
+        Of each column.
     standardiser : Standardiser
         Of the cells.
     """
 
     columns: tuple[Column, ...]
     cycles: tuple[tuple[str, ...], ...]
+    transforms: tuple[Transform, ...]
     standardiser: Standardiser
 
     @classmethod
-    def fit(cls, rows: Float64Array, columns: Sequence[Column], *, standard: bool = True) -> Preparation:
-        """Learn from rows ``(n, d)`` as :class:`~offmanifold.data.inputs.Rows` gives them."""
+    def fit(cls, rows: Float64Array, columns: Sequence[Column], scale: str | None = "standard") -> Preparation:
+        """Learn from rows ``(n, d)`` as :class:`~offmanifold.data.inputs.Rows` gives them.
+
+        With "robust" numbers are transformed, each in the way that makes held-out ones likeliest; with None all but
+        dates stay as they are.
+        """
         cycles = tuple(_cycles(rows[:, i]) if column.kind == "date" else () for i, column in enumerate(columns))
-        bare = cls(tuple(columns), cycles, Standardiser.identity(1))
+        transforms = tuple(
+            Transform.choose(rows[:, i]) if scale == "robust" and column.kind == "number" else Transform()
+            for i, column in enumerate(columns)
+        )
+        bare = cls(tuple(columns), cycles, transforms, Standardiser.identity(1))
         cells = bare._expanded(rows)
-        fitted = Standardiser.fit(cells) if standard else Standardiser.identity(cells.shape[1])
-        mean, scale = fitted.mean.copy(), fitted.scale.copy()
+        fitted = Standardiser.fit(cells)
+        mean, scales = fitted.mean.copy(), fitted.scale.copy()
         for i, column in enumerate(columns):
-            for group in bare._groups(i) if standard else []:
+            for group in bare._groups(i):
                 seen = cells[~np.isnan(rows[:, i]), group]
                 width = float(np.sqrt(seen.var(axis=0).sum())) if len(seen) else 0.0
-                scale[group] = width if width > 1e-12 else 1.0
+                scales[group] = width if width > 1e-12 else 1.0
+            if scale is None and column.kind != "date":
+                mean[bare.owner == i], scales[bare.owner == i] = 0.0, 1.0
             if column.kind == "category" and not column.lumped:
                 new = bare._starts[i + 1] - 1
-                mean[new], scale[new] = 0.0, 1 / math.sqrt(2 * surprise(int((~np.isnan(rows[:, i])).sum())))
-        return dataclasses.replace(bare, standardiser=Standardiser(mean, scale))
+                mean[new], scales[new] = 0.0, 1 / math.sqrt(2 * surprise(int((~np.isnan(rows[:, i])).sum())))
+        return dataclasses.replace(bare, standardiser=Standardiser(mean, scales))
 
     def to_json(self) -> dict[str, Any]:
         """Return what :meth:`from_json` needs beside the columns and the standardiser."""
-        return {"cycles": [list(names) for names in self.cycles]}
+        return {
+            "cycles": [list(names) for names in self.cycles],
+            "transforms": [dataclasses.asdict(transform) for transform in self.transforms],
+        }
 
     @classmethod
     def from_json(cls, values: dict[str, Any], columns: Sequence[Column], standardiser: Standardiser) -> Preparation:
         """Rebuild what was saved; raise ``ValueError`` where it does not fit."""
         cycles = tuple(tuple(str(name) for name in names) for names in values["cycles"])
-        if len(cycles) != len(columns) or any(name not in CYCLES for names in cycles for name in names):
+        transforms = tuple(Transform.from_json(transform) for transform in values["transforms"])
+        if not len(cycles) == len(transforms) == len(columns) or any(
+            name not in CYCLES for names in cycles for name in names
+        ):
             raise ValueError("its preparation of columns does not fit its input.")
-        return cls(tuple(columns), cycles, standardiser)
+        return cls(tuple(columns), cycles, transforms, standardiser)
+
+    def describe(self) -> dict[str, str]:
+        """Say by name what each column was taken for."""
+        told = {}
+        for column, cycles, transform in zip(self.columns, self.cycles, self.transforms, strict=True):
+            how = [transform.name] if transform.name != "none" else []
+            how += [f"trend and {', '.join(f'time of {name}' for name in cycles)}" if cycles else "trend alone"] * (
+                column.kind == "date"
+            )
+            told[column.name] = column.describe() + (f", {how[0]}" if how else "")
+        return told
 
     @functools.cached_property
     def widths(self) -> list[int]:
@@ -183,7 +215,7 @@ class Preparation:
             if column.kind == "category":
                 found[:, i] = np.where(np.isnan(part).any(1), np.nan, np.nan_to_num(part).argmax(1))
             else:
-                found[:, i] = part[:, 0]
+                found[:, i] = self.transforms[i].inverse(part[:, 0])
         return found
 
     def _groups(self, i: int) -> list[slice]:
@@ -204,7 +236,11 @@ class Preparation:
                 parts.append(hot)
             else:
                 angles = [2 * np.pi * cells / CYCLES[name] for name in self.cycles[i]]
-                parts.append(np.column_stack([cells, *(f(angle) for angle in angles for f in (np.sin, np.cos))]))
+                parts.append(
+                    np.column_stack(
+                        [self.transforms[i](cells), *(f(angle) for angle in angles for f in (np.sin, np.cos))]
+                    )
+                )
         return np.concatenate(parts, axis=1)
 
 

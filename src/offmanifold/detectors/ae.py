@@ -67,8 +67,9 @@ class AE(LatentMixin, OutlierDetector):
     optimizer : {"adam", "adamw", "rmsprop"}
     schedule : {"one-cycle", "constant", "cosine"}
     weight_decay : float
-    scale : {"standard", None}
-        Standardise a table's columns by the training rows, or leave them.
+    scale : {"standard", "robust", None}
+        Standardise a table's columns by the training rows, or leave them. "robust" first brings in heavy tails: a
+        signed logarithm, or quantiles to a normal distribution's, of columns where held-out values are likelier so.
     false_alarm_rate : float
         Share of normal rows that :meth:`predict` may call outliers.
     calibration_fraction : float, optional

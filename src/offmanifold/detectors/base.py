@@ -18,6 +18,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from offmanifold import calibration
+from offmanifold.data.columns import Column
 from offmanifold.data.inputs import Float64Array, InputSpec, Rows, evenly
 from offmanifold.data.tables import Preparation, Standardiser
 from offmanifold.detectors.configured import Configured, Settings
@@ -279,10 +280,11 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
 
     def _fit_preparation(self, rows: npt.NDArray[Any]) -> Standardiser | Preparation | None:
         """Learn from rows of training how tables are prepared."""
-        if self.spec_.details is not None:
-            return Preparation.fit(rows.astype(np.float64), self.spec_.details, standard=self.scale is not None)
-        if self.spec_.kind == "image" or self.scale is None:
+        if self.spec_.kind == "image" or (self.spec_.details is None and self.scale is None):
             return None
+        if self.spec_.details is not None or self.scale == "robust":
+            columns = self.spec_.details or [Column(name) for name in self.spec_.names]
+            return Preparation.fit(rows.astype(np.float64), columns, self.scale)
         return Standardiser.fit(rows.astype(np.float64))
 
     @property

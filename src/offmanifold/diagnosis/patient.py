@@ -56,7 +56,7 @@ class Patient:
         self.scaler: Standardiser | Preparation = (
             Standardiser.identity(1)
             if self.is_image
-            else Preparation.fit(block[:half], details, standard=half > 0)
+            else Preparation.fit(block[:half], details)
             if details is not None
             else Standardiser.fit(block[:half])
             if half
