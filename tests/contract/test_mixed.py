@@ -157,6 +157,16 @@ def test_ten_rows() -> None:
     assert np.isfinite(AE(**quick(AE)).fit(frame(10, gaps=0.2)).score_samples(frame(10, 1))).all()
 
 
+def test_a_hundred_thousand_columns_are_weighed_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = pl.from_numpy(np.random.default_rng(0).normal(size=(20, 100_000)).astype(np.float32))
+    monkeypatch.setattr("offmanifold.detectors.base.memory_of", lambda device: 2.0**24)
+    with pytest.raises(ValueError, match="20 rows of 100,000 cells take 0.0224 GiB in training; .* leave columns out"):
+        AE(**quick(AE)).fit(rows)
+    monkeypatch.setattr("offmanifold.detectors.base.memory_of", lambda device: 2.0**30)
+    with pytest.raises(ValueError, match="A network of .* weights takes .* GiB to train; this device has 1 GiB"):
+        AE(**quick(AE) | {"hidden": (1024,)}).fit(rows)
+
+
 def test_it_is_examined_and_reported(normal: pl.DataFrame, tmp_path: Path) -> None:
     detector = VAE(**quick(VAE)).fit(normal)
     held_out = frame(300, 1, gaps=0.1)

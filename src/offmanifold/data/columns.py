@@ -216,7 +216,7 @@ def guess(frame: nw.DataFrame[Any], asked: Mapping[str, str] | None = None) -> t
     columns: list[Column] = []
     odd: list[str] = []
     for name, dtype in schema.items():
-        kind: Any = (asked or {}).get(name) or _kind(frame[name], dtype)
+        kind: Any = (asked or {}).get(name) or _kind(frame, name, dtype)
         if kind is None:
             odd.append(f"{name!r} ({dtype})")
             continue
@@ -231,7 +231,7 @@ def guess(frame: nw.DataFrame[Any], asked: Mapping[str, str] | None = None) -> t
     return tuple(columns)
 
 
-def _kind(values: nw.Series[Any], dtype: Any) -> str | None:
+def _kind(frame: nw.DataFrame[Any], name: str, dtype: Any) -> str | None:
     if dtype.is_numeric():
         return "number"
     if dtype == nw.Boolean:
@@ -242,6 +242,7 @@ def _kind(values: nw.Series[Any], dtype: Any) -> str | None:
         return "category"
     if dtype not in (nw.String, nw.Object, nw.Unknown):
         return None
+    values = frame[name]
     if values.null_count() == len(values):
         return "number"
     if dtype == nw.String:

@@ -149,12 +149,15 @@ class Rows:
     ) -> None:
         self.asked = columns
         self._distinct: list[int] = []
+        self._plain = False
         self._frame: nw.DataFrame[Any] | None = None
         self._array: npt.NDArray[Any] = np.empty(0)
         frame = _as_frame(X)
         if frame is not None:
             self.spec = _frame_spec(frame, expected, columns)
             self._frame = frame.select(*self.spec.columns) if self.spec.columns else frame
+            numeric = all(dtype.is_numeric() for dtype in self._frame.schema.values())
+            self._plain = self.spec.details is None and numeric
             self._rows = len(frame)
         elif columns:
             raise ValueError("columns= says what the columns of a data frame are; X is not one.")
@@ -216,7 +219,10 @@ class Rows:
         part = frame[index] if isinstance(index, slice) else frame[index.tolist(), :]
         names = frame.columns
         columns = self.spec.details or tuple(Column(name) for name in names)
-        table = np.column_stack([column.read(part[name]) for column, name in zip(columns, names, strict=True)])
+        if self._plain:  # all at once: there may be a hundred thousand of them
+            table = part.to_numpy().astype(np.float64)
+        else:
+            table = np.column_stack([column.read(part[name]) for column, name in zip(columns, names, strict=True)])
         _check_infinite(table, tuple(names))
         return table
 
@@ -239,8 +245,9 @@ def _frame_spec(frame: nw.DataFrame[Any], expected: InputSpec | None, asked: Map
     if not names:
         raise ValueError("Found a frame with 0 feature(s) (shape=(n, 0)) while a minimum of 1 is required.")
     if expected is not None and expected.columns is not None:
-        absent = [name for name in expected.columns if name not in names]
-        extra = [name for name in names if name not in expected.columns]
+        there, wanted = set(names), set(expected.columns)
+        absent = [name for name in expected.columns if name not in there]
+        extra = [name for name in names if name not in wanted]
         if absent or extra:
             problems = [f"missing: {_list(absent)}"] if absent else []
             problems += [f"not seen in training: {_list(extra)}"] if extra else []

@@ -99,7 +99,8 @@ class Transform:
             gain = np.clip(found - likelihoods, -MOST, MOST)
             if gain.mean() > max(GAIN, ERRORS * gain.std() / np.sqrt(len(gain))):
                 best, likelihoods = candidate, found
-        return best if best is plain else next(one for one in cls._candidates(there) if one.name == best.name)
+        # Learned again from all values, where they do not turn out to repeat.
+        return next((one for one in cls._candidates(there) if one.name == best.name), best)
 
     @classmethod
     def _candidates(cls, values: Float64Array) -> list[Transform]:

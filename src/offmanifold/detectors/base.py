@@ -185,12 +185,14 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
         for_calibration, for_stopping, for_training = self.split(len(rows), seed=seed)
 
         self._device = choose_device(self.device)
+        self._check_room(len(rows), rows.spec.dimensions)
         rows.learn(for_training)
         self.spec_ = rows.spec
         training_rows = rows.take(for_training)
         self._standardiser = self._fit_preparation(training_rows)
         settings = self._resolved(self._network_spec, len(rows))
         self.settings_ = settings
+        self._check_room(len(rows), self._network_spec.dimensions)
         data = self._learnable(self._prepare(training_rows))
         held_out = self._learnable(self._prepare(rows.take(for_stopping)))
         self._settle(data, settings)
@@ -341,6 +343,16 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
     def _energy(self, rows: Tensor) -> Tensor:
         """Return energies ``(n,)`` of prepared rows."""
         return torch.stack(list(self._levelled_terms(rows).values())).sum(0)
+
+    @staticmethod
+    def _check_room(rows: int, dimensions: int) -> None:
+        """Refuse rows that do not fit into memory once as numbers and once prepared, before they are converted."""
+        needed, there = (8 + 4) * rows * dimensions, memory_of(torch.device("cpu"))
+        if needed > there:
+            raise ValueError(
+                f"{rows:,} rows of {dimensions:,} cells take {needed / 2**30:,.3g} GiB in training; this machine has "
+                f"{there / 2**30:,.3g} GiB. Give fewer rows, or leave columns out."
+            )
 
     def _check_memory(self, spec: InputSpec, settings: Settings) -> None:
         """Refuse a network whose weights cannot be trained on this device, before anything of it is allocated."""

@@ -12,6 +12,8 @@ from offmanifold.data.inputs import evenly
 
 # Rows that cells are hidden in, examples made of them in all, and groups of examples by how many columns miss.
 ROWS, EXAMPLES, GROUPS = 512, 4096, 8
+# Cells of all examples, at most: 64 MiB.
+CELLS = 2**24
 # Of t: distances count as no more, spreads as no less.
 FAR, NARROWEST = 5.0, 0.05
 # Beyond so many columns one of them matters little, and their number alone is accounted for.
@@ -60,7 +62,8 @@ class Levelling:
     def fit(cls, energy: Callable[[Tensor], Tensor], rows: Tensor, owner: Tensor) -> Levelling:
         """Learn from prepared rows ``(n, D)`` that were not trained on; ``energy`` is that of the cells seen."""
         columns = int(owner[-1]) + 1
-        rows = rows[torch.from_numpy(evenly(len(rows), ROWS)).to(rows.device)]
+        count = min(EXAMPLES, max(1, CELLS // rows.shape[1]))
+        rows = rows[torch.from_numpy(evenly(len(rows), min(ROWS, count))).to(rows.device)]
         complete = ~rows.isnan().any(1)
         enough = int(complete.sum()) >= max(FEWEST_COMPLETE, COMPLETE_SHARE * len(rows))
         standard = _in_parts(energy, rows[complete] if enough else rows).double()
@@ -72,7 +75,7 @@ class Levelling:
         mean = spread = standard.new_zeros(_features(standard.new_zeros(1, columns)).shape[1])
         found = wanted.new_zeros(groups, len(QUANTILES))
         if groups:
-            examples, absent = _hide(rows, owner, columns)
+            examples, absent = _hide(rows, owner, columns, count)
             t = _t(_in_parts(energy, examples).double(), centre, unit)
             features = _features(absent.double())
             mean = _ridge(features, t)
@@ -127,10 +130,10 @@ def _absent(missing: Tensor, owner: Tensor, columns: int) -> Tensor:
     return absent
 
 
-def _hide(rows: Tensor, owner: Tensor, columns: int) -> tuple[Tensor, Tensor]:
-    """Return rows with columns hidden at random, any number of them, and which are absent then."""
+def _hide(rows: Tensor, owner: Tensor, columns: int, count: int) -> tuple[Tensor, Tensor]:
+    """Return about ``count`` rows with columns hidden at random, any number of them, and which are absent then."""
     generator = torch.Generator().manual_seed(0)
-    many = rows.repeat(max(1, EXAMPLES // len(rows)), 1)
+    many = rows.repeat(max(1, count // len(rows)), 1)
     hidden = torch.randint(1, columns, (len(many), 1), generator=generator)
     order = torch.rand(len(many), columns, generator=generator).argsort(1).argsort(1)
     away = (order < hidden).to(rows.device)
