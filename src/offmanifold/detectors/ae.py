@@ -95,6 +95,7 @@ class AE(LatentMixin, OutlierDetector):
     """
 
     key = "ae"
+    gaps = "learned"
 
     def __init__(
         self,

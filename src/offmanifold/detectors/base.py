@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +27,7 @@ from offmanifold.detectors.levelling import Levelling
 from offmanifold.measures.estimates import difference_of_means, mean_of
 from offmanifold.networks.network import initialise
 from offmanifold.probability.bounds import bits_per_dim
-from offmanifold.probability.missing import missing_cells
+from offmanifold.probability.missing import filled, missing_cells
 from offmanifold.training.checkpoints import Checkpointer, fingerprint, saved_seed
 from offmanifold.training.loop import History, train
 from offmanifold.training.phases import Phase
@@ -83,8 +83,10 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
     """
 
     key: ClassVar[str]
-    # Whether rows of a table with missing cells can be trained on.
-    learns_from_gaps: ClassVar[bool] = True
+    # What is done with missing cells, NaN in prepared rows: energies and losses are of the cells seen ("learned"), or
+    # energies alone are ("scored"), or the detector is never shown them ("filled": with means). Rows with gaps are left
+    # out of training except where they are "learned".
+    gaps: ClassVar[Literal["learned", "scored", "filled"]] = "filled"
     # How tables are prepared, and rows with missing cells compared to complete ones: learned by ``fit``.
     _standardiser: Standardiser | Preparation | None = None
     _levelling: Levelling | None = None
@@ -298,7 +300,7 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
 
     def _learnable(self, rows: Tensor) -> Tensor:
         """Return the prepared rows that the detector can learn from."""
-        if self.learns_from_gaps or not bool((gaps := rows.flatten(1).isnan().any(1)).any()):
+        if self.gaps == "learned" or not bool((gaps := rows.flatten(1).isnan().any(1)).any()):
             return rows
         if bool(gaps.all()):
             raise ValueError(
@@ -325,15 +327,19 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
             ).to(held_out.device)
             return Levelling.fit(self._raw_energy, held_out, owner)
 
+    def _shown(self, rows: Tensor) -> Tensor:
+        """Return prepared rows as the detector takes them."""
+        return filled(rows) if self.gaps == "filled" else rows
+
     def _raw_energy(self, rows: Tensor) -> Tensor:
-        return torch.stack(list(self._energy_terms(self.module_, rows).values())).sum(0)
+        return torch.stack(list(self._energy_terms(self.module_, self._shown(rows)).values())).sum(0)
 
     def _levelled_terms(self, rows: Tensor) -> dict[str, Tensor]:
         """Return the energy's terms for prepared rows, comparable whatever is missing.
 
         What makes them comparable is added to the first; a complete row's are what ``_energy_terms`` gives.
         """
-        terms = self._energy_terms(self.module_, rows)
+        terms = self._energy_terms(self.module_, self._shown(rows))
         if missing_cells(rows) is not None and self._levelling is not None:
             raw = torch.stack(list(terms.values())).sum(0)
             first = next(iter(terms))

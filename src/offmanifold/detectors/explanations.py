@@ -151,7 +151,7 @@ def explain(detector: OutlierDetector, X: Any) -> Explanation:
 def _explained(detector: OutlierDetector, rows: Tensor) -> dict[str, Tensor]:
     """Return by name what an explanation of prepared rows consists of."""
     with torch.no_grad():
-        cells = detector._energy_cells(detector.module_, rows)
+        cells = detector._energy_cells(detector.module_, detector._shown(rows))
     nearest, ordinary = _nearest_normal(detector, rows)
     n = len(rows)
     told = {"nearest": nearest, "found": ordinary, "exact": torch.full((n,), cells is not None)}

@@ -110,7 +110,7 @@ calibration_fraction, device, precision, random_state, verbose
     """
 
     key = "igebm"
-    learns_from_gaps = False
+    gaps = "scored"
 
     def __init__(
         self,

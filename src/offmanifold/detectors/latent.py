@@ -45,7 +45,7 @@ class LatentMixin(TransformerMixin):  # type: ignore[misc]
 
     def prepared(self: Any, X: Any) -> Float64Array:
         """Return the rows as the network sees them ``(n, D)``: prepared columns with NaN where missing, or pixels."""
-        return joined(self._through(lambda model, rows: rows.flatten(1), self._fitted_rows(X)))
+        return joined(part[:real].flatten(1) for part, real in self._passes(self._fitted_rows(X)))
 
     def _through(
         self: Any, compute: Callable[[Any, Tensor], Tensor], rows: Rows, index: npt.NDArray[np.intp] | None = None
@@ -53,7 +53,7 @@ class LatentMixin(TransformerMixin):  # type: ignore[misc]
         """Yield what ``compute(module, prepared rows)`` gives, a pass at a time."""
         with torch.no_grad():
             for part, real in self._passes(rows, index):
-                yield compute(self.module_, part)[:real]
+                yield compute(self.module_, self._shown(part))[:real]
 
 
 def joined(parts: Iterator[Tensor]) -> Float64Array:

@@ -76,7 +76,7 @@ class Levelling:
         found = wanted.new_zeros(groups, len(QUANTILES))
         if groups:
             examples, absent = _hide(rows, owner, columns, count)
-            t = _t(_in_parts(energy, examples).double(), centre, unit)
+            t = _t(_in_parts(energy, examples).double().nan_to_num(), centre, unit)
             features = _features(absent.double())
             mean = _ridge(features, t)
             t = t - features @ mean

@@ -211,6 +211,7 @@ calibration_fraction, device, precision, random_state, verbose
     """
 
     key = "multiscale-denoiser"
+    gaps = "learned"
 
     def __init__(
         self,

@@ -164,7 +164,7 @@ random_state, verbose
     """
 
     key = "nae"
-    learns_from_gaps = False
+    gaps = "scored"
 
     def __init__(
         self,

@@ -171,6 +171,7 @@ class VAE(LatentMixin, OutlierDetector):
     """
 
     key = "vae"
+    gaps = "learned"
 
     def __init__(
         self,
