@@ -35,6 +35,9 @@ def test_the_detector_of_the_walk_through_works(plane: Any, tmp_path: Path, monk
     detector.save(tmp_path / "m.safetensors")
     loaded = offmanifold.load(tmp_path / "m.safetensors")
     np.testing.assert_array_equal(loaded.score_samples(odd), detector.score_samples(odd))
+    gappy = np.where(np.arange(5) == 2, np.nan, normal)  # of which it knows nothing
+    assert 0.2 < (detector.p_values(gappy) <= 0.5).mean() < 0.8
+    assert np.isfinite(detector.reconstruct(gappy)).all() and np.isfinite(detector.explain(gappy[:3]).score).all()
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
@@ -54,6 +57,14 @@ def test_readmes_python_runs(tmp_path: Path, plane: Any, monkeypatch: pytest.Mon
         exec(code, namespace)
     assert namespace["detector"].settings_["latent_dim"] == namespace["found"].parameters["latent_dim"]
     assert (tmp_path / "model.safetensors").exists()
+
+
+def test_the_page_on_tables_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = blocks("docs/tables.md", "python")
+    namespace: dict[str, Any] = {}
+    exec(code, namespace)
+    assert (namespace["detector"].p_values(namespace["odd"]) < 0.05).all()
+    assert "town" in capsys.readouterr().out
 
 
 def test_readmes_commands_exist() -> None:

@@ -73,8 +73,8 @@ def test_foreign_newer_and_missing_files(model_file: Path, tmp_path: Path) -> No
     path.write_bytes(safetensors.torch.save({"a": torch.zeros(2)}))
     with pytest.raises(ValueError, match="is not an offmanifold model"):
         load(path)
-    path.write_bytes(sealed(header, tensors, version="2"))
-    with pytest.raises(ValueError, match="format version 2; this offmanifold .* reads up to 1. Upgrade"):
+    path.write_bytes(sealed(header, tensors, version="3"))
+    with pytest.raises(ValueError, match="format version 3; this offmanifold .* reads up to 2. Upgrade"):
         load(path)
     path.write_bytes(sealed(header, tensors))
     assert load(path).key == "ae"

@@ -18,12 +18,15 @@ from torch import Tensor
 
 import offmanifold
 from offmanifold import atomic
+from offmanifold.data.columns import Column
 from offmanifold.data.inputs import InputSpec
-from offmanifold.data.tables import Standardiser
+from offmanifold.data.tables import Preparation, Standardiser
 from offmanifold.detectors import DETECTORS, OutlierDetector
+from offmanifold.detectors.levelling import Levelling
 
 FORMAT = "offmanifold"
-VERSION = 1
+# The highest that is read; tables of numbers and images are written as 1, which earlier releases read.
+VERSION = 2
 # How far a probe row's score may be off on another machine: other kernels round differently.
 PROBE_TOLERANCE = 1e-3
 
@@ -42,6 +45,9 @@ def save(detector: OutlierDetector, path: str | os.PathLike[str]) -> None:
     if detector._standardiser is not None:
         tensors["standardiser/mean"] = torch.from_numpy(detector._standardiser.mean)
         tensors["standardiser/scale"] = torch.from_numpy(detector._standardiser.scale)
+    prepared = isinstance(detector._standardiser, Preparation)
+    if detector._levelling is not None:
+        tensors |= {f"levelling/{name}": tensor for name, tensor in detector._levelling.tensors().items()}
     tensors["probes/rows"] = detector._probe_rows()
     tensors["probes/scores"] = torch.from_numpy(detector._probe_scores(tensors["probes/rows"]))
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -50,6 +56,7 @@ def save(detector: OutlierDetector, path: str | os.PathLike[str]) -> None:
         "parameters": _plain(detector.get_params()),
         "settings": detector.settings_,
         "input": detector.spec_.to_json(),
+        "preparation": detector._standardiser.to_json() if isinstance(detector._standardiser, Preparation) else None,
         "rows": detector.rows_,
         "history": detector.history_,
         "fit_report": detector.fit_report_,
@@ -61,7 +68,7 @@ def save(detector: OutlierDetector, path: str | os.PathLike[str]) -> None:
         },
     }
     text = json.dumps(header)
-    metadata = {"format": FORMAT, "version": str(VERSION), "header": text, "digest": _digest(text, tensors)}
+    metadata = {"format": FORMAT, "version": "2" if prepared else "1", "header": text, "digest": _digest(text, tensors)}
     atomic.write(path, safetensors.torch.save(tensors, metadata))
 
 
@@ -143,14 +150,9 @@ def _rebuild(header: dict[str, Any], tensors: dict[str, Tensor], device: str) ->
     detector.settings_ = header["settings"]
     detector.history_, detector.rows_ = header["history"], header["rows"]
     detector.fit_report_ = header.get("fit_report", {})  # files of before it was kept
-    if detector.settings_["scale"] == "standard":
-        mean, scale = tensors["standardiser/mean"].numpy(), tensors["standardiser/scale"].numpy()
-        if mean.shape != detector.spec_.shape or scale.shape != mean.shape or not (scale > 0).all():
-            raise ValueError("its standardisation does not fit its input.")
-        detector._standardiser = Standardiser(mean, scale)
-    else:
-        detector._standardiser = None
+    detector._standardiser = _preparation(header, tensors, detector)
     detector._set_input_attributes()
+    detector._levelling = _levelling(tensors, detector)
     prefix = "module/"
     detector._load_weights({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
     scores = tensors["calibration/scores"].numpy()
@@ -165,6 +167,31 @@ def _rebuild(header: dict[str, Any], tensors: dict[str, Tensor], device: str) ->
             f"its probe rows score differently here (by up to {worst:.3g}); it would not give its own scores."
         )
     return detector
+
+
+def _preparation(
+    header: dict[str, Any], tensors: dict[str, Tensor], detector: OutlierDetector
+) -> Standardiser | Preparation | None:
+    spec, prepared = detector.spec_, header.get("preparation")  # files of before there were kinds
+    if spec.details is not None and prepared is None:
+        raise ValueError("it does not say how its columns are prepared.")
+    if prepared is None and detector.settings_["scale"] is None:
+        return None
+    mean, scale = tensors["standardiser/mean"].numpy(), tensors["standardiser/scale"].numpy()
+    standardiser = Standardiser(mean, scale)
+    columns = spec.details or [Column(name) for name in spec.names]
+    found = standardiser if prepared is None else Preparation.from_json(prepared, columns, standardiser)
+    cells = spec.shape if isinstance(found, Standardiser) else found.owner.shape
+    if mean.shape != cells or scale.shape != mean.shape or not (scale > 0).all():
+        raise ValueError("its standardisation does not fit its input.")
+    return found
+
+
+def _levelling(tensors: dict[str, Tensor], detector: OutlierDetector) -> Levelling | None:
+    """Return what compares rows with missing cells to complete ones; files of before it was kept have none."""
+    prefix = "levelling/"
+    held = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    return Levelling(**held) if held else None
 
 
 def _digest(header: str, tensors: dict[str, Tensor]) -> str:

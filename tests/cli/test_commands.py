@@ -198,6 +198,46 @@ def test_explain_names_columns(work: Path) -> None:
     assert "the data have rows 0 to 399" in complaint(*command, "--row", 400, cwd=work, status=1)
 
 
+def test_a_table_of_all_kinds(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    n = 300
+    code = rng.integers(1, 4, n)
+    frame = pl.DataFrame({
+        "id": range(n),
+        "code": [f"0{c}" for c in code],  # would be read as numbers
+        "town": np.array(["Győr", "Pécs", "Eger"])[code - 1],
+        "paid": code == 2,
+        "day": pl.datetime_range(pl.datetime(2024, 1, 1), pl.datetime(2024, 1, 1, 1), "12s", eager=True)[:n],
+        "amount": [None if i % 9 == 0 else f"{2 * c + rng.normal(0, 0.1):.2f}" if i % 10 else "?"
+                   for i, c in enumerate(code)],
+    })  # fmt: skip
+    frame.write_csv(tmp_path / "normal.csv")
+    (tmp_path / "columns.json").write_text('{"code": "category", "amount": "number"}')
+    told = run("fit", "normal.csv", "--columns", "columns.json", "--detector", "vae", *QUICK, cwd=tmp_path)
+    assert "a table of 6 columns (2 numbers, 2 categories, 1 boolean, 1 date)" in told.stdout
+    assert "'id' looks like an identifier" in told.stderr and "--drop id" in told.stderr
+    facts = json.loads(run("inspect", "model.safetensors", "--json", cwd=tmp_path).stdout)
+    assert facts["columns"]["code"] == "category of 3 levels: 01, 02, 03"
+    assert facts["columns"]["amount"] == "number" and facts["columns"]["day"] == "date, trend alone"
+    shown = run("inspect", "model.safetensors", cwd=tmp_path).stdout
+    assert re.search(r"town +category of 3 levels: Eger, Győr, Pécs", shown)
+    frame[:40].with_columns(town=pl.lit("Vác"), amount=pl.lit("?")).write_csv(tmp_path / "new.csv")
+    run("score", "model.safetensors", "new.csv", cwd=tmp_path)
+    scores = pl.read_csv(tmp_path / "scores.csv")
+    detector = offmanifold.load(tmp_path / "model.safetensors")
+    levels = frame[:40].with_columns(town=pl.lit("Vác"), amount=pl.lit(None, pl.Float64))
+    np.testing.assert_allclose(scores["score"], detector.score_samples(levels), rtol=1e-9)
+    told = run("explain", "model.safetensors", "new.csv", "--worst", 2, "--top", 6, cwd=tmp_path).stdout
+    assert "town = a level not seen in training" in told and "amount = missing" in told
+    (reason,) = [
+        one
+        for one in json.loads(run("explain", "model.safetensors", "new.csv", "--row", 3, "--top", 6, "--json",
+                                  cwd=tmp_path).stdout)["rows"][0]["because"]
+        if one["column"] == "day"
+    ]  # fmt: skip
+    assert reason["value"].startswith("2024-01-01 00:00:36")
+
+
 def test_capacity_auto(work: Path) -> None:
     command = ("fit", "normal.csv", "--capacity", "auto", "--set", "steps=100")
     command += ("--set", "random_state=0", "-o", "sized.safetensors")
@@ -354,9 +394,13 @@ def test_every_help_has_an_example_and_needs_no_torch(command: list[str], tmp_pa
         (["fit", "normal.csv", "--config", "bad.toml"], 2, "bad.toml is not valid TOML"),
         (["fit", "normal.csv", "--config", "odd.toml"], 2, "unknown key 'detectr'. Did you mean 'detector'?"),
         (["fit", "nothing.csv"], 1, "nothing.csv does not exist"),
-        (["fit", "text.csv"], 1, r"Only numeric and boolean columns .*'name' \(String\).*--drop NAME"),
+        (["fit", "twice.csv"], 1, "two columns are called 'a'. Rename one"),
+        (["fit", "normal.csv", "--columns", "none.json"], 2, "none.json does not exist"),
+        (["fit", "normal.csv", "--columns", "bad.toml"], 2, "bad.toml is not valid JSON"),
+        (["fit", "normal.csv", "--columns", "list.json"], 2, "list.json must hold names of columns and their kinds"),
+        (["fit", "normal.csv", "--columns", "kinds.json"], 1, r"columns\['a'\]='nominal' is unknown"),
         (["fit", "ragged.csv"], 1, "ragged.csv cannot be read as a table"),
-        (["fit", "holes.csv"], 1, "Missing values in 'b'"),
+        (["fit", "endless.csv"], 1, r"infinity \(inf\) in column 'b'"),
         (["fit", "one.csv"], 1, "n_samples = 1: AE needs at least 4 rows"),
         (["fit", "normal.csv", "-o", "model.safetensors"], 2, "model.safetensors exists. Give --overwrite"),
         (["fit", "normal.csv", "-o", "model.pkl"], 2, "--out must end in .safetensors"),
@@ -380,9 +424,12 @@ def test_mistakes_are_explained(
     """In this process, which has imported PyTorch already: there are many of them."""
     (work / "bad.toml").write_text("detector = \n")
     (work / "odd.toml").write_text("detectr = 'vae'\n")
+    (work / "twice.csv").write_text("a,a\n1,2\n3,4\n")
+    (work / "list.json").write_text('["a"]')
+    (work / "kinds.json").write_text('{"a": "nominal"}')
     (work / "text.csv").write_text("a,name\n1,x\n2,y\n")
     (work / "ragged.csv").write_text("a,b\n1,2\n3,4,5\n")
-    (work / "holes.csv").write_text("a,b\n1,2\n3,\n4,5\n5,6\n6,7\n")
+    (work / "endless.csv").write_text("a,b\n1,2\n3,inf\n4,5\n5,6\n6,7\n")
     (work / "one.csv").write_text("a,b\n1,2\n")
     (work / "empty").mkdir(exist_ok=True)
     new = {"fit": "new.safetensors", "score": "new.csv"}.get(arguments[0])

@@ -31,7 +31,7 @@ COMMON = [
     ({"optimizer": "adm"}, ValueError, "optimizer='adm' is unknown. Did you mean 'adam'"),
     ({"schedule": "linear"}, ValueError, "schedule='linear' is unknown"),
     ({"weight_decay": -1}, ValueError, "weight_decay must be a finite number, at least 0"),
-    ({"scale": "robust"}, ValueError, "scale='robust' is unknown"),
+    ({"scale": "minmax"}, ValueError, "scale='minmax' is unknown"),
     ({"false_alarm_rate": 0}, ValueError, "false_alarm_rate must be a finite number, above 0, below 1; got 0"),
     ({"false_alarm_rate": "5%"}, TypeError, "false_alarm_rate must be .* got '5%'"),
     ({"calibration_fraction": 1}, ValueError, "calibration_fraction must be"),

@@ -17,7 +17,7 @@ from offmanifold.detectors.vae import VAE, VariationalAutoencoder
 from offmanifold.networks.network import initialise
 from offmanifold.probability import bounds, divergences, grids, latents
 from offmanifold.probability.distances import distance, ssim
-from offmanifold.probability.likelihoods import Bernoulli, Gaussian
+from offmanifold.probability.likelihoods import Bernoulli, Block, Gaussian, Mixed
 from offmanifold.probability.penalties import PENALTIES, penalised_mean
 from offmanifold.training.loop import train
 
@@ -29,6 +29,62 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 # --- likelihoods ---------------------------------------------------------------------------------------
+
+
+def mixed() -> tuple[Mixed, Tensor, Tensor]:
+    """A number, a category of three levels and room for new ones, a boolean, a lumped category of two levels."""
+    blocks = [Block("number", 1), Block("category", 4, 5.0), Block("boolean", 1), Block("category", 2)]
+    mean, scale = normal(8).float(), normal(8, seed=1).abs().float() + 0.5
+    return Mixed(blocks, mean.tolist(), scale.tolist(), 0.3), mean, scale
+
+
+def test_mixed_agrees_with_torch_and_sums_to_one() -> None:
+    likelihood, mean, scale = mixed()
+    decoded = normal(1, 8, seed=2).float()
+    total = 0.0
+    for first, truth, second in itertools.product(range(3), (0, 1), range(2)):
+        raw = torch.zeros(1, 8)
+        raw[0, 1 + first] = 1
+        raw[0, 5] = truth
+        raw[0, 6 + second] = 1
+        rows = (raw - mean) / scale
+        rows[0, 0] = 0.7
+        expected = (
+            torch.distributions.Normal(decoded[:, 0], math.sqrt(0.3)).log_prob(torch.tensor(0.7))
+            + decoded[:, 1:4].log_softmax(1)[:, first]
+            + torch.distributions.Bernoulli(logits=decoded[:, 5]).log_prob(torch.tensor(float(truth)))
+            + decoded[:, 6:].log_softmax(1)[:, second]
+        )
+        found = likelihood.log_prob(rows, decoded)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        cells = likelihood.cells(rows, decoded)
+        torch.testing.assert_close(cells.sum(1), found, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(cells[:, 1:5].sum(1), decoded[:, 1:4].log_softmax(1)[:, first])
+        total += float((found - cells[:, 0]).exp())
+        for gone, column in ((slice(0, 1), 0), (slice(1, 5), 1), (slice(5, 6), 5), (slice(6, 8), 6)):
+            without = rows.clone()
+            without[:, gone] = torch.nan
+            left = likelihood.log_prob(without, decoded)
+            torch.testing.assert_close(left, found - cells[:, gone].sum(1), rtol=1e-4, atol=1e-4)
+            assert (likelihood.cells(without, decoded)[:, column] == 0).all()
+    assert total == pytest.approx(1, rel=1e-5)
+    new = torch.zeros(1, 8)
+    new[0, 4] = new[0, 6] = 1
+    assert float(likelihood.cells((new - mean) / scale, decoded)[0, 1:5].sum()) == pytest.approx(-5, rel=1e-4)
+
+
+def test_mixed_samples_follow_their_probabilities() -> None:
+    likelihood, mean, scale = mixed()
+    decoded = normal(1, 8, seed=2).float().expand(20_000, -1)
+    raw = likelihood.sample(decoded, G().manual_seed(0)) * scale + mean
+    torch.testing.assert_close(raw[:, 1:5].sum(1), torch.ones(20_000), rtol=1e-4, atol=1e-4)
+    expected = likelihood.mean(decoded[:1])[0] * scale + mean
+    torch.testing.assert_close(raw[:, 1:].mean(0), expected[1:], rtol=0, atol=0.015)
+    assert float(expected[4]) == pytest.approx(0, abs=1e-6)
+    only = Mixed([Block("boolean", 1)], [0.0], [1.0])
+    assert only.numbers is None and only.log_prob(torch.ones(2, 1), torch.zeros(2, 1)).tolist() == pytest.approx(
+        [-math.log(2)] * 2
+    )
 
 
 def test_gaussian_agrees_with_torch_and_integrates_to_one() -> None:

@@ -36,6 +36,14 @@ DropOption = Annotated[
     list[str] | None,
     typer.Option("--drop", metavar="COLUMN", help="Leave out a column of the table (repeatable)."),
 ]
+ColumnsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--columns",
+        metavar="FILE.json",
+        help='What columns are where their type does not tell: {"name": "number", "category", "boolean" or "date"}.',
+    ),
+]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 ThreadsOption = Annotated[
@@ -105,7 +113,27 @@ def open_for(detector: OutlierDetector, data: Path, array: str | None, drop: lis
     """Open data that are to be scored by ``detector``."""
     from offmanifold.data.files import open_source
 
-    return open_source(data, array=array, drop=drop or (), columns=detector.spec_.columns)
+    spec = detector.spec_
+    if spec.details is None:
+        return open_source(data, array=array, drop=drop or (), columns=spec.columns)
+    text = [column.name for column in spec.details if column.text or column.kind == "category"]
+    numbers = [column.name for column in spec.details if column.kind == "number" and not column.text]
+    return open_source(data, array=array, drop=drop or (), columns=numbers, text=text)
+
+
+def read_columns(path: Path | None) -> dict[str, str] | None:
+    """Read what columns are from a JSON file of names and kinds."""
+    if path is None:
+        return None
+    try:
+        kinds = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise UsageError(f"{path} does not exist.") from error
+    except ValueError as error:
+        raise UsageError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(kinds, dict) or not all(isinstance(kind, str) for kind in kinds.values()):
+        raise UsageError(f'{path} must hold names of columns and their kinds: {{"name": "category", …}}.')
+    return kinds
 
 
 def scored_chunks(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -71,10 +70,15 @@ def _explained(detector: OutlierDetector, X: Any, worst: int, chosen: list[int],
     p = calibration.p_values(detector.calibration_scores_, explanation.score)
     told = []
     for i, place in enumerate(places):
-        because = [reason._asdict() for reason in explanation.top(i, top)]
+        because = [_plain(reason._asdict()) for reason in explanation.top(i, top)]
         one = {"row": int(place), "score": float(explanation.score[i]), "p_value": float(p[i])}
         told.append({**one, "because": because, "beside_columns": explanation.beside(i)})
     return told
+
+
+def _plain(reason: dict[str, Any]) -> dict[str, Any]:
+    """Return a reason as JSON has it: dates as text."""
+    return {key: value if isinstance(value, int | float | str | None) else str(value) for key, value in reason.items()}
 
 
 def _lines(one: dict[str, Any]) -> list[str]:
@@ -83,5 +87,8 @@ def _lines(one: dict[str, Any]) -> list[str]:
 
 
 def _because(one: dict[str, Any]) -> str:
-    normal = "" if math.isnan(one["nearest_normal"]) else f" (normal: {one['nearest_normal']:.4g})"
-    return f"{one['column']} = {one['value']:.4g}{normal}: {one['contribution']:+.3g}"
+    from offmanifold.detectors.explanations import cell
+
+    normal = cell(one["nearest_normal"])
+    shown = f" (normal: {normal})" if normal else ""
+    return f"{one['column']} = {cell(one['value']) or 'missing'}{shown}: {one['contribution']:+.3g}"

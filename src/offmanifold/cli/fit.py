@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from offmanifold.detectors import OutlierDetector
     from offmanifold.diagnosis.capacity import Suggestion
 
-CONFIG_KEYS = ("detector", "array", "drop", "threads", "parameters")
+CONFIG_KEYS = ("detector", "array", "drop", "columns", "threads", "parameters")
 # The better of the quick ones on tables (docs/benchmarks.md); `nae` takes minutes where they take seconds.
 DEFAULT_DETECTOR = "ae"
 # Sizes are compared by their likelihood.
@@ -52,7 +52,9 @@ def fit(
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option("--config", metavar="FILE.toml", help="Read detector, array, drop, threads and \\[parameters]."),
+        typer.Option(
+            "--config", metavar="FILE.toml", help="Read detector, array, drop, \\[columns], threads and \\[parameters]."
+        ),
     ] = None,
     negatives: Annotated[
         Path | None,
@@ -60,6 +62,7 @@ def fit(
     ] = None,
     array: common.ArrayOption = None,
     drop: common.DropOption = None,
+    columns: common.ColumnsOption = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted run of the same command.")
     ] = False,
@@ -73,7 +76,9 @@ def fit(
 ) -> None:
     """Learn what normal rows look like, and write a model.
 
-    The rows of DATA are taken as normal. A part of them is kept aside to calibrate decisions with.
+    The rows of DATA are taken as normal. A part of them is kept aside to calibrate decisions with. Columns of a table
+    may be numbers, text, booleans and dates, with cells missing: [bold]offmanifold inspect[/bold] shows what each was
+    taken for.
     Ctrl-C saves the run beside the model; the same command with --resume goes on from there.
 
     [bold]Examples[/bold]
@@ -81,6 +86,8 @@ def fit(
       offmanifold fit normal.csv --out model.safetensors
 
       offmanifold fit images.npz --array x_train --detector vae --set gamma=learned --set epochs=20
+
+      offmanifold fit people.csv --columns columns.json
 
       offmanifold fit sensors.parquet --drop timestamp --set false_alarm_rate=0.01 --resume
 
@@ -120,22 +127,34 @@ def fit(
     make: Callable[..., OutlierDetector] = DETECTORS[name]
     model = make(**{"verbose": False if quiet else "auto", **values})
 
-    rows = open_source(data, array=array, drop=drop or ()).load()
-    told = None if negatives is None else open_source(negatives, array=array, drop=drop or ()).load()
+    kinds = common.read_columns(columns) or chosen.get("columns")
+    text = [column for column, kind in (kinds or {}).items() if kind == "category"]
+
+    def opened(path: Path) -> Any:
+        return open_source(path, array=array, drop=drop or (), text=text).load()
+
+    rows, told = opened(data), None if negatives is None else opened(negatives)
     began = time.monotonic()
     if not resume:
         search.unlink(missing_ok=True)
     tried: dict[str, Any] = {}
     if capacity == "auto":
         with limited_to(chosen.get("threads")):
-            sizes = _choose_capacity(model, rows, search, quiet)
+            sizes = _choose_capacity(model, rows, kinds, search, quiet)
         tried["sizes_tried"] = [dataclasses.asdict(candidate) for candidate in sizes.candidates]
         if not (quiet or as_json):
             common.table("sizes tried", *sizes.table())
     with warnings.catch_warnings(record=True) as caught, limited_to(chosen.get("threads")):
         warnings.simplefilter("always", UserWarning)
         try:
-            model.fit(rows, negatives=told, checkpoint=checkpoint, resume=resume, checkpoint_every=checkpoint_every)
+            model.fit(
+                rows,
+                negatives=told,
+                columns=kinds,
+                checkpoint=checkpoint,
+                resume=resume,
+                checkpoint_every=checkpoint_every,
+            )
         except KeyboardInterrupt:
             raise common.Stopped(
                 f"Interrupted; the run is saved in {checkpoint}. Repeat the command with --resume to go on."
@@ -170,12 +189,14 @@ def fit(
         )
 
 
-def _choose_capacity(model: OutlierDetector, rows: Any, state: Path, quiet: bool) -> Suggestion:
+def _choose_capacity(
+    model: OutlierDetector, rows: Any, kinds: dict[str, str] | None, state: Path, quiet: bool
+) -> Suggestion:
     """Set the model's size by :func:`suggest_capacity`, and return what was decided from."""
     from offmanifold.diagnosis.capacity import suggest_capacity
 
     try:
-        found = suggest_capacity(model, rows, state=state, report=None if quiet else common.note)
+        found = suggest_capacity(model, rows, columns=kinds, state=state, report=None if quiet else common.note)
     except KeyboardInterrupt:
         raise common.Stopped(
             f"Interrupted; what was tried is saved in {state}. Repeat the command with --resume to go on."
@@ -198,7 +219,7 @@ def _read_config(path: Path | None) -> dict[str, Any]:
     for key in values:
         if key not in CONFIG_KEYS:
             raise common.UsageError(f"{path}: unknown key {key!r}.{did_you_mean(key, CONFIG_KEYS)}")
-    kinds = {"detector": str, "array": str, "drop": list, "threads": int, "parameters": dict}
+    kinds = {"detector": str, "array": str, "drop": list, "columns": dict, "threads": int, "parameters": dict}
     for key, value in values.items():
         if not isinstance(value, kinds[key]):
             raise common.UsageError(f"{path}: {key} must be a {kinds[key].__name__}; got {value!r}.")

@@ -47,9 +47,14 @@ def inspect(
         return
     phases = {f"training, {phase}": told for phase, told in facts.pop("training").items()}
     told = facts.pop("answers")
+    kinds = facts["columns"]
+    if isinstance(kinds, dict):
+        facts["columns"] = "see below"
     on_data = {f"on data, {name}": value for name, value in _flat(facts.pop("on_data", {})).items()}
     rows = [[name.replace("_", " "), _shown(value)] for name, value in (facts | phases | told | on_data).items()]
     common.table(str(model), ["", ""], rows)
+    if isinstance(kinds, dict):
+        common.table("\ncolumns", ["", "taken for"], [[name, kind] for name, kind in kinds.items()])
 
 
 def _facts(detector: OutlierDetector, header: dict[str, Any]) -> dict[str, Any]:
@@ -60,7 +65,7 @@ def _facts(detector: OutlierDetector, header: dict[str, Any]) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "detector": detector.key,
         "input": detector.spec_.describe(),
-        "columns": list(detector.spec_.columns) if detector.spec_.columns else None,
+        "columns": _columns(detector),
         "rows": detector.rows_,
         "settings": detector.settings_,
         "network_parameters": sum(p.numel() for p in detector.module_.parameters()),
@@ -80,6 +85,15 @@ def _facts(detector: OutlierDetector, header: dict[str, Any]) -> dict[str, Any]:
         facts["latents"] = facts["latents"] | {"kl": [round(value, 3) for value in facts["latents"]["kl"]]}
     facts["answers"] = answers(detector)
     return facts
+
+
+def _columns(detector: OutlierDetector) -> dict[str, str] | list[str] | None:
+    """Return what columns were taken for, their names alone where all are plain numbers."""
+    from offmanifold.data.tables import Preparation
+
+    if isinstance(detector._standardiser, Preparation):
+        return detector._standardiser.describe()
+    return list(detector.spec_.columns) if detector.spec_.columns else None
 
 
 def _measured(detector: OutlierDetector, rows: Any) -> dict[str, Any]:

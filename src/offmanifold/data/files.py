@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ def open_source(
     array: str | None = None,
     drop: Sequence[str] = (),
     columns: Sequence[str] | None = None,
+    text: Sequence[str] = (),
 ) -> Source:
     """Open a ``.csv``, ``.parquet``, ``.npy`` or ``.npz`` file, or a folder of PNG and JPEG pictures.
 
@@ -60,6 +62,8 @@ def open_source(
         Columns of a table to leave out.
     columns : sequence of str, optional
         Columns known to be numbers (those of training): a CSV file's text is then parsed as such.
+    text : sequence of str
+        Columns of a CSV file to be left as text (categories that look like numbers).
 
     Raises
     ------
@@ -74,7 +78,7 @@ def open_source(
     if path.is_dir():
         source: Source = _Folder(path)
     elif path.suffix.lower() in (".csv", ".parquet"):
-        return _Table(path, drop, columns)
+        return _Table(path, drop, columns, text)
     elif path.suffix.lower() in (".npy", ".npz"):
         source = _Array(path, array)
     else:
@@ -119,11 +123,15 @@ class _polars_errors:
             raise ValueError(f"{self.path} cannot be read as a table: {reason}") from error
 
 
-def _scan(path: Path, columns: Sequence[str] | None = None) -> pl.LazyFrame:
+def _scan(path: Path, columns: Sequence[str] | None = None, text: Sequence[str] = ()) -> pl.LazyFrame:
     if path.suffix.lower() == ".parquet":
         return pl.scan_parquet(path)
     names = pl.scan_csv(path, infer_schema=False).collect_schema().names()
-    known = {name: pl.Float64() for name in columns or () if name in names}
+    twice = [name for name in names if re.fullmatch(".*_duplicated_[0-9]+", name)]  # polars' own new names
+    if twice:
+        raise ValueError(f"{path}: two columns are called {twice[0].rsplit('_duplicated_', 1)[0]!r}. Rename one.")
+    known: dict[str, pl.DataType] = {name: pl.Float64() for name in columns or () if name in names}
+    known |= {name: pl.String() for name in text if name in names}
     # Types from all rows, not the first hundred: a decimal point may turn up late.
     everything_known = len(known) == len(names)
     return pl.scan_csv(
@@ -135,10 +143,10 @@ def _scan(path: Path, columns: Sequence[str] | None = None) -> pl.LazyFrame:
 
 
 class _Table(Source):
-    def __init__(self, path: Path, drop: Sequence[str], columns: Sequence[str] | None) -> None:
+    def __init__(self, path: Path, drop: Sequence[str], columns: Sequence[str] | None, text: Sequence[str]) -> None:
         super().__init__(path)
         with _polars_errors(path):
-            frame = _scan(path, columns)
+            frame = _scan(path, columns, text)
             names = frame.collect_schema().names()
         for name in drop:
             if name not in names:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 
 import narwhals as nw
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse
+
+from offmanifold.data.columns import Column, guess, remarks, with_levels
 
 Float64Array: TypeAlias = npt.NDArray[np.float64]
 Float32Array: TypeAlias = npt.NDArray[np.float32]
@@ -33,12 +37,15 @@ class InputSpec:
         The user's own arrangement, in which reconstructions and samples are returned.
     columns : tuple of str or None
         The names of a frame's columns, in the order of training.
+    details : tuple of Column or None
+        What they are, where not all are numbers.
     """
 
     kind: Literal["table", "image"]
     shape: tuple[int, ...]
     layout: Layout
     columns: tuple[str, ...] | None = None
+    details: tuple[Column, ...] | None = None
 
     @property
     def dimensions(self) -> int:
@@ -55,10 +62,16 @@ class InputSpec:
     def describe(self) -> str:
         """Say in words what a row is."""
         if self.kind == "table":
-            return f"a table of {self.shape[0]} column{'s' if self.shape[0] > 1 else ''}"
+            return f"a table of {self.shape[0]} column{'s' if self.shape[0] > 1 else ''}" + self._kinds()
         channels, height, width = self.shape
         colours = {1: "grey", 3: "RGB", 4: "RGBA"}[channels]
         return f"{colours} images of {height}×{width} pixels"
+
+    def _kinds(self) -> str:
+        counts = collections.Counter(column.kind for column in self.details or ())
+        plurals = {"number": "numbers", "category": "categories", "boolean": "booleans", "date": "dates"}
+        told = [f"{n} {kind if n == 1 else plurals[kind]}" for kind, n in counts.items()]
+        return f" ({', '.join(told)})" if told else ""
 
     def to_json(self) -> dict[str, Any]:
         """Return a dict that :meth:`from_json` turns back."""
@@ -69,12 +82,13 @@ class InputSpec:
         """Rebuild a spec, checking every field; raise ``ValueError`` for one that cannot be."""
         try:
             shape = tuple(int(size) for size in values["shape"])
-            columns = values["columns"]
+            columns, details = values["columns"], values.get("details")  # files of before there were kinds
             spec = cls(
                 kind=values["kind"],
                 shape=shape,
                 layout=values["layout"],
                 columns=None if columns is None else tuple(str(name) for name in columns),
+                details=None if details is None else tuple(Column.from_json(column) for column in details),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"the input description is damaged ({error!r})") from error
@@ -83,6 +97,7 @@ class InputSpec:
             and (spec.kind, len(shape)) in (("table", 1), ("image", 3))
             and (spec.layout in ("hw", "hwc", "chw") if spec.kind == "image" else spec.layout == "columns")
             and (spec.columns is None or (spec.kind == "table" and len(spec.columns) == shape[0]))
+            and (spec.details is None or spec.columns == tuple(column.name for column in spec.details))
         )
         if not fits:
             raise ValueError(f"the input description is inconsistent: {values}")
@@ -93,6 +108,14 @@ class InputSpec:
         if self.layout == "hwc":
             return np.ascontiguousarray(np.moveaxis(rows, 1, -1))
         return rows[:, 0] if self.layout == "hw" else rows
+
+    def present(self, rows: Float64Array) -> Any:
+        """Return canonical rows as a user knows them: an array, or a polars frame where not all columns are numbers."""
+        if self.details is None:
+            return self.arrange(rows)
+        import polars as pl
+
+        return pl.DataFrame([column.write(rows[:, i]) for i, column in enumerate(self.details)])
 
 
 def evenly(n: int, most: int) -> npt.NDArray[np.intp]:
@@ -110,19 +133,34 @@ class Rows:
         ``(n, height, width, channels)`` are images, uint8 or floats in [0, 1].
     expected : InputSpec, optional
         What training saw. A frame's columns are brought into its order by name; anything else that
-        differs is an error.
+        differs is an error. An array is taken to hold cells as :meth:`take` gives them.
     owner : str
         Who asks, for the error messages.
+    columns : mapping of str to str, optional
+        What columns of a frame are, where their type does not tell: "number", "category", "boolean" or "date".
     """
 
-    def __init__(self, X: Any, expected: InputSpec | None = None, owner: str = "the detector") -> None:
+    def __init__(
+        self,
+        X: Any,
+        expected: InputSpec | None = None,
+        owner: str = "the detector",
+        columns: Mapping[str, str] | None = None,
+    ) -> None:
+        self.asked = columns
+        self._distinct: list[int] = []
+        self._plain = False
         self._frame: nw.DataFrame[Any] | None = None
         self._array: npt.NDArray[Any] = np.empty(0)
         frame = _as_frame(X)
         if frame is not None:
-            self.spec = _frame_spec(frame, expected)
+            self.spec = _frame_spec(frame, expected, columns)
             self._frame = frame.select(*self.spec.columns) if self.spec.columns else frame
+            numeric = all(dtype.is_numeric() for dtype in self._frame.schema.values())
+            self._plain = self.spec.details is None and numeric
             self._rows = len(frame)
+        elif columns:
+            raise ValueError("columns= says what the columns of a data frame are; X is not one.")
         else:
             array = _as_array(X)
             self.spec = _array_spec(array, expected)
@@ -140,39 +178,60 @@ class Rows:
     def __len__(self) -> int:
         return self._rows
 
+    def select(self, index: npt.NDArray[np.intp]) -> Any:
+        """Return some of the user's rows, as they came."""
+        return self._array[index] if self._frame is None else self._frame[index.tolist(), :].to_native()
+
+    def learn(self, training: npt.NDArray[np.intp]) -> None:
+        """Learn the levels of categories from rows of training; new rows may come with others."""
+        if self.spec.details is None or self._frame is None:
+            return
+        part = self._frame[training.tolist(), :]
+        learned = [with_levels(column, part[column.name]) for column in self.spec.details]
+        self.spec = dataclasses.replace(self.spec, details=tuple(column for column, _ in learned))
+        self._distinct = [distinct for _, distinct in learned]
+
+    def remarks(self, training: Float64Array) -> list[str]:
+        """Return what a user should know about a frame's columns, from the rows of training as :meth:`take` gives."""
+        if self._frame is None:
+            return []
+        columns = self.spec.details or tuple(Column(name) for name in self.spec.columns or ())
+        return remarks(columns, training, self._distinct or [0] * len(columns))
+
     def take(self, index: slice | npt.NDArray[np.intp]) -> Float64Array | Float32Array:
-        """Return rows in canonical form: float64 ``(m, d)``, or float32 ``(m, C, H, W)`` in [0, 1].
+        """Return rows in canonical form: float64 ``(m, d)``, NaN where missing, or float32 ``(m, C, H, W)`` in [0, 1].
 
         Raises
         ------
         ValueError
-            Naming the columns or rows that hold NaN, infinity, or pixels outside [0, 1].
+            Naming the columns that hold infinity, or what is wrong with pixels.
         """
         if self._frame is not None:
             return self._take_frame(self._frame, index)
         part = self._array[index]
         if self.spec.kind == "table":
             table = _numbers(part)
-            _check_finite(table, self.spec.columns)
+            _check_infinite(table, self.spec.columns)
             return table
         return _pixels(part, self.spec.layout)
 
     def _take_frame(self, frame: nw.DataFrame[Any], index: slice | npt.NDArray[np.intp]) -> Float64Array:
         part = frame[index] if isinstance(index, slice) else frame[index.tolist(), :]
         names = frame.columns
-        missing = [name for name in names if part[name].null_count()]
-        if missing:
-            raise ValueError(
-                f"Missing values in {_list(missing)}. Drop those rows or fill the cells first: "
-                "missing cells are not modelled yet."
-            )
-        table = np.column_stack([part[name].to_numpy().astype(np.float64) for name in names])
-        _check_finite(table, tuple(names))
+        columns = self.spec.details or tuple(Column(name) for name in names)
+        if self._plain:  # all at once: there may be a hundred thousand of them
+            table = part.to_numpy().astype(np.float64)
+        else:
+            table = np.column_stack([column.read(part[name]) for column, name in zip(columns, names, strict=True)])
+        _check_infinite(table, tuple(names))
         return table
 
 
 def _as_frame(X: Any) -> nw.DataFrame[Any] | None:
-    frame = nw.from_native(X, eager_only=True, pass_through=True)
+    try:
+        frame = nw.from_native(X, eager_only=True, pass_through=True)
+    except nw.exceptions.DuplicateError as error:
+        raise ValueError(f"Two columns have one name. {' '.join(str(error).split())}: rename one.") from error
     if isinstance(frame, nw.DataFrame):
         # Columns numbered by pandas have no names to remember: such a frame is an array.
         return frame if all(isinstance(name, str) for name in frame.columns) else None
@@ -181,31 +240,23 @@ def _as_frame(X: Any) -> nw.DataFrame[Any] | None:
     return None
 
 
-def _frame_spec(frame: nw.DataFrame[Any], expected: InputSpec | None) -> InputSpec:
+def _frame_spec(frame: nw.DataFrame[Any], expected: InputSpec | None, asked: Mapping[str, str] | None) -> InputSpec:
     names = frame.columns
     if not names:
         raise ValueError("Found a frame with 0 feature(s) (shape=(n, 0)) while a minimum of 1 is required.")
     if expected is not None and expected.columns is not None:
-        absent = [name for name in expected.columns if name not in names]
-        extra = [name for name in names if name not in expected.columns]
+        there, wanted = set(names), set(expected.columns)
+        absent = [name for name in expected.columns if name not in there]
+        extra = [name for name in names if name not in wanted]
         if absent or extra:
             problems = [f"missing: {_list(absent)}"] if absent else []
             problems += [f"not seen in training: {_list(extra)}"] if extra else []
             raise ValueError(f"The columns differ from those of training; {'; '.join(problems)}.")
         names = list(expected.columns)
-    odd = [name for name in names if not _is_numeric(frame.schema[name])]
-    if odd:
-        listed = ", ".join(f"{name!r} ({frame.schema[name]})" for name in odd[:8])
-        more = f" and {len(odd) - 8} more" if len(odd) > 8 else ""
-        raise ValueError(
-            f"Only numeric and boolean columns can be used; got {listed}{more}. "
-            "Drop them or encode them as numbers first (on the command line: --drop NAME)."
-        )
-    return InputSpec("table", (len(names),), "columns", tuple(names))
-
-
-def _is_numeric(dtype: Any) -> bool:
-    return bool(dtype.is_numeric() or dtype == nw.Boolean)
+    details = guess(frame, asked) if expected is None else expected.details
+    if details is not None and all(column.kind == "number" for column in details):
+        details = None
+    return InputSpec("table", (len(names),), "columns", tuple(names), details)
 
 
 def _as_array(X: Any) -> npt.NDArray[Any]:
@@ -277,19 +328,21 @@ def _numbers(part: npt.NDArray[Any]) -> Float64Array:
         raise TypeError(f"X holds values that are not numbers: {error}.") from error
     except ValueError as error:
         raise ValueError(
-            f"X holds values that are not numbers: {error}. Encode text as numbers, or drop it."
+            f"X holds values that are not numbers: {error}. Pass a data frame, in which columns may be text "
+            "or dates, or encode text as numbers."
         ) from error
 
 
-def _check_finite(table: Float64Array, columns: tuple[str, ...] | None) -> None:
-    if np.isfinite(table).all():
-        return
-    bad = np.flatnonzero(~np.isfinite(table).all(axis=0))
-    what = "NaN" if np.isnan(table[:, bad]).any() else "infinity (inf)"
+def _check_infinite(table: Float64Array, columns: tuple[str, ...] | None) -> None:
+    # A sum is finite where all is; it may also overflow.
+    with np.errstate(over="ignore", invalid="ignore"):
+        if math.isfinite(float(table.sum())) or not (infinite := np.isinf(table)).any():
+            return
+    bad = np.flatnonzero(infinite.any(axis=0))
     names = [columns[i] if columns else int(i) for i in bad]
     raise ValueError(
-        f"Input X contains {what} in column{'s' if len(names) > 1 else ''} {_list(names)}. "
-        "Drop those rows or fill the cells first: missing cells are not modelled yet."
+        f"Input X contains infinity (inf) in column{'s' if len(names) > 1 else ''} {_list(names)}. "
+        "Drop those rows, or make the cells missing (NaN) if their values are unknown."
     )
 
 

@@ -18,7 +18,7 @@ from offmanifold.detectors.configured import Settings, latent_size
 from offmanifold.detectors.explanations import Cells
 from offmanifold.detectors.latent import LatentMixin
 from offmanifold.networks import choose
-from offmanifold.probability.distances import DISTANCES, cells, distance
+from offmanifold.probability.distances import DISTANCES, distance, parts
 from offmanifold.probability.latents import LATENTS
 from offmanifold.probability.penalties import PENALTIES, penalised_mean
 from offmanifold.training.phases import Metrics, ParameterGroup, Phase, Update
@@ -67,8 +67,9 @@ class AE(LatentMixin, OutlierDetector):
     optimizer : {"adam", "adamw", "rmsprop"}
     schedule : {"one-cycle", "constant", "cosine"}
     weight_decay : float
-    scale : {"standard", None}
-        Standardise a table's columns by the training rows, or leave them.
+    scale : {"standard", "robust", None}
+        Standardise a table's columns by the training rows, or leave them. "robust" first brings in heavy tails: a
+        signed logarithm, or quantiles to a normal distribution's, of columns where held-out values are likelier so.
     false_alarm_rate : float
         Share of normal rows that :meth:`predict` may call outliers.
     calibration_fraction : float, optional
@@ -94,6 +95,7 @@ class AE(LatentMixin, OutlierDetector):
     """
 
     key = "ae"
+    gaps = "learned"
 
     def __init__(
         self,
@@ -232,4 +234,4 @@ class AE(LatentMixin, OutlierDetector):
         kind = self.settings_["distance"]
         if kind == "ssim":
             return None
-        return Cells(cells(rows, model.reconstruct(rows), kind) / rows[0].numel())
+        return Cells(parts(rows, model.reconstruct(rows), kind))

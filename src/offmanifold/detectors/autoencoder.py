@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from offmanifold.probability.latents import project
+from offmanifold.probability.missing import completed, filled
 
 
 class Autoencoder(nn.Module):
@@ -25,8 +26,8 @@ class Autoencoder(nn.Module):
         self.latent, self.sigmoid = latent, sigmoid
 
     def encode(self, rows: Tensor) -> Tensor:
-        """Return codes ``(n, latent_dim)``."""
-        return project(self.encoder(rows), self.latent)
+        """Return codes ``(n, latent_dim)``; a missing cell counts as its column's mean."""
+        return project(self.encoder(filled(rows)), self.latent)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Return rows ``(n, *shape)``."""
@@ -34,5 +35,9 @@ class Autoencoder(nn.Module):
         return torch.sigmoid(decoded) if self.sigmoid else decoded
 
     def reconstruct(self, rows: Tensor) -> Tensor:
-        """Return dec(enc(x)) ``(n, *shape)``."""
-        return self.decode(self.encode(rows))
+        """Return dec(enc(x)) ``(n, *shape)``; what is missing of x is completed first."""
+
+        def once(rows: Tensor) -> Tensor:
+            return self.decode(self.encode(rows))
+
+        return once(completed(rows, once))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import abc
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -18,13 +18,16 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from offmanifold import calibration
+from offmanifold.data.columns import Column
 from offmanifold.data.inputs import Float64Array, InputSpec, Rows, evenly
-from offmanifold.data.tables import Standardiser
+from offmanifold.data.tables import Preparation, Standardiser
 from offmanifold.detectors.configured import Configured, Settings
 from offmanifold.detectors.explanations import Cells, Explanation, explain
+from offmanifold.detectors.levelling import Levelling
 from offmanifold.measures.estimates import difference_of_means, mean_of
 from offmanifold.networks.network import initialise
 from offmanifold.probability.bounds import bits_per_dim
+from offmanifold.probability.missing import filled, missing_cells
 from offmanifold.training.checkpoints import Checkpointer, fingerprint, saved_seed
 from offmanifold.training.loop import History, train
 from offmanifold.training.phases import Phase
@@ -87,6 +90,13 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
     key: ClassVar[str]
     # The user's negatives, prepared, while training lasts.
     _negatives: Tensor | None = None
+    # What is done with missing cells, NaN in prepared rows: energies and losses are of the cells seen ("learned"), or
+    # energies alone are ("scored"), or the detector is never shown them ("filled": with means). Rows with gaps are left
+    # out of training except where they are "learned".
+    gaps: ClassVar[Literal["learned", "scored", "filled"]] = "filled"
+    # How tables are prepared, and rows with missing cells compared to complete ones: learned by ``fit``.
+    _standardiser: Standardiser | Preparation | None = None
+    _levelling: Levelling | None = None
 
     # --- what a concrete detector writes ---------------------------------------------------------------
 
@@ -141,6 +151,7 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
         y: Any = None,
         *,
         negatives: Any = None,
+        columns: Mapping[str, str] | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
         resume: bool = False,
         checkpoint_every: float = 30.0,
@@ -150,11 +161,14 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
         Parameters
         ----------
         X : array-like, torch tensor or data frame
-            Normal rows: ``(n, d)``, or images ``(n, H, W)``, ``(n, C, H, W)``, ``(n, H, W, C)``.
+            Normal rows: ``(n, d)``, missing cells NaN or null; a frame of numbers, booleans, text, categories and
+            dates; or images ``(n, H, W)``, ``(n, C, H, W)``, ``(n, H, W, C)``.
         y : ignored, but for detectors that learn from labels
             For scikit-learn's pipelines.
         negatives : array-like, frame or path, optional
             Rows of what is *not* normal, for detectors that learn from them (:class:`~offmanifold.NegativeVAE`).
+        columns : mapping of str to str, optional
+            What columns of a frame are, where their type does not tell: "number", "category", "boolean" or "date".
         checkpoint : path, optional
             Where to save the run from time to time; Ctrl-C then saves before it stops.
         resume : bool
@@ -180,13 +194,12 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
         uses the training rows alone.
         """
         self._check_common()
-        rows = Rows(X, owner=type(self).__name__)
+        rows = Rows(X, owner=type(self).__name__, columns=columns)
         if len(rows) < FEWEST_ROWS:
             raise ValueError(
                 f"n_samples = {len(rows)}: {type(self).__name__} needs at least {FEWEST_ROWS} rows to learn from, "
                 "stop by and calibrate with."
             )
-        settings = self._resolved(rows.spec, len(rows))
         path = Path(checkpoint) if checkpoint is not None else None
         resume = resume and path is not None and path.exists()
         seed = (
@@ -195,24 +208,25 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
             else self._seed()
         )
         for_calibration, for_stopping, for_training = self.split(len(rows), seed=seed)
-        labels = self._take_labels(y, for_training, len(rows), settings)
 
-        self.spec_, self.settings_ = rows.spec, settings
         self._device = choose_device(self.device)
+        self._check_room(len(rows), rows.spec.dimensions)
+        rows.learn(for_training)
+        self.spec_ = rows.spec
         training_rows = rows.take(for_training)
-        self._standardiser = (
-            Standardiser.fit(training_rows.astype(np.float64))
-            if rows.spec.kind == "table" and settings["scale"] == "standard"
-            else None
-        )
-        data = labelled(self._prepare(training_rows), labels, for_training)
-        held_out = labelled(self._prepare(rows.take(for_stopping)), labels, for_stopping)
+        self._standardiser = self._fit_preparation(training_rows)
+        settings = self._resolved(self._network_spec, len(rows))
+        self.settings_ = settings
+        labels = self._take_labels(y, for_training, len(rows), settings)
+        self._check_room(len(rows), self._network_spec.dimensions)
+        data = self._learnable(labelled(self._prepare(training_rows), labels, for_training))
+        held_out = self._learnable(labelled(self._prepare(rows.take(for_stopping)), labels, for_stopping))
         self._settle(data, settings)
         self._take_negatives(negatives, data)
         rows.take(for_calibration)  # a bad value among them is better found now than after training
 
-        self._check_memory(rows.spec, settings)
-        model = self._new_module(rows.spec, settings, seed)
+        self._check_memory(self._network_spec, settings)
+        model = self._new_module(self._network_spec, settings, seed)
         checkpointer = None
         if path is not None:
             beside = () if self._negatives is None else (self._negatives,)
@@ -236,6 +250,7 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
         del self._negatives
         with torch.no_grad():
             self._finish(model, data.to(self._device), held_out.to(self._device), settings)
+            self._levelling = self._learn_levels(held_out.to(self._device))
         self.rows_ = {
             "training": len(for_training),
             "stopping": len(for_stopping),
@@ -248,6 +263,8 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
         )
         self._warn_if_too_few()
         self._warn_about_training()
+        for remark in rows.remarks(training_rows.astype(np.float64)):
+            warnings.warn(remark, UserWarning, stacklevel=2)
         return self
 
     def _seed(self) -> int:
@@ -294,6 +311,84 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
             }
         return summary
 
+    def _fit_preparation(self, rows: npt.NDArray[Any]) -> Standardiser | Preparation | None:
+        """Learn from rows of training how tables are prepared."""
+        if self.spec_.kind == "image" or (self.spec_.details is None and self.scale is None):
+            return None
+        if self.spec_.details is not None or self.scale == "robust":
+            columns = self.spec_.details or [Column(name) for name in self.spec_.names]
+            return Preparation.fit(rows.astype(np.float64), columns, self.scale)
+        return Standardiser.fit(rows.astype(np.float64))
+
+    @property
+    def _network_spec(self) -> InputSpec:
+        """What one row is to the network."""
+        if isinstance(self._standardiser, Preparation):
+            return InputSpec("table", (len(self._standardiser.mean),), "columns")
+        return self.spec_
+
+    def _learnable(self, rows: Tensor) -> Tensor:
+        """Return the prepared rows that the detector can learn from."""
+        if self.gaps == "learned" or not bool((gaps := rows.flatten(1).isnan().any(1)).any()):
+            return rows
+        if bool(gaps.all()):
+            raise ValueError(
+                f"{type(self).__name__} learns from complete rows, and in every row of these a cell is missing. Fill "
+                "them, leave columns out, or use AE, VAE or MultiscaleDenoiser."
+            )
+        warnings.warn(
+            f"{type(self).__name__} learns from complete rows alone: {int(gaps.sum()):,} of {len(rows):,} rows, in "
+            "which a cell is missing, are left out. AE, VAE and MultiscaleDenoiser learn from such rows, too.",
+            UserWarning,
+            stacklevel=3,
+        )
+        return rows[~gaps]
+
+    def _learn_levels(self, held_out: Tensor) -> Levelling | None:
+        """Learn from rows held out of training how to compare rows with missing cells to complete ones."""
+        if self.spec_.kind == "image":
+            return None
+        with computing_in(self._scoring_dtype, self.module_):
+            owner = (
+                torch.from_numpy(self._standardiser.owner)
+                if isinstance(self._standardiser, Preparation)
+                else torch.arange(held_out.shape[1])
+            ).to(held_out.device)
+            return Levelling.fit(self._raw_energy, held_out, owner)
+
+    def _shown(self, rows: Tensor) -> Tensor:
+        """Return prepared rows as the detector takes them."""
+        return filled(rows) if self.gaps == "filled" else rows
+
+    def _raw_energy(self, rows: Tensor) -> Tensor:
+        return torch.stack(list(self._energy_terms(self.module_, self._shown(rows)).values())).sum(0)
+
+    def _levelled_terms(self, rows: Tensor) -> dict[str, Tensor]:
+        """Return the energy's terms for prepared rows, comparable whatever is missing.
+
+        What makes them comparable is added to the first; a complete row's are what ``_energy_terms`` gives.
+        """
+        terms = self._energy_terms(self.module_, self._shown(rows))
+        if missing_cells(rows) is not None and self._levelling is not None:
+            raw = torch.stack(list(terms.values())).sum(0)
+            first = next(iter(terms))
+            terms[first] = terms[first] + (self._levelling(raw, rows) - raw)
+        return terms
+
+    def _energy(self, rows: Tensor) -> Tensor:
+        """Return energies ``(n,)`` of prepared rows."""
+        return torch.stack(list(self._levelled_terms(rows).values())).sum(0)
+
+    @staticmethod
+    def _check_room(rows: int, dimensions: int) -> None:
+        """Refuse rows that do not fit into memory once as numbers and once prepared, before they are converted."""
+        needed, there = (8 + 4) * rows * dimensions, memory_of(torch.device("cpu"))
+        if needed > there:
+            raise ValueError(
+                f"{rows:,} rows of {dimensions:,} cells take {needed / 2**30:,.3g} GiB in training; this machine has "
+                f"{there / 2**30:,.3g} GiB. Give fewer rows, or leave columns out."
+            )
+
     def _check_memory(self, spec: InputSpec, settings: Settings) -> None:
         """Refuse a network whose weights cannot be trained on this device, before anything of it is allocated."""
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
@@ -319,12 +414,19 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
             block = self._standardiser.transform(block)
         return torch.from_numpy(np.ascontiguousarray(block, dtype=np.float32))
 
-    def _restore(self, rows: Tensor) -> Float64Array:
-        """Turn what the network gives into the user's units and layout."""
-        block = rows.double().cpu().numpy()
-        if self._standardiser is not None:
-            block = self._standardiser.inverse(block)
-        return self.spec_.arrange(block)
+    def _inverse(self, rows: Tensor) -> Float64Array:
+        """Turn what the network gives into canonical rows."""
+        block: Float64Array = rows.double().cpu().numpy()
+        return block if self._standardiser is None else self._standardiser.inverse(block)
+
+    def _restore(self, rows: Tensor) -> Any:
+        """Turn what the network gives into the user's units: an array in their layout, or a frame of mixed columns."""
+        return self.spec_.present(self._inverse(rows))
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        return tags
 
     def _set_input_attributes(self) -> None:
         if self.spec_.kind == "table":
@@ -353,7 +455,7 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
     def _passes(self, rows: Rows, index: npt.NDArray[np.intp] | None = None) -> Iterator[tuple[Tensor, int]]:
         """Yield prepared rows in passes of one fixed size, with how many of them are real."""
         size = IMAGE_PASS if self.spec_.kind == "image" and self._device.type == "cpu" else TABLE_PASS
-        block_rows = max(1, BLOCK_BYTES // (8 * self.spec_.dimensions) // size) * size
+        block_rows = max(1, BLOCK_BYTES // (8 * self._network_spec.dimensions) // size) * size
         total = len(rows) if index is None else len(index)
         for start in range(0, total, block_rows):
             where = slice(start, min(start + block_rows, total)) if index is None else index[start : start + block_rows]
@@ -377,7 +479,7 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
         parts: dict[str, list[Float64Array]] = {}
         with computing_in(self._scoring_dtype, self.module_):
             for rows_in, real in self._passes(rows, index):
-                for name, energy in self._energy_terms(self.module_, rows_in).items():
+                for name, energy in self._levelled_terms(rows_in).items():
                     parts.setdefault(name, []).append(-energy[:real].double().cpu().numpy())
         return {name: np.concatenate(values) for name, values in parts.items()}
 
@@ -388,7 +490,8 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
         """Return how normal each row is: ``(n,)`` float64, high = normal, in ``score_unit``.
 
         A row's score depends on the row and the model alone: not on other rows, its position, or earlier
-        calls. Memory is bounded whatever the size of ``X``.
+        calls. Missing cells (NaN or null) of a table take no part in it, and it is comparable whatever is missing.
+        Memory is bounded whatever the size of ``X``.
         """
         return self._scores(self._fitted_rows(X))
 
@@ -440,7 +543,7 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
         if discrete_pixels and self.spec_.kind != "image":
             raise ValueError("discrete_pixels=True is for images; the detector was trained on a table.")
         scores = torch.from_numpy(self._scores(rows))
-        return bits_per_dim(scores, self.spec_.dimensions, discrete_pixels=discrete_pixels).numpy()
+        return bits_per_dim(scores, self._network_spec.dimensions, discrete_pixels=discrete_pixels).numpy()
 
     def _generator(self, random_state: int | np.random.RandomState | None) -> torch.Generator:
         """Return a generator on the model's device."""
@@ -452,7 +555,7 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
         generator = torch.Generator().manual_seed(PROBES)
         if self.spec_.kind == "image":
             return torch.rand(PROBES, *self.spec_.shape, generator=generator)
-        return torch.randn(PROBES, *self.spec_.shape, generator=generator)
+        return torch.randn(PROBES, *self._network_spec.shape, generator=generator)
 
     @torch.no_grad()
     def _probe_scores(self, probes: Tensor) -> Float64Array:
@@ -486,6 +589,8 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
     def _load_weights(self, weights: dict[str, Tensor]) -> None:
         """Rebuild the module from ``settings_`` and ``spec_`` and give it ``weights``."""
         self._device = choose_device(self.device)
-        model = self._new_module(self.spec_, self.settings_, seed=0)
+        model = self._new_module(self._network_spec, self.settings_, seed=0)
         model.load_state_dict(weights)
         self.module_ = model.eval().requires_grad_(False)
+        if self._levelling is not None:
+            self._levelling = self._levelling.to(self._device)

@@ -87,7 +87,7 @@ class Configured(BaseEstimator, abc.ABC):  # type: ignore[misc]
         parameters.choice("optimizer", self.optimizer, OPTIMIZERS)
         parameters.real("weight_decay", self.weight_decay, minimum=0)
         if self.scale is not None:
-            parameters.choice("scale", self.scale, ("standard",))
+            parameters.choice("scale", self.scale, ("standard", "robust"))
         parameters.real("false_alarm_rate", self.false_alarm_rate, above=0, below=1)
         if self.calibration_fraction is not None:
             parameters.real("calibration_fraction", self.calibration_fraction, above=0, below=1)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from offmanifold import calibration
 from offmanifold.data.inputs import Float64Array
+from offmanifold.data.tables import Preparation
 from offmanifold.training.precision import computing_in
 
 if TYPE_CHECKING:
@@ -32,12 +33,15 @@ class Cells(NamedTuple):
 
 
 class Reason(NamedTuple):
-    """A column that speaks against a row: what it adds to the score, its value, the nearest normal row's (or NaN)."""
+    """A column that speaks against a row: what it adds to the score, its value, the nearest normal row's.
+
+    Values of mixed tables are text, booleans and dates; None or NaN where there is none.
+    """
 
     column: str
     contribution: float
-    value: float
-    nearest_normal: float
+    value: Any
+    nearest_normal: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +53,7 @@ class Explanation:
 
     Attributes
     ----------
-    rows : (n, columns) or images in the user's layout
+    rows : (n, columns) or images in the user's layout, or a polars frame where not all columns are numbers
         What is explained.
     score : (n,) float64
     contributions : (n, columns) or images in the user's layout
@@ -57,7 +61,8 @@ class Explanation:
     latent : (n, k) float64
         What each latent's KL adds; k is 0 where the score has no such part.
     base, residual : (n,) float64
-        Zero where the score is a sum over cells. Elsewhere contributions are those to the change along the straight
+        Zero where the score is a sum over cells and none is missing: where one is, ``base`` is what makes the score
+        comparable to complete rows'. Elsewhere contributions are those to the change along the straight
         path from ``nearest`` (integrated gradients, Sundararajan et al., 2017): ``base`` is the score there, and
         ``residual`` is what the path's sum misses. Where no nearest normal row was found the path begins at the
         columns' means, and for images, or with ``scale=None``, where the search ended.
@@ -70,13 +75,13 @@ class Explanation:
         A table's, by name or number; empty for images.
     """
 
-    rows: Float64Array
+    rows: Any
     score: Float64Array
     contributions: Float64Array
     latent: Float64Array
     base: Float64Array
     residual: Float64Array
-    nearest: Float64Array
+    nearest: Any
     exact: bool
     columns: tuple[str, ...] = ()
 
@@ -85,13 +90,32 @@ class Explanation:
         if self.contributions.ndim != 2:
             raise ValueError("top is for tables; an image's contributions are a map: contributions[row].")
         order = np.argsort(self.contributions[row], kind="stable")[:count]
-        parts = (self.contributions[row], self.rows[row], self.nearest[row])
-        return [Reason(self.columns[i], *(float(part[i]) for part in parts)) for i in order]
+        return [
+            Reason(
+                self.columns[i],
+                float(self.contributions[row, i]),
+                _plain(self.rows[row, int(i)]),
+                _plain(self.nearest[row, int(i)]),
+            )
+            for i in order
+        ]
 
     def beside(self, row: int) -> dict[str, float]:
         """Return by name what a row's score is the sum of beside its columns."""
         found = {"latents": float(self.latent[row].sum())} if self.latent.shape[1] else {}
         return found if self.exact else {**found, "where the path begins": float(self.base[row])}
+
+
+def cell(value: Any) -> str:
+    """Show a cell of a table; nothing where it is missing."""
+    if value is None or value != value:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _plain(value: Any) -> Any:
+    """Return a cell as Python has it."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def explain(detector: OutlierDetector, X: Any) -> Explanation:
@@ -105,16 +129,20 @@ def explain(detector: OutlierDetector, X: Any) -> Explanation:
     arrays = {name: values.numpy() for name, values in joined.items()}
     score = detector._scores(rows)
     total = arrays["contributions"].reshape(len(score), -1).sum(1) + arrays["latent"].sum(1) + arrays["base"]
-    nearest = detector._restore(joined["nearest"])
+    nearest = detector._inverse(joined["nearest"])
     nearest[~arrays["found"].astype(bool)] = np.nan
+    preparation = detector._standardiser
+    if isinstance(preparation, Preparation):  # the user's columns, not what they became
+        owner = preparation.owner[:, None] == np.arange(len(preparation.columns))
+        arrays["contributions"] = arrays["contributions"] @ owner
     return Explanation(
-        rows=detector.spec_.arrange(rows.take(slice(None)).astype(np.float64)),
+        rows=detector.spec_.present(rows.take(slice(None)).astype(np.float64)),
         score=score,
         contributions=detector.spec_.arrange(arrays["contributions"]),
         latent=arrays["latent"],
         base=arrays["base"],
         residual=score - total,
-        nearest=nearest,
+        nearest=detector.spec_.present(nearest),
         exact=bool(arrays["exact"].all()),
         columns=detector.spec_.names,
     )
@@ -123,43 +151,40 @@ def explain(detector: OutlierDetector, X: Any) -> Explanation:
 def _explained(detector: OutlierDetector, rows: Tensor) -> dict[str, Tensor]:
     """Return by name what an explanation of prepared rows consists of."""
     with torch.no_grad():
-        cells = detector._energy_cells(detector.module_, rows)
+        cells = detector._energy_cells(detector.module_, detector._shown(rows))
     nearest, ordinary = _nearest_normal(detector, rows)
     n = len(rows)
     told = {"nearest": nearest, "found": ordinary, "exact": torch.full((n,), cells is not None)}
     if cells is not None:
         latent = rows.new_zeros(n, 0) if cells.latent is None else -cells.latent
-        return {**told, "contributions": -cells.cells, "latent": latent, "base": rows.new_zeros(n)}
+        with torch.no_grad():
+            levelled = detector._energy(rows) - detector._raw_energy(rows)
+        return {**told, "contributions": -cells.cells, "latent": latent, "base": -levelled}
     # A search that found no ordinary row may have ended far from all: the columns' means are a better beginning.
     elsewhere = torch.zeros_like(rows) if detector._standardiser is not None else nearest
-    start = torch.where(ordinary.view(-1, *[1] * (rows.ndim - 1)), nearest, elsewhere)
+    start = torch.where(ordinary.view(-1, *[1] * (rows.ndim - 1)) | rows.isnan(), nearest, elsewhere)
     contributions = _along_path(detector, start, rows)
-    return {
-        **told, "contributions": contributions, "latent": rows.new_zeros(n, 0), "base": -_energy(detector, start),
-    }  # fmt: skip
-
-
-def _energy(detector: OutlierDetector, rows: Tensor) -> Tensor:
-    return torch.stack(list(detector._energy_terms(detector.module_, rows).values())).sum(0).detach()
+    base = -detector._energy(start).detach()
+    return {**told, "contributions": contributions, "latent": rows.new_zeros(n, 0), "base": base}
 
 
 def energy_and_slope(detector: OutlierDetector, rows: Tensor) -> tuple[Tensor, Tensor | None]:
     """Return energies ``(n,)`` of prepared rows and their gradient ``(n, *shape)``, None where there is none."""
     rows = rows.detach().to(detector._device).requires_grad_()
     with torch.enable_grad():
-        energy = torch.stack(list(detector._energy_terms(detector.module_, rows).values())).sum(0)
+        energy = detector._energy(rows)
     slope = torch.autograd.grad(energy.sum(), rows)[0] if energy.requires_grad else None
     return energy.detach(), slope
 
 
 def _along_path(detector: OutlierDetector, start: Tensor, end: Tensor) -> Tensor:
     """Return each cell's part of the score's change from ``start`` to ``end``."""
-    change = (_energy(detector, start) - _energy(detector, end)).double()
+    change = (detector._energy(start) - detector._energy(end)).detach().double()
     parts = torch.zeros_like(end, dtype=torch.float64)
     rough = torch.arange(len(end), device=end.device)
     points = FEWEST_POINTS
     while len(rough) and points <= MOST_POINTS:
-        way, slopes = (end - start)[rough], torch.zeros_like(parts[rough])
+        way, slopes = (end - start)[rough].nan_to_num(), torch.zeros_like(parts[rough])
         for place in (torch.arange(points) + 0.5) / points:
             _, slope = energy_and_slope(detector, start[rough] + float(place) * way)
             if slope is not None:

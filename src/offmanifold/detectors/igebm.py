@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import final
+from typing import Any, final
 
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from offmanifold import parameters
-from offmanifold.data.inputs import Float64Array, InputSpec
+from offmanifold.data.inputs import InputSpec
 from offmanifold.detectors.base import OutlierDetector
 from offmanifold.detectors.chains import (
     SAMPLING_FACTOR,
@@ -29,6 +29,7 @@ from offmanifold.detectors.configured import Settings
 from offmanifold.detectors.contrastive import contrastive_phase
 from offmanifold.networks import choose
 from offmanifold.networks.network import Network
+from offmanifold.probability.missing import filled
 from offmanifold.sampling import langevin
 from offmanifold.sampling.chain import Kernel, Space
 from offmanifold.sampling.replay import Replay
@@ -60,8 +61,8 @@ class EnergyNetwork(nn.Module):
         self.body = body
 
     def energy(self, rows: Tensor) -> Tensor:
-        """Return E(x): ``(n,)``."""
-        energies: Tensor = self.body(rows)
+        """Return E(x): ``(n,)``; a missing cell counts as its column's mean."""
+        energies: Tensor = self.body(filled(rows))
         return energies.flatten()
 
 
@@ -109,6 +110,7 @@ calibration_fraction, device, precision, random_state, verbose
     """
 
     key = "igebm"
+    gaps = "scored"
 
     def __init__(
         self,
@@ -234,18 +236,19 @@ calibration_fraction, device, precision, random_state, verbose
     def _start(self, settings: Settings) -> Start:
         if settings["negatives"] == "cd":
             return FromData()
-        ring = Replay(settings["replay_size"], self.spec_.shape, self._device)
+        shape = self._network_spec.shape
+        ring = Replay(settings["replay_size"], shape, self._device)
         restart = settings["restart"] if settings["negatives"] == "pcd-restart" else 0.0
-        return Persistent(ring, noise_within(settings["bounds"], self.spec_.shape, self._device), restart)
+        return Persistent(ring, noise_within(settings["bounds"], shape, self._device), restart)
 
     def _energy_terms(self, model: EnergyNetwork, rows: Tensor) -> dict[str, Tensor]:
         return {"energy": model.energy(rows)}
 
-    def sample(self, n: int, *, random_state: int | np.random.RandomState | None = None) -> Float64Array:
+    def sample(self, n: int, *, random_state: int | np.random.RandomState | None = None) -> Any:
         """Draw ``n`` rows by chains from uniform noise, eight times as long as in training; units and layout of X."""
         check_is_fitted(self, "module_")
         parameters.integer("n", n)
         generator = self._generator(random_state)
-        noise = noise_within(self.settings_["bounds"], self.spec_.shape, self._device)
+        noise = noise_within(self.settings_["bounds"], self._network_spec.shape, self._device)
         chain = self._chain(self.settings_, FromData(), SAMPLING_FACTOR)
         return self._restore(chain.samples(generator, n, lambda k: noise(generator, k), self.module_.energy))

@@ -12,6 +12,7 @@ from sklearn.base import TransformerMixin
 from torch import Tensor
 
 from offmanifold.data.inputs import Float64Array, Rows
+from offmanifold.probability.distances import distance
 
 
 class LatentMixin(TransformerMixin):  # type: ignore[misc]
@@ -26,23 +27,25 @@ class LatentMixin(TransformerMixin):  # type: ignore[misc]
         """Return latent codes ``(n, latent_dim)``: the posterior's means where codes are random."""
         return joined(self._through(lambda model, rows: model.encode(rows), self._fitted_rows(X)))
 
-    def reconstruct(self: Any, X: Any) -> Float64Array:
-        """Return the rows as the model sees them, in the units and layout of ``X``."""
+    def reconstruct(self: Any, X: Any) -> Any:
+        """Return the rows as the model sees them, in the units and layout of ``X``; missing cells as it completes them.
+
+        An array; a polars frame where not all columns are numbers.
+        """
         parts = self._through(lambda model, rows: model.reconstruct(rows), self._fitted_rows(X))
-        return np.concatenate([self._restore(part) for part in parts])
+        return self._restore(torch.cat([part.cpu() for part in parts]))
 
     def reconstruction_errors(self: Any, X: Any) -> Float64Array:
         """Return each row's mean squared error ``(n,)`` in what the network sees: see :meth:`prepared`."""
 
         def errors(model: Any, rows: Tensor) -> Tensor:
-            reconstructed: Tensor = model.reconstruct(rows)
-            return (rows - reconstructed).square().flatten(1).mean(1)
+            return distance(rows, model.reconstruct(rows), "squared")
 
         return joined(self._through(errors, self._fitted_rows(X)))
 
     def prepared(self: Any, X: Any) -> Float64Array:
-        """Return the rows as the network sees them ``(n, D)``: standardised columns, or pixels in [0, 1]."""
-        return joined(self._through(lambda model, rows: rows.flatten(1), self._fitted_rows(X)))
+        """Return the rows as the network sees them ``(n, D)``: prepared columns with NaN where missing, or pixels."""
+        return joined(part[:real].flatten(1) for part, real in self._passes(self._fitted_rows(X)))
 
     def _through(
         self: Any, compute: Callable[[Any, Tensor], Tensor], rows: Rows, index: npt.NDArray[np.intp] | None = None
@@ -50,7 +53,7 @@ class LatentMixin(TransformerMixin):  # type: ignore[misc]
         """Yield what ``compute(module, prepared rows)`` gives, a pass at a time."""
         with torch.no_grad():
             for part, real in self._passes(rows, index):
-                yield compute(self.module_, part)[:real]
+                yield compute(self.module_, self._shown(part))[:real]
 
 
 def joined(parts: Iterator[Tensor]) -> Float64Array:

@@ -17,6 +17,7 @@ from offmanifold.data.inputs import Float64Array, InputSpec, Rows, evenly
 from offmanifold.detectors.base import OutlierDetector
 from offmanifold.detectors.configured import Settings
 from offmanifold.networks.denoiser import Denoiser
+from offmanifold.probability.missing import completed, filled, missing_cells, share_seen, without
 from offmanifold.training.phases import Metrics, ParameterGroup, Phase, Update
 from offmanifold.training.progress import Verbosity
 
@@ -24,6 +25,11 @@ SCALES, LARGEST, SMALLEST = 7, 3.0, (0.01, 0.05)
 DROPOUT = 0.1
 # Draws of noise in the denoising error, the same for every row.
 DRAWS = 4
+# Where cells are missing, what the denoiser was given for them is off by more than any noise below this level: its
+# errors there say nothing.
+CRUDE = 0.4
+# The noise level at which the denoiser is asked for missing cells: a mean that is off is noise of that size.
+COMPLETING = 1.0
 # Rows evaluated at a time, and distances to stored rows held at a time.
 PART, CELLS = 256, 2**20
 # Features beyond so many spreads of the held-out rows say no more.
@@ -78,14 +84,24 @@ class MultiscaleModel(nn.Module):
 
     def denoise(self, rows: Tensor, scale: float) -> Tensor:
         """Return D(x, σ) ``(n, *shape)``; pixels within [0, 1]."""
-        flat = self.flat(rows)
-        found: Tensor = self.denoiser(flat, flat.new_full((len(flat), 1), scale))
+        flat = self.completed(self.flat(rows))
+        found = self._once(flat, scale)
         restored = (found * self.unit + self.shift).reshape(rows.shape)
         return restored.clamp(0, 1) if rows.ndim > 2 else restored
+
+    def completed(self, flat: Tensor) -> Tensor:
+        """Return rows with what the denoiser makes of them in missing cells."""
+        return completed(flat, lambda rows: self._once(rows, COMPLETING))
+
+    def _once(self, flat: Tensor, scale: float) -> Tensor:
+        found: Tensor = self.denoiser(flat, flat.new_full((len(flat), 1), scale))
+        return found
 
     def learned(self, flat: Tensor) -> Tensor:
         """Return ‖x − D(x, σ)‖²/(dσ²) and the mean ‖x − D(x + σε, σ)‖²/d of each scale: ``(n, 2 · scales)``."""
         found = []
+        missing, share = missing_cells(flat), share_seen(flat)
+        flat = self.completed(flat)
         for sigma in self.scales:
             scale = 1 + sigma**2
             levels = flat.new_ones((len(flat), 1)) * sigma
@@ -95,7 +111,8 @@ class MultiscaleModel(nn.Module):
             for noise in self.noise:
                 network = self.denoiser.network(flat + sigma * noise, levels)
                 errors.append((flat * sigma**2 - sigma * noise) / scale - sigma / scale.sqrt() * network)
-            found += [residual.square().mean(1), torch.stack(errors).square().mean((0, 2))]
+            both = without(missing, residual.square()), without(missing, torch.stack(errors).square())
+            found += [both[0].mean(1) / share, both[1].mean((0, 2)) / share]
         return torch.stack(found, 1)
 
     def empirical(self, flat: Tensor, own: Tensor | None = None) -> Tensor:
@@ -111,9 +128,13 @@ class MultiscaleModel(nn.Module):
         stored = torch.cat([self.rows, self.rows.new_ones(len(self.rows), 1)], 1)
         size = max(1, CELLS // len(self.rows))
         for start in range(0, len(flat), size):
-            part = flat[start : start + size]
+            whole = flat[start : start + size]
+            missing, share = missing_cells(whole), share_seen(whole).reshape(-1, 1)
+            part = filled(whole)
             distances = torch.addmm(squares, part, self.rows.T, alpha=-2)
-            distances.add_(part.square().sum(1, keepdim=True)).clamp_(min=0)
+            if missing is not None:
+                distances.addmm_(missing.to(part.dtype), self.rows.square().T, alpha=-1)
+            distances.add_(part.square().sum(1, keepdim=True)).clamp_(min=0).div_(share)
             if own is not None:
                 here = own[start : start + size, None]
                 distances = distances.scatter(1, here, distances.amax(1, keepdim=True).clamp(min=1e12))
@@ -123,7 +144,7 @@ class MultiscaleModel(nn.Module):
                 weights = (exponents / (2 * sigma**2)).exp_()
                 sums = weights @ stored
                 total = sums[:, -1]
-                residual = (part - sums[:, :-1] / total[:, None]).square().mean(1)
+                residual = without(missing, (part - sums[:, :-1] / total[:, None]).square()).mean(1) / share[:, 0]
                 found += [residual, torch.linalg.vecdot(weights, distances) / total / part.shape[1]]
             parts.append(torch.stack(found, 1))
         return torch.cat(parts)
@@ -136,7 +157,13 @@ class MultiscaleModel(nn.Module):
 
     def evidence(self, rows: Tensor) -> Tensor:
         """Return how many spreads each feature lies above the held-out rows' median: ``(n, features)``."""
-        return ((self.features(rows) - self.centre) / self.spread).clamp(-MOST, MOST)
+        found = ((self.features(rows) - self.centre) / self.spread).clamp(-MOST, MOST)
+        missing = missing_cells(rows)
+        if missing is not None:
+            crude = torch.zeros(found.shape[1], dtype=torch.bool, device=rows.device)
+            crude[: 2 * len(self.scales)] = (self.scales < CRUDE).repeat_interleave(2)
+            found = torch.where(missing.any(1, keepdim=True) & crude, -MOST, found)
+        return found
 
 
 @final
@@ -184,6 +211,7 @@ calibration_fraction, device, precision, random_state, verbose
     """
 
     key = "multiscale-denoiser"
+    gaps = "learned"
 
     def __init__(
         self,
@@ -257,7 +285,7 @@ calibration_fraction, device, precision, random_state, verbose
         shift, unit = 0.0, 1.0
         if rows.ndim > 2:
             shift, unit = float(flat.mean()), max(float(flat.std(correction=0)), 1e-3)
-        flat = (flat[evenly(len(flat), settings["most_rows"])] - shift) / unit
+        flat = filled((flat[evenly(len(flat), settings["most_rows"])] - shift) / unit)
         # The smallest distance is a row's to itself.
         nearest = [
             torch.cdist(part, flat).topk(min(2, len(flat)), largest=False).values[:, -1]
@@ -306,7 +334,8 @@ calibration_fraction, device, precision, random_state, verbose
         """Store rows, and learn how the features of rows that were not trained on are distributed."""
         if settings["store_rows"]:
             kept = evenly(len(training), settings["most_rows"])
-            model.rows = model.flat(training[kept]).contiguous()
+            stored = model.flat(training[kept])
+            model.rows = torch.cat([model.completed(part) for part in torch.split(stored, PART)]).contiguous()
             settings["stored"] = len(kept)
         parts = [torch.cat([model.learned(model.flat(part)) for part in torch.split(held_out, PART)])]
         if settings["stored"]:
@@ -342,7 +371,7 @@ calibration_fraction, device, precision, random_state, verbose
             parts = [self.module_.evidence(part)[:real].double().cpu() for part, real in self._passes(rows)]
         return torch.cat(parts).numpy()
 
-    def reconstruct(self, X: Any, *, sigma: float = 0.4) -> Float64Array:
+    def reconstruct(self, X: Any, *, sigma: float = 0.4) -> Any:
         """Return D(x, σ): each row as the learned denoiser would have it, in the units and layout of ``X``.
 
         Parameters
@@ -355,7 +384,6 @@ calibration_fraction, device, precision, random_state, verbose
         parameters.real("sigma", sigma, above=0)
         with torch.no_grad():
             parts = [
-                self._restore(self.module_.denoise(part, sigma)[:real])
-                for part, real in self._passes(self._fitted_rows(X))
+                self.module_.denoise(part, sigma)[:real].cpu() for part, real in self._passes(self._fitted_rows(X))
             ]
-        return np.concatenate(parts)
+        return self._restore(torch.cat(parts))

@@ -35,7 +35,7 @@ from offmanifold.detectors.explanations import Cells
 from offmanifold.detectors.latent import LatentMixin
 from offmanifold.detectors.presets import PRESETS
 from offmanifold.networks import choose
-from offmanifold.probability.distances import DISTANCES, cells, distance
+from offmanifold.probability.distances import DISTANCES, distance, parts
 from offmanifold.probability.grids import log_integral, midpoints
 from offmanifold.probability.latents import LATENTS, prior_sample
 from offmanifold.sampling import langevin, metropolis
@@ -164,6 +164,7 @@ random_state, verbose
     """
 
     key = "nae"
+    gaps = "scored"
 
     def __init__(
         self,
@@ -412,8 +413,9 @@ random_state, verbose
         if kind == "omi":
             replay = Replay(size, (settings["latent_dim"],), device) if size else None
             return self._on_manifold(model, settings, replay, restart)
-        noise = noise_within(settings["bounds"], self.spec_.shape, device)
-        ring = Replay(size, self.spec_.shape, device)
+        shape = self._network_spec.shape
+        noise = noise_within(settings["bounds"], shape, device)
+        ring = Replay(size, shape, device)
         return Persistent(ring, noise, restart if kind == "pcd-restart" else 0.0)
 
     @staticmethod
@@ -436,7 +438,7 @@ random_state, verbose
     def _energy_cells(self, model: NormalizedAutoencoder, rows: Tensor) -> Cells | None:
         if model.kind == "ssim":
             return None
-        return Cells(cells(rows, model.reconstruct(rows), model.kind) / rows[0].numel())
+        return Cells(parts(rows, model.reconstruct(rows), model.kind))
 
     # --- the density -----------------------------------------------------------------------------------
 
@@ -453,7 +455,7 @@ random_state, verbose
         latent_steps: int | None = None,
         visible_steps: int | None = None,
         random_state: int | np.random.RandomState | None = None,
-    ) -> Float64Array:
+    ) -> Any:
         """Draw ``n`` rows from the model, in the user's units and layout.
 
         A latent chain from the prior, eight times as long as in training, then the chain on x (P3, appendix D.3).

@@ -17,11 +17,15 @@ from offmanifold.data.inputs import InputSpec
 from offmanifold.detectors import negatives as sources
 from offmanifold.detectors.chains import chain_settings
 from offmanifold.detectors.configured import Settings
-from offmanifold.detectors.variational import VariationalAutoencoder, VariationalDetector, generative_groups
+from offmanifold.detectors.variational import (
+    VariationalAutoencoder,
+    VariationalDetector,
+    gamma_metric,
+    generative_groups,
+)
 from offmanifold.networks import choose
 from offmanifold.probability import bounds
 from offmanifold.probability.divergences import kl_between_normals, kl_to_standard_normal
-from offmanifold.probability.likelihoods import Gaussian
 from offmanifold.training.phases import Judge, Metrics, Phase, Unfit, Update
 from offmanifold.training.progress import Verbosity
 
@@ -233,7 +237,7 @@ class NegativeVAE(VariationalDetector):
         return {name: drawn[name] for name in settings["negatives"]}
 
     def _phases(self, model: VariationalAutoencoder, settings: Settings) -> list[Phase]:
-        latent_dim, dimensions = settings["latent_dim"], self.spec_.dimensions
+        latent_dim, dimensions = settings["latent_dim"], self._network_spec.dimensions
         weights, shift = settings["negatives"], settings["shift"]
         draw = self._sources(model, settings)
         upper = settings["negative_loss"] == "eubo"
@@ -244,8 +248,7 @@ class NegativeVAE(VariationalDetector):
         def bound(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Metrics]:
             drawn = model.draws(rows, noise(rows, generator))
             metrics: Metrics = {"log_likelihood": drawn.log_likelihoods.detach().mean(), "kl": drawn.kl.detach().mean()}
-            if isinstance(model.likelihood, Gaussian) and model.likelihood.rule != "fixed":
-                metrics["gamma"] = model.likelihood.gamma.mean()
+            metrics |= gamma_metric(model.likelihood)
             return bounds.elbo(drawn.log_likelihoods, drawn.kl), metrics
 
         def lowered(negatives: Tensor, elbo: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,7 @@ from offmanifold.detectors.variational import (
     Draws,
     VariationalAutoencoder,
     VariationalDetector,
-    build_likelihood,
+    gamma_metric,
     generative_groups,
 )
 from offmanifold.networks import choose
@@ -30,7 +30,7 @@ from offmanifold.networks.network import Network
 from offmanifold.probability import bounds
 from offmanifold.probability.divergences import kl_to_standard_normal
 from offmanifold.probability.latents import prior_sample, split_posterior
-from offmanifold.probability.likelihoods import Gaussian, Likelihood
+from offmanifold.probability.likelihoods import Likelihood
 from offmanifold.training.phases import Metrics, Phase, Update
 from offmanifold.training.progress import Verbosity
 
@@ -339,7 +339,7 @@ class SemiSupervisedVAE(VariationalDetector):
         """Return rows, labels and whether they are known, of what training sees."""
         width = Labels.from_json(self.settings_["labels"]).width
         flat, told, known = rows[:, : -width - 1], rows[:, -width - 1 : -1], rows[:, -1] > 0
-        return flat.reshape(len(rows), *self.spec_.shape), told, known
+        return flat.reshape(len(rows), *self._network_spec.shape), told, known
 
     def _build(self, spec: InputSpec, settings: Settings) -> SemiSupervisedAutoencoder:
         labels, latent_dim = Labels.from_json(settings["labels"]), settings["latent_dim"]
@@ -362,7 +362,7 @@ class SemiSupervisedVAE(VariationalDetector):
         return SemiSupervisedAutoencoder(
             encoder,
             decoder,
-            build_likelihood(spec, settings),
+            self._likelihood(spec, settings),
             latent_dim,
             settings["samples"],
             classifier=networks(labels.parameters, 1)[0],
@@ -418,9 +418,7 @@ class SemiSupervisedVAE(VariationalDetector):
                 value = settings["labelled_weight"] * bound + settings["classifier_weight"] * log_q
                 total = total.index_put((here,), -value)
                 metrics |= {"labelled_bound": bound.detach().mean(), "label_log_prob": log_q.detach().mean()}
-            if isinstance(model.likelihood, Gaussian) and model.likelihood.rule != "fixed":
-                metrics["gamma"] = model.likelihood.gamma.mean()
-            return total / self.spec_.dimensions, metrics
+            return total / self._network_spec.dimensions, metrics | gamma_metric(model.likelihood)
 
         inference = nn.ModuleList([model.encoder, model.classifier, model.features, model.labelled_head])
         groups = tuple(generative_groups(inference, model.decoder, model.likelihood))
@@ -428,7 +426,7 @@ class SemiSupervisedVAE(VariationalDetector):
         updates = [Update(groups, loss, optimizer)]
         if settings["lagging"] is not None:
             threshold, repeats = settings["lagging"]
-            enough = settled(threshold, repeats, self.spec_.dimensions)
+            enough = settled(threshold, repeats, self._network_spec.dimensions)
             updates.insert(0, Update((groups[0],), loss, optimizer, repeat_until=enough))
         return [Phase("semi-supervised-vae", tuple(updates), settings["steps"], settings["batch_size"])]
 
@@ -452,7 +450,7 @@ class SemiSupervisedVAE(VariationalDetector):
         means = joined(self._through(lambda model, part: model.label_posterior(part).mean, self._fitted_rows(X)))
         return means[:, 0] * self.labels_.scale + self.labels_.mean
 
-    def sample(self, n: int, *, y: Any = None, random_state: int | np.random.RandomState | None = None) -> Float64Array:
+    def sample(self, n: int, *, y: Any = None, random_state: int | np.random.RandomState | None = None) -> Any:
         """Draw ``n`` rows, with label ``y`` (one, or one for each) or with labels from p(y); units and layout of X."""
         labels = self.labels_
         parameters.integer("n", n)
@@ -470,7 +468,7 @@ class SemiSupervisedVAE(VariationalDetector):
         with torch.no_grad():
             return self._restore(model.likelihood.sample(model.decode(codes, told), generator))
 
-    def counterfactual(self, X: Any, y: Any) -> Float64Array:
+    def counterfactual(self, X: Any, y: Any) -> Any:
         """Return each row as it would be with label ``y``: E[x | z, y] at the mean of q(z | x), in units of ``X``."""
         rows = self._fitted_rows(X)
         told = self.labels_.one(y, len(rows)).to(self._device)
@@ -482,6 +480,6 @@ class SemiSupervisedVAE(VariationalDetector):
             return model.likelihood.mean(model.decode(model.encode(part), wanted))
 
         for part in self._through(changed, rows):
-            parts.append(self._restore(part))
+            parts.append(part.cpu())
             start += len(part)
-        return np.concatenate(parts)
+        return self._restore(torch.cat(parts))

@@ -13,9 +13,13 @@ from offmanifold import parameters
 from offmanifold.data.inputs import InputSpec
 from offmanifold.detectors.configured import Settings
 from offmanifold.detectors.training_bounds import bound_settings, settled
-from offmanifold.detectors.variational import VariationalAutoencoder, VariationalDetector, generative_groups
+from offmanifold.detectors.variational import (
+    VariationalAutoencoder,
+    VariationalDetector,
+    gamma_metric,
+    generative_groups,
+)
 from offmanifold.probability import bounds
-from offmanifold.probability.likelihoods import Gaussian
 from offmanifold.training.phases import Metrics, Phase, Update
 from offmanifold.training.progress import Verbosity
 
@@ -30,7 +34,8 @@ class VAE(VariationalDetector):
         Number of latents. "auto": three quarters of a table's columns, 32 for images, where training prunes the
         superfluous ones (P0 §3.1).
     likelihood : {"gaussian", "unit-gaussian", "bernoulli"}
-        "unit-gaussian" has γ = 1, P1's; "bernoulli" takes values in [0, 1].
+        Of numbers and pixels. "unit-gaussian" has γ = 1, P1's; "bernoulli" takes values in [0, 1]. Beside a Gaussian a
+        table's categories are categorical and its booleans Bernoulli: the ELBO is in nats over all columns.
     gamma : {"auto", "learned", "per-dimension", "closed-form", "continuation"} or float
         The decoder's variance γ: learned, one or one for each dimension; the running mean squared error, its
         optimum given the networks; the same, but begun at the data's variance and falling by at most 1 % a step (P4
@@ -80,6 +85,7 @@ class VAE(VariationalDetector):
     """
 
     key = "vae"
+    gaps = "learned"
 
     def __init__(
         self,
@@ -168,8 +174,7 @@ class VAE(VariationalDetector):
                 draws.codes.register_hook(gradients.append)  # type: ignore[no-untyped-call]
                 size = rows.numel()  # the loop minimises a mean over rows and dimensions; told is a row's, in nats
                 metrics["gradient_norm/latent"] = lambda: size * gradients[0].sum(0).norm(dim=1).mean()
-            if isinstance(model.likelihood, Gaussian) and model.likelihood.rule != "fixed":
-                metrics["gamma"] = model.likelihood.gamma.mean()
+            metrics |= gamma_metric(model.likelihood)
             # Per dimension: the size of a step then means the same for 3 columns and for 784 pixels.
             return -bound / rows[0].numel(), metrics
 
@@ -178,6 +183,6 @@ class VAE(VariationalDetector):
         updates = [Update(tuple(groups), loss, optimizer)]
         if settings["lagging"] is not None:
             threshold, repeats = settings["lagging"]
-            enough = settled(threshold, repeats, self.spec_.dimensions)
+            enough = settled(threshold, repeats, self._network_spec.dimensions)
             updates.insert(0, Update((groups[0],), loss, optimizer, repeat_until=enough))
         return [Phase("vae", tuple(updates), settings["steps"], settings["batch_size"])]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from offmanifold import parameters
 from offmanifold.data.inputs import Float64Array, InputSpec, Rows
+from offmanifold.data.tables import Preparation
 from offmanifold.detectors.base import OutlierDetector
 from offmanifold.detectors.configured import Settings, latent_size
 from offmanifold.detectors.explanations import Cells
@@ -22,10 +23,21 @@ from offmanifold.measures.estimates import mean_of
 from offmanifold.measures.latents import ACTIVE, averaged_kl
 from offmanifold.networks import choose
 from offmanifold.probability import bounds
+from offmanifold.probability.distances import distance
 from offmanifold.probability.divergences import kl_to_standard_normal
 from offmanifold.probability.latents import prior_sample, split_posterior
-from offmanifold.probability.likelihoods import GAMMAS, LOWEST_GAMMA, Bernoulli, Gaussian, Likelihood
-from offmanifold.training.phases import ParameterGroup
+from offmanifold.probability.likelihoods import (
+    GAMMAS,
+    LOWEST_GAMMA,
+    Bernoulli,
+    Block,
+    Gaussian,
+    Likelihood,
+    Mixed,
+    gaussian_part,
+)
+from offmanifold.probability.missing import completed, filled, seen
+from offmanifold.training.phases import Metrics, ParameterGroup
 
 SCORES = ("elbo", "reconstruction", "kl", "iwae")
 LIKELIHOODS = ("gaussian", "unit-gaussian", "bernoulli")
@@ -70,14 +82,10 @@ class Draws(NamedTuple):
         return bounds.gaussian_log_weights(self.log_likelihoods, self.codes, self.noise, self.log_std)
 
 
-def build_likelihood(spec: InputSpec, settings: Settings) -> Likelihood:
-    """Build p(x | z) from ``settings``: its name, γ, and where γ starts."""
-    image = spec.kind == "image"
-    if settings["likelihood"] == "bernoulli":
-        return Bernoulli()
-    # Pixels vary by about a tenth, standardised columns by one.
-    start = settings.get("gamma_start", 0.1 if image else 1.0)
-    return Gaussian(spec.shape, settings["gamma"], start=start, sigmoid=image)
+def gamma_metric(likelihood: Likelihood) -> Metrics:
+    """Return γ's mean for the history, where it is not fixed."""
+    gaussian = gaussian_part(likelihood)
+    return {} if gaussian is None or gaussian.rule == "fixed" else {"gamma": gaussian.gamma.mean()}
 
 
 def generative_groups(encoder: nn.Module, decoder: nn.Module, likelihood: nn.Module) -> list[ParameterGroup]:
@@ -94,7 +102,7 @@ class VariationalAutoencoder(nn.Module):
     Parameters
     ----------
     encoder, decoder : Module
-    likelihood : Gaussian or Bernoulli
+    likelihood : Gaussian, Bernoulli or Mixed
     latent_dim : int
     samples : int
         Draws of z that a score averages over.
@@ -112,15 +120,22 @@ class VariationalAutoencoder(nn.Module):
         self.register_buffer("scoring_noise", noise)
 
     def posterior(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and log standard deviation of q(z | x), ``(n, latent_dim)`` each."""
-        return split_posterior(self.encoder(rows))
+        """Return mean and log standard deviation of q(z | x), ``(n, latent_dim)`` each; a missing cell counts as 0."""
+        return split_posterior(self.encoder(filled(rows)))
 
     def encode(self, rows: Tensor) -> Tensor:
         """Return the posterior means ``(n, latent_dim)``."""
         return self.posterior(rows)[0]
 
     def reconstruct(self, rows: Tensor) -> Tensor:
-        """Return E[x | z] at the posterior mean ``(n, *shape)``."""
+        """Return E[x | z] at the posterior mean ``(n, *shape)``; what is missing of x is completed first."""
+        return self._once(self.completed(rows))
+
+    def completed(self, rows: Tensor) -> Tensor:
+        """Return rows with E[x | z] in missing cells."""
+        return completed(rows, self._once)
+
+    def _once(self, rows: Tensor) -> Tensor:
         return self.likelihood.mean(self.decoder(self.encode(rows)))
 
     def draws(self, rows: Tensor, noise: Tensor, *, learning: bool = True) -> Draws:
@@ -140,7 +155,7 @@ class VariationalAutoencoder(nn.Module):
 
     def scored(self, rows: Tensor) -> Draws:
         """Return the draws that scores use: the same noise for every row, decoded one by one to save memory."""
-        mean, log_std = self.posterior(rows)
+        mean, log_std = self.posterior(self.completed(rows))
         noise = self.scoring_noise[:, None]
         codes = mean + log_std.exp() * noise
         log_likelihoods = torch.stack([self.likelihood.log_prob(rows, self.decoder(z)) for z in codes])
@@ -148,20 +163,22 @@ class VariationalAutoencoder(nn.Module):
 
     def expected_errors(self, rows: Tensor) -> Tensor:
         """Return E_q ‖x − E[x | z]‖²/d ``(n,)`` over the draws that scores use."""
-        mean, log_std = self.posterior(rows)
+        mean, log_std = self.posterior(self.completed(rows))
         codes = mean + log_std.exp() * self.scoring_noise[:, None]
         means = (self.likelihood.mean(self.decoder(z)) for z in codes)
-        return torch.stack([(rows - again).square().flatten(1).mean(1) for again in means]).mean(0)
+        if isinstance(self.likelihood, Mixed):  # numbers alone have a variance
+            rows, means = rows[:, self.likelihood.numeric], (again[:, self.likelihood.numeric] for again in means)
+        return torch.stack([distance(rows, again, "squared") for again in means]).mean(0)
 
     def expected_cells(self, rows: Tensor) -> Tensor:
         """Return what each cell adds to E_q log p(x | z): ``(n, *shape)`` nats, over the draws that scores use."""
-        mean, log_std = self.posterior(rows)
+        mean, log_std = self.posterior(self.completed(rows))
         codes = mean + log_std.exp() * self.scoring_noise[:, None]
         return torch.stack([self.likelihood.cells(rows, self.decoder(z)) for z in codes]).mean(0)
 
     def latent_terms(self, rows: Tensor) -> Tensor:
         """Return what each latent adds to the KL: ``(n, latents)`` nats."""
-        return kl_to_standard_normal(*self.posterior(rows))
+        return kl_to_standard_normal(*self.posterior(self.completed(rows)))
 
     def energies(self, rows: Tensor, *, decoded: bool = True) -> dict[str, Tensor]:
         """Return −E_q log p(x | z), KL(q ‖ p) and minus the importance-weighted bound, ``(n,)`` each, in nats.
@@ -199,8 +216,8 @@ class VariationalDetector(LatentMixin, OutlierDetector):
     @property
     def gamma_(self) -> Float64Array | None:
         """The decoder's variance after training; None for a Bernoulli likelihood."""
-        likelihood = self.module_.likelihood
-        return likelihood.gamma.double().cpu().numpy() if isinstance(likelihood, Gaussian) else None
+        gaussian = gaussian_part(self.module_.likelihood)
+        return None if gaussian is None else gaussian.gamma.double().cpu().numpy()
 
     def _variational_settings(self, spec: InputSpec, *, image_latents: int = 32) -> Settings:
         """Check what all of these detectors have, and resolve every "auto"."""
@@ -240,17 +257,29 @@ class VariationalDetector(LatentMixin, OutlierDetector):
             capacity=settings["capacity"],
         )
         return VariationalAutoencoder(
-            encoder, decoder, build_likelihood(spec, settings), settings["latent_dim"], settings["samples"]
+            encoder, decoder, self._likelihood(spec, settings), settings["latent_dim"], settings["samples"]
         )
 
+    def _likelihood(self, spec: InputSpec, settings: Settings) -> Likelihood:
+        if settings["likelihood"] == "bernoulli":
+            return Bernoulli()
+        image = spec.kind == "image"
+        # Pixels vary by about a tenth, standardised columns by one.
+        start = settings.get("gamma_start", 0.1 if image else 1.0)
+        preparation = self._standardiser
+        if isinstance(preparation, Preparation):
+            blocks = [Block(*block) for block in preparation.blocks]
+            return Mixed(blocks, preparation.mean.tolist(), preparation.scale.tolist(), settings["gamma"], start=start)
+        return Gaussian(spec.shape, settings["gamma"], start=start, sigmoid=image)
+
     def _settle(self, rows: Tensor, settings: Settings) -> None:
-        if settings["likelihood"] == "bernoulli" and (rows.min() < 0 or rows.max() > 1):
+        if settings["likelihood"] == "bernoulli" and ((known := seen(rows)).min() < 0 or known.max() > 1):
             raise ValueError(
-                f"likelihood='bernoulli' needs values in [0, 1]; got {rows.min():.3g} … {rows.max():.3g}"
+                f"likelihood='bernoulli' needs values in [0, 1]; got {known.min():.3g} … {known.max():.3g}"
                 + (" after standardisation: set scale=None for columns in [0, 1]." if settings["scale"] else ".")
             )
         if settings["gamma"] == "continuation":
-            settings["gamma_start"] = max(float(rows.var(correction=0)), LOWEST_GAMMA)
+            settings["gamma_start"] = max(float(seen(rows).var(correction=0)), LOWEST_GAMMA)
 
     def _energy_terms(self, model: VariationalAutoencoder, rows: Tensor) -> dict[str, Tensor]:
         score = self.settings_["score_by"]
@@ -332,7 +361,10 @@ class VariationalDetector(LatentMixin, OutlierDetector):
         return self._posterior(self._fitted_rows(X))
 
     def _posterior(self, rows: Rows, index: npt.NDArray[np.intp] | None = None) -> tuple[Float64Array, Float64Array]:
-        both = joined(self._through(lambda model, part: torch.cat(model.posterior(part), 1), rows, index))
+        def posterior(model: VariationalAutoencoder, part: Tensor) -> Tensor:
+            return torch.cat(model.posterior(model.completed(part)), 1)
+
+        both = joined(self._through(posterior, rows, index))
         mean, log_std = np.split(both, 2, axis=1)
         return mean, np.exp(log_std)
 
@@ -347,11 +379,12 @@ class VariationalDetector(LatentMixin, OutlierDetector):
         report = super()._fit_report(rows, training, held_out)
         kl = averaged_kl(*self._posterior(rows, held_out))
         report["latents"] = {"kl": np.sort(kl)[::-1].tolist(), "active": int((kl > ACTIVE).sum()), "threshold": ACTIVE}
-        if isinstance(self.module_.likelihood, Gaussian):
+        gaussian = gaussian_part(self.module_.likelihood)
+        if gaussian is not None:
             report["gamma"] = {
-                "learned": float(self.module_.likelihood.gamma.mean()),
+                "learned": float(gaussian.gamma.mean()),
                 "closed_form": mean_of(self._expected_errors(rows, training)).to_json(),
-                "at_floor": self.module_.likelihood.touches_floor,
+                "at_floor": gaussian.touches_floor,
             }
         return report
 
@@ -360,7 +393,7 @@ class VariationalDetector(LatentMixin, OutlierDetector):
         if self.fit_report_["latents"]["active"] == 0:
             warnings.warn(COLLAPSE, UserWarning, stacklevel=3)
 
-    def sample(self, n: int, *, random_state: int | np.random.RandomState | None = None) -> Float64Array:
+    def sample(self, n: int, *, random_state: int | np.random.RandomState | None = None) -> Any:
         """Draw ``n`` rows from the model: z from the prior, x from p(x | z), in the user's units and layout."""
         check_is_fitted(self, "module_")
         parameters.integer("n", n)

@@ -9,7 +9,7 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +114,7 @@ def suggest_capacity(
     detector: OutlierDetector,
     X: Any,
     *,
+    columns: Mapping[str, str] | None = None,
     widths: Sequence[float] = WIDTHS,
     latent_dims: Sequence[int] | None = None,
     state: str | os.PathLike[str] | None = None,
@@ -128,6 +129,8 @@ def suggest_capacity(
     X : array-like
         Normal rows, as for ``fit``. The rows that ``fit`` will calibrate with are left out of the search; a fifth of
         the others, at most 5 000, is held out of every training and compared row by row.
+    columns : mapping of str to str, optional
+        As for ``fit``.
     widths : increasing sequence of float
         Factors on a convolutional network's channels, or on a dense one's hidden units.
     latent_dims : increasing sequence of int, optional
@@ -154,7 +157,7 @@ def suggest_capacity(
             f"suggest_capacity compares likelihoods of models with latents; {type(detector).__name__} has none "
             "(an autoencoder's error only falls with more latents). Use VAE."
         )
-    rows = Rows(X, owner=type(detector).__name__)
+    rows = Rows(X, owner=type(detector).__name__, columns=columns)
     latent_dims = _increasing("latent_dims", latent_dims or _latent_dims(rows), parameters.integer)
     widths = _increasing("widths", widths, lambda name, value: parameters.real(name, value, above=0))
     state = None if state is None else Path(state)
@@ -211,8 +214,9 @@ class _Search:
         held_out = np.random.default_rng(0).permutation(len(index))[: min(MOST_HELD_OUT, len(index) // 5)]
         if len(held_out) < 2:
             raise ValueError(f"suggest_capacity needs at least 20 rows to compare sizes on; got {len(rows)}.")
-        self.held_out = rows.take(index[np.sort(held_out)])
-        self.training = rows.take(np.delete(index, held_out))
+        rows.learn(np.delete(index, held_out))
+        # As they came: a fit learns from its own rows what columns hold.
+        self.rows, self.for_training, self.for_judging = rows, np.delete(index, held_out), index[np.sort(held_out)]
         self.state = state
         self.checkpoint = None if state is None else state.with_suffix(".candidate")
         self.fingerprint = self._fingerprint()
@@ -286,14 +290,16 @@ class _Search:
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of few calibration rows, or a collapse: told in the table
-            model.fit(self.training, checkpoint=self.checkpoint, resume=True)
+            model.fit(
+                self.rows.select(self.for_training), columns=self.rows.asked, checkpoint=self.checkpoint, resume=True
+            )
         if self.checkpoint is not None:
             self.checkpoint.unlink(missing_ok=True)
-        some = evenly(len(self.training), len(self.held_out))
+        some = self.for_training[evenly(len(self.for_training), len(self.for_judging))]
         report = model.fit_report_
         return {
-            "held_out": model.score_samples(self.held_out).tolist(),
-            "training": model.score_samples(self.training[some]).tolist(),
+            "held_out": model.score_samples(self.rows.select(self.for_judging)).tolist(),
+            "training": model.score_samples(self.rows.select(some)).tolist(),
             "active": report.get("latents", {}).get("active"),
             "gamma": report.get("gamma", {}).get("learned"),
             "weights": sum(p.numel() for p in model.module_.parameters()),
@@ -306,8 +312,8 @@ class _Search:
         """Return a digest of what decides the results: neither the device nor what is shown."""
         decisive = {name: v for name, v in self.detector.get_params().items() if name not in ("device", "verbose")}
         digest = hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode())
-        for rows in (self.training, self.held_out):
-            digest.update(np.ascontiguousarray(rows).data)
+        for part in (self.for_training, self.for_judging):
+            digest.update(np.ascontiguousarray(self.rows.take(part)).data)
         return digest.hexdigest()
 
     def _write_state(self) -> None:

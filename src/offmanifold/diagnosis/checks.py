@@ -12,6 +12,7 @@ from scipy.stats import betabinom, ks_2samp, norm
 
 from offmanifold.calibration import p_values, smallest_rate
 from offmanifold.data import outliers
+from offmanifold.data.tables import Preparation
 from offmanifold.diagnosis.answers import grew_without_reason, overfitted
 from offmanifold.diagnosis.findings import Finding, Grade
 from offmanifold.diagnosis.patient import Patient
@@ -153,12 +154,14 @@ def _drifted(patient: Patient) -> list[str]:
     if patient.is_image or known is None:
         return []
     rows = patient.scaler.inverse(np.concatenate([patient.reference, patient.normal]).astype(np.float64))
+    if isinstance(known, Preparation):
+        rows = known.standardiser.inverse(known.transform(rows).astype(np.float64))
     # Training's mean has an error of its own.
     error = math.sqrt(1 / len(rows) + 1 / patient.detector.rows_["training"])
     z = np.abs(rows.mean(0) - known.mean) / known.scale / error
     limit = float(norm.isf(0.005 / len(z)))
     names = patient.detector.spec_.names
-    return [names[i] for i in np.argsort(-z) if z[i] > limit]
+    return list(dict.fromkeys(names[patient.column_of[i]] for i in np.argsort(-z) if z[i] > limit))
 
 
 def red_team(patient: Patient) -> Finding:
@@ -309,10 +312,10 @@ def _parts(patient: Patient) -> Mapping[str, Any]:
     shape = patient.normal.shape[1:]
     if not patient.is_image:
         names = patient.detector.spec_.names
-        groups = np.array_split(np.arange(shape[0]), min(shape[0], PARTS))
+        groups = np.array_split(np.arange(len(names)), min(len(names), PARTS))
         return {
             names[group[0]] if len(group) == 1 else f"one of {names[group[0]]} to {names[group[-1]]}": np.isin(
-                np.arange(shape[0]), group
+                patient.column_of, group
             )
             for group in groups
         }

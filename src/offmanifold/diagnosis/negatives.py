@@ -157,7 +157,7 @@ def _taught(
     with torch.random.fork_rng(devices=[]):
         network, _ = choose.build(
             settings["network"],
-            detector.spec_.shape,
+            normal.shape[1:],
             into_latent=1,
             latent_dim=1,
             hidden=settings["hidden"],

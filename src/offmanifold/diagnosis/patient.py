@@ -13,7 +13,7 @@ from torch import Tensor
 
 from offmanifold.data import outliers
 from offmanifold.data.inputs import Float64Array, Rows, evenly
-from offmanifold.data.tables import Standardiser
+from offmanifold.data.tables import Preparation, Standardiser
 from offmanifold.detectors.base import OutlierDetector
 from offmanifold.detectors.explanations import energy_and_slope
 
@@ -25,8 +25,8 @@ class Patient:
     """What is examined.
 
     Half of the normal rows is a reference: the two plain methods learn from it, and distances are taken to it. The
-    other half is scored, and synthetic outliers are made from it. Columns are standardised by the reference, whatever
-    the detector itself does with them.
+    other half is scored, and synthetic outliers are made from it. Columns are prepared by the reference, whatever
+    the detector itself does with them; in missing cells stands the mean, for the plain methods know none.
 
     Parameters
     ----------
@@ -53,21 +53,26 @@ class Patient:
         self.count = len(block)
         self._made: dict[str, Any] = {}
         half = len(block) // 2
-        self.scaler = (
+        details = detector.spec_.details
+        self.scaler: Standardiser | Preparation = (
             Standardiser.identity(1)
             if self.is_image
+            else Preparation.fit(block[:half], details)
+            if details is not None
             else Standardiser.fit(block[:half])
             if half
             else Standardiser.identity(empty.shape[1])
         )
-        self.reference, self.normal = (self.scaler.transform(part) for part in (block[:half], block[half:]))
+        self.reference, self.normal = (
+            np.nan_to_num(self.scaler.transform(part)) for part in (block[:half], block[half:])
+        )
 
     def generator(self) -> torch.Generator:
         """Return a fresh generator: every check draws the same numbers whichever checks run."""
         return torch.Generator().manual_seed(self.seed)
 
     def users(self, rows: Float64Array | Any) -> Float64Array:
-        """Return standardised rows ``(n, *shape)`` as a user has them."""
+        """Return standardised rows ``(n, *shape)`` as the detector takes them from a user."""
         return self.detector.spec_.arrange(self.scaler.inverse(np.asarray(rows, dtype=np.float64)))
 
     def score(self, rows: Any) -> Float64Array:
@@ -127,6 +132,13 @@ class Patient:
         """Return the energy's gradient at rows as the network takes them, or None where it has none."""
         _, found = energy_and_slope(self.detector, prepared)
         return None if found is None else torch.nan_to_num(found).cpu()
+
+    @property
+    def column_of(self) -> Any:
+        """Which of a table's columns each standardised cell belongs to."""
+        if isinstance(self.scaler, Preparation):
+            return self.scaler.owner
+        return np.arange(self.normal.shape[1])
 
     @property
     def units(self) -> Tensor:

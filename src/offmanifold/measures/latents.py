@@ -130,7 +130,7 @@ def latent_information(
     if len(mean) <= k:
         raise ValueError(f"latent_information needs more than k = {k} rows; got {len(mean)}.")
     chosen = random.permutation(len(mean))[:most_rows]
-    mean, std, rows = mean[chosen], std[chosen], detector.prepared(X)[chosen]
+    mean, std, rows = mean[chosen], std[chosen], np.nan_to_num(detector.prepared(X)[chosen])
     kl = averaged_kl(mean, std)
     order = np.argsort(-kl, kind="stable")
     noise = random.standard_normal(mean.shape)

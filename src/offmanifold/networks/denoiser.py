@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from offmanifold.probability.missing import filled, missing_cells, share_seen, without
+
 FREQUENCIES = 8
 
 
@@ -59,8 +61,13 @@ class Denoiser(nn.Module):
         return noisy / scale + sigma / scale.sqrt() * self.network(noisy, sigma)
 
     def loss(self, rows: Tensor, noise: Tensor, sigma: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Return (1 + σ²)/σ² · ‖D(x + σε, σ) − x‖²/d of each row ``(n,)``: 1 for a network that gives nothing."""
+        """Return (1 + σ²)/σ² · ‖D(x + σε, σ) − x‖²/d of each row ``(n,)``: 1 for a network that gives nothing.
+
+        The mean is over the cells seen; in the others the network is given noise about the mean.
+        """
+        known = filled(rows)
         scale = 1 + sigma**2
-        noisy = rows + sigma * noise
-        target = (rows - noisy / scale) * scale.sqrt() / sigma
-        return (self.network(noisy, sigma, generator) - target).square().mean(1)
+        noisy = known + sigma * noise
+        target = (known - noisy / scale) * scale.sqrt() / sigma
+        errors = without(missing_cells(rows), (self.network(noisy, sigma, generator) - target).square())
+        return errors.mean(1) / share_seen(rows)

@@ -6,20 +6,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from offmanifold.probability.missing import share_seen, standing_in
+
 DISTANCES = ("squared", "l1", "ssim")
 
 
 def distance(rows: Tensor, reconstructed: Tensor, kind: str) -> Tensor:
-    """Mean squared error, mean absolute error, or 1 − SSIM of each row: ``(n,)``."""
+    """Mean squared error, mean absolute error, or 1 − SSIM of each row ``(n,)``; means are over the cells seen."""
     if kind == "ssim":
         return 1 - ssim(rows, reconstructed)
-    return cells(rows, reconstructed, kind).flatten(1).mean(1)
+    return cells(rows, reconstructed, kind).flatten(1).mean(1) / share_seen(rows)
 
 
 def cells(rows: Tensor, reconstructed: Tensor, kind: str) -> Tensor:
-    """Squared or absolute error of each cell ``(n, *shape)``: the distance is their mean. SSIM has none."""
-    error = rows - reconstructed
+    """Squared or absolute error of each cell ``(n, *shape)``, 0 in missing ones. SSIM has none."""
+    error = standing_in(rows, reconstructed) - reconstructed
     return error.square() if kind == "squared" else error.abs()
+
+
+def parts(rows: Tensor, reconstructed: Tensor, kind: str) -> Tensor:
+    """Return what each cell adds to the distance ``(n, *shape)``."""
+    seen = share_seen(rows).reshape(-1, *[1] * (rows.ndim - 1))
+    return cells(rows, reconstructed, kind) / (rows[0].numel() * seen)
 
 
 def ssim(x: Tensor, y: Tensor, window: int = 7) -> Tensor:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from offmanifold.probability.missing import filled, missing_cells, share_seen, standing_in, without
 
 GAMMAS = ("learned", "per-dimension", "closed-form", "continuation")
 LOWEST_GAMMA = 1e-6
@@ -84,11 +87,16 @@ class Gaussian(nn.Module):
         return torch.sigmoid(decoded) if self.sigmoid else decoded
 
     def log_prob(self, rows: Tensor, decoded: Tensor) -> Tensor:
-        """−½ [Σ (x − mean)²/γ + Σ log γ + D log 2π] for each row: ``(n,)`` nats."""
-        squared = (rows - self.mean(decoded)).square()
+        """−½ [Σ (x − mean)²/γ + Σ log γ + D log 2π] over the cells seen, for each row: ``(n,)`` nats."""
+        mean = self.mean(decoded)
+        squared = (standing_in(rows, mean) - mean).square()
         if self.training and self.rule in ("closed-form", "continuation"):
-            self._follow(squared.detach().mean())
-        return self._log_prob(squared)
+            self._follow(squared.detach().mean() / share_seen(rows).mean())
+        log_prob = self._log_prob(squared)
+        missing = missing_cells(rows)
+        if missing is not None:  # their constants, too, are left out
+            log_prob = log_prob + 0.5 * (missing * (self.log_variance + LOG_2PI)).sum(1)
+        return log_prob
 
     def _log_prob(self, squared: Tensor) -> Tensor:
         log_variance = self.log_variance
@@ -103,8 +111,9 @@ class Gaussian(nn.Module):
 
     def cells(self, rows: Tensor, decoded: Tensor) -> Tensor:
         """Return what each cell adds to :meth:`log_prob`: ``(n, *shape)`` nats."""
-        squared = (rows - self.mean(decoded)).square()
-        return -0.5 * (squared * (-self.log_variance).exp() + self.log_variance + LOG_2PI)
+        mean = self.mean(decoded)
+        squared = (standing_in(rows, mean) - mean).square()
+        return without(missing_cells(rows), -0.5 * (squared * (-self.log_variance).exp() + self.log_variance + LOG_2PI))
 
     def _follow(self, mean_squared_error: Tensor) -> None:
         self.running_error.lerp_(mean_squared_error, self.momentum)
@@ -133,11 +142,173 @@ class Bernoulli(nn.Module):
 
     def cells(self, rows: Tensor, decoded: Tensor) -> Tensor:
         """Return what each cell adds to :meth:`log_prob`: ``(n, *shape)`` nats."""
-        return -F.binary_cross_entropy_with_logits(decoded, rows, reduction="none")
+        return without(
+            missing_cells(rows), -F.binary_cross_entropy_with_logits(decoded, filled(rows), reduction="none")
+        )
 
     def sample(self, decoded: Tensor, generator: torch.Generator) -> Tensor:
         """Draw x in {0, 1} ``(n, *shape)``."""
         return torch.bernoulli(self.mean(decoded), generator=generator)
 
 
-Likelihood = Gaussian | Bernoulli
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """The cells of a row that one column became.
+
+    Attributes
+    ----------
+    kind : {"number", "category", "boolean"}
+    width : int
+    surprise : float or None
+        −log p of a level that training did not see, whose cell is a category's last; None where there is no such cell.
+    """
+
+    kind: str
+    width: int
+    surprise: float | None = None
+
+
+class Mixed(nn.Module):
+    """Columns of several kinds: Gaussian cells of variance γ, categorical and Bernoulli columns; nats over all.
+
+    Rows hold prepared cells, (x − mean)/scale, of which categories and booleans are told by x. Between its levels
+    (where a search passes) a category counts as the mixture of their log-probabilities.
+
+    Parameters
+    ----------
+    blocks : sequence of Block
+        In the order of the cells.
+    mean, scale : (D,) float
+        Of the preparation.
+    gamma, start
+        As for :class:`Gaussian`, for the numbers.
+    """
+
+    centre: Tensor
+    unit: Tensor
+    numeric: Tensor
+    truths: Tensor
+    levels: Tensor
+    column: Tensor
+    told: Tensor
+    of_told: Tensor
+    new: Tensor
+    surprise: Tensor
+
+    def __init__(
+        self,
+        blocks: Sequence[Block],
+        mean: Sequence[float],
+        scale: Sequence[float],
+        gamma: str | float = "learned",
+        *,
+        start: float = 1.0,
+    ) -> None:
+        super().__init__()
+        places: dict[str, list[int]] = {
+            name: [] for name in ("numeric", "truths", "levels", "column", "told", "of_told", "new")
+        }
+        surprise: list[float] = []
+        at = self.categories = 0
+        for block in blocks:
+            cells = list(range(at, at + block.width))
+            at += block.width
+            if block.kind == "number":
+                places["numeric"] += cells
+            elif block.kind == "boolean":
+                places["truths"] += cells
+            else:
+                known = cells if block.surprise is None else cells[:-1]
+                places["told"] += cells
+                places["of_told"] += [self.categories] * len(cells)
+                places["levels"] += known
+                places["column"] += [self.categories] * len(known)
+                if block.surprise is not None:
+                    places["new"].append(cells[-1])
+                    surprise.append(block.surprise)
+                self.categories += 1
+        for name, values in places.items():
+            self.register_buffer(name, torch.tensor(values, dtype=torch.int64), persistent=False)
+        for name, numbers in {"centre": mean, "unit": scale, "surprise": surprise}.items():
+            self.register_buffer(name, torch.tensor(list(numbers), dtype=torch.float32), persistent=False)
+        numeric = places["numeric"]
+        self.numbers = Gaussian((len(numeric),), gamma, start=start) if numeric else None
+
+    def mean(self, decoded: Tensor) -> Tensor:
+        """E[x | z] ``(n, D)``, prepared: of a category the probabilities of its levels."""
+        raw = torch.zeros_like(decoded)
+        raw[:, self.levels] = self._log_probabilities(decoded).exp()
+        raw[:, self.truths] = torch.sigmoid(decoded[:, self.truths])
+        found = (raw - self.centre) / self.unit
+        if self.numbers is not None:
+            found[:, self.numeric] = self.numbers.mean(decoded[:, self.numeric])
+        return found
+
+    def log_prob(self, rows: Tensor, decoded: Tensor) -> Tensor:
+        """Σ log p over the columns seen, for each row: ``(n,)`` nats."""
+        found = self._discrete(rows, decoded).sum(1)
+        if self.numbers is not None:
+            found = found + self.numbers.log_prob(rows[:, self.numeric], decoded[:, self.numeric])
+        return found
+
+    def cells(self, rows: Tensor, decoded: Tensor) -> Tensor:
+        """Return what each cell adds to :meth:`log_prob`: ``(n, D)`` nats."""
+        found = self._discrete(rows, decoded)
+        if self.numbers is not None:
+            found[:, self.numeric] = self.numbers.cells(rows[:, self.numeric], decoded[:, self.numeric])
+        return found
+
+    def sample(self, decoded: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw x ``(n, D)``, prepared."""
+        raw = torch.zeros_like(decoded)
+        if len(self.levels):
+            # The largest of log-probabilities with Gumbel noise is a draw from them.
+            uniform = torch.empty_like(decoded[:, self.levels]).uniform_(1e-9, 1, generator=generator)
+            noisy = self._log_probabilities(decoded) - (-uniform.log()).log()
+            largest = self._largest(noisy)[:, self.column]
+            raw[:, self.levels] = (noisy == largest).to(raw.dtype)
+        raw[:, self.truths] = torch.bernoulli(torch.sigmoid(decoded[:, self.truths]), generator=generator)
+        found = (raw - self.centre) / self.unit
+        if self.numbers is not None:
+            found[:, self.numeric] = self.numbers.sample(decoded[:, self.numeric], generator)
+        return found
+
+    def _discrete(self, rows: Tensor, decoded: Tensor) -> Tensor:
+        """Return what cells of categories and booleans add, 0 for numbers and where cells are missing ``(n, D)``."""
+        missing = missing_cells(rows)
+        raw = (filled(rows) * self.unit + self.centre).clamp(0, 1)
+        found = torch.zeros_like(decoded)
+        found[:, self.truths] = -F.binary_cross_entropy_with_logits(
+            decoded[:, self.truths], raw[:, self.truths], reduction="none"
+        )
+        if self.categories:
+            log_p = torch.zeros_like(decoded)
+            log_p[:, self.levels] = self._log_probabilities(decoded)
+            log_p[:, self.new] = -self.surprise
+            told = raw[:, self.told]
+            total = told.new_zeros(len(told), self.categories).index_add(1, self.of_told, told).clamp(min=1e-6)
+            found[:, self.told] = told / total[:, self.of_told] * log_p[:, self.told]
+        return without(missing, found)
+
+    def _log_probabilities(self, decoded: Tensor) -> Tensor:
+        """Return log softmax of each category's logits ``(n, levels of all)``."""
+        logits = decoded[:, self.levels]
+        largest = self._largest(logits.detach())
+        sums = logits.new_zeros(len(logits), self.categories)
+        sums = sums.index_add(1, self.column, (logits - largest[:, self.column]).exp())
+        return logits - (largest + sums.log())[:, self.column]
+
+    def _largest(self, values: Tensor) -> Tensor:
+        """Return the largest of each category's values ``(n, categories)``."""
+        low = values.new_full((len(values), self.categories), -torch.inf)
+        return low.scatter_reduce(1, self.column.expand(len(values), -1), values, "amax")
+
+
+Likelihood = Gaussian | Bernoulli | Mixed
+
+
+def gaussian_part(likelihood: Likelihood) -> Gaussian | None:
+    """Return what has a variance."""
+    if isinstance(likelihood, Mixed):
+        return likelihood.numbers
+    return likelihood if isinstance(likelihood, Gaussian) else None

@@ -17,7 +17,7 @@ from PIL import Image
 from offmanifold import atomic, calibration
 from offmanifold.data.inputs import Float64Array, Rows, evenly
 from offmanifold.detectors.base import OutlierDetector
-from offmanifold.detectors.explanations import Explanation
+from offmanifold.detectors.explanations import Explanation, cell
 from offmanifold.diagnosis.findings import Diagnosis
 from offmanifold.report import charts
 
@@ -128,8 +128,8 @@ def _judged(detector: OutlierDetector, X: Any, names: list[str] | None) -> dict[
 def _columns(explanation: Explanation, i: int, name: str) -> Markup:
     values = []
     for column, contribution, value, nearest in explanation.top(i, COLUMNS):
-        normal = "" if math.isnan(nearest) else f" → {nearest:.4g}"
-        values.append((column, contribution, f"{value:.4g}{normal}"))
+        normal = f" → {cell(nearest)}" if cell(nearest) else ""
+        values.append((column, contribution, f"{cell(value) or 'missing'}{normal}"))
     values += [(name, value, f"{value:+.4g}") for name, value in explanation.beside(i).items()]
     return charts.bars(f"{name}: what columns add to its score", values)
 

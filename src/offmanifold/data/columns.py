@@ -1,0 +1,308 @@
+"""What the columns of a frame are: numbers, categories, booleans or dates, and how their cells become numbers."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import datetime
+import math
+import numbers
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import narwhals as nw
+import numpy as np
+import numpy.typing as npt
+
+from offmanifold.parameters import choice, did_you_mean
+
+if TYPE_CHECKING:
+    import polars as pl
+
+Float64Array = npt.NDArray[np.float64]
+Kind = Literal["number", "category", "boolean", "date"]
+KINDS: tuple[str, ...] = get_args(Kind)
+
+# Of more levels the rarer ones count as one.
+MOST_LEVELS = 100
+OTHER, NEW = "other levels", "a level not seen in training"
+# Rows from which on a column may look like an identifier.
+FEWEST_TO_IDENTIFY = 20
+# Text that stands for a missing number.
+BLANKS = ("", "na", "n/a", "nan", "null", "none", "?", "-", ".")
+TRUTHS = {"true": 1.0, "false": 0.0, "1": 1.0, "0": 0.0, "1.0": 1.0, "0.0": 0.0}
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """A column of the user's.
+
+    Its cells are told as numbers, NaN where one is missing: a category by the place of its level, a boolean as 0 or 1,
+    a date as seconds since 1970 on the column's own clock.
+
+    Attributes
+    ----------
+    name : str
+    kind : {"number", "category", "boolean", "date"}
+    levels : tuple of str
+        A category's, as text; one that training did not see is told by the place after the last.
+    lumped : bool
+        Whether the last level stands for all that are rare or new.
+    zone : str or None
+        A date's time zone.
+    text : bool
+        Whether numbers, booleans or dates came as text, as they may in a file.
+    """
+
+    name: str
+    kind: Kind = "number"
+    levels: tuple[str, ...] = ()
+    lumped: bool = False
+    zone: str | None = None
+    text: bool = False
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Column:
+        """Rebuild what ``dataclasses.asdict`` gave."""
+        choice("kind", values["kind"], KINDS)
+        zone = values["zone"]
+        return cls(
+            str(values["name"]),
+            values["kind"],
+            tuple(str(level) for level in values["levels"]),
+            bool(values["lumped"]),
+            None if zone is None else str(zone),
+            bool(values["text"]),
+        )
+
+    def describe(self) -> str:
+        """Say in words what it is."""
+        if self.kind == "category":
+            shown = ", ".join(self.levels[:6]) + (", …" if len(self.levels) > 6 else "")
+            return f"category of {len(self.levels)} level{'s' if len(self.levels) != 1 else ''}: {shown}"
+        return self.kind + (f" ({self.zone})" if self.zone else "")
+
+    # --- the user's cells → numbers --------------------------------------------------------------------
+
+    def read(self, values: nw.Series[Any]) -> Float64Array:
+        """Return cells as numbers; raise ``ValueError`` for some that cannot be of this kind."""
+        dtype = values.dtype
+        if self.kind == "category":
+            return self._codes(values)
+        if self.kind == "date":
+            return self._seconds(values)
+        if dtype.is_numeric() or dtype == nw.Boolean:
+            if values.null_count():
+                values = values.cast(nw.Float64())
+            found = values.to_numpy().astype(np.float64)
+        elif dtype.is_temporal():
+            raise ValueError(f"Column {self.name!r} was a {self.kind} in training; got {dtype}.")
+        else:
+            found = np.array([self._number(value) for value in values.to_list()], dtype=np.float64)
+        if self.kind == "boolean" and not np.isin(found[~np.isnan(found)], (0, 1)).all():
+            raise ValueError(f"Column {self.name!r} is boolean, and holds numbers other than 0 and 1.")
+        return found
+
+    def _number(self, value: Any) -> float:
+        if value is None:
+            return math.nan
+        text = _text(value)
+        if text.strip().casefold() in BLANKS:
+            return math.nan
+        try:
+            return TRUTHS[text.strip().casefold()] if self.kind == "boolean" else float(text)
+        except (ValueError, KeyError):
+            raise ValueError(
+                f"Column {self.name!r} is a {self.kind}, and holds {value!r}. Leave it out, mend the cell, or say what "
+                f"the column is at the fit: columns={{{self.name!r}: 'category'}}."
+            ) from None
+
+    def _codes(self, values: nw.Series[Any]) -> Float64Array:
+        known = {level: float(i) for i, level in enumerate(self.levels)}
+        new = float(len(self.levels) - self.lumped)
+        texts = levels_of(values)
+        return np.array([math.nan if text is None else known.get(text, new) for text in texts], dtype=np.float64)
+
+    def _seconds(self, values: nw.Series[Any]) -> Float64Array:
+        dtype = values.dtype
+        if dtype == nw.Object or values.null_count() == len(values):
+            return np.array([_since_1970(value, self.name) for value in values.to_list()], dtype=np.float64)
+        if dtype == nw.String:
+            try:
+                values = values.str.to_datetime(format=None)
+            except Exception as error:  # pandas and polars have their own kinds
+                raise ValueError(f"Column {self.name!r} holds text that is no date: {error}") from error
+        elif dtype == nw.Date:
+            values = values.cast(nw.Datetime("us"))
+        elif not isinstance(dtype, nw.Datetime):
+            raise ValueError(f"Column {self.name!r} was a date in training; got {dtype}.")
+        zone = getattr(values.dtype, "time_zone", None)
+        if (zone is None) != (self.zone is None):
+            there, here = self.zone or "none", zone or "none"
+            raise ValueError(
+                f"Column {self.name!r} has other time zones than in training (there: {there}; here: {here})."
+            )
+        if self.zone is not None:
+            values = values.dt.convert_time_zone(self.zone).dt.replace_time_zone(None)
+        found = values.dt.timestamp("us")
+        if found.null_count():
+            found = found.cast(nw.Float64())
+        return found.to_numpy().astype(np.float64) / 1e6
+
+    # --- and back --------------------------------------------------------------------------------------
+
+    def write(self, cells: Float64Array) -> pl.Series:
+        """Return numbers as cells of a polars column."""
+        import polars as pl
+
+        there = ~np.isnan(cells)
+        if self.kind == "number":
+            return pl.Series(self.name, cells, nan_to_null=True)
+        if self.kind == "boolean":
+            found: list[Any] = [bool(cell > 0.5) if known else None for cell, known in zip(cells, there, strict=True)]
+            return pl.Series(self.name, found, dtype=pl.Boolean)
+        if self.kind == "category":
+            names = [*self.levels, NEW]
+            places = np.where(there, np.clip(np.round(np.where(there, cells, 0)), 0, len(self.levels)), 0).astype(int)
+            found = [names[place] if known else None for place, known in zip(places, there, strict=True)]
+            return pl.Series(self.name, found, dtype=pl.String)
+        # What lies beyond the years 1 to 9999 cannot be written.
+        micro = np.clip(np.where(there, cells, 0) * 1e6, -6.2e16, 2.5e17).round().astype(np.int64)
+        series = pl.Series(self.name, micro).cast(pl.Datetime("us"))
+        return series.set(pl.Series(~there), None) if not there.all() else series
+
+
+def _text(value: Any) -> str:
+    """Return a level's text: one for 1, 1.0 and numpy's 1."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool | np.bool_):
+        return "true" if value else "false"
+    if isinstance(value, numbers.Real) and float(value).is_integer() and abs(float(value)) < 2**53:
+        return str(int(float(value)))
+    return str(value)
+
+
+def levels_of(values: nw.Series[Any]) -> list[str | None]:
+    """Return each cell's text, None where it is missing."""
+    return [None if value is None or value != value else _text(value) for value in values.to_list()]
+
+
+def _since_1970(value: Any, name: str) -> float:
+    if value is None or value != value:
+        return math.nan
+    if isinstance(value, datetime.date):
+        day = value if isinstance(value, datetime.datetime) else datetime.datetime.combine(value, datetime.time())
+        return (day.replace(tzinfo=None) - datetime.datetime(1970, 1, 1)).total_seconds()
+    raise ValueError(f"Column {name!r} was a date in training; got {value!r}.")
+
+
+# --- what columns are ----------------------------------------------------------------------------------
+
+
+def guess(frame: nw.DataFrame[Any], asked: Mapping[str, str] | None = None) -> tuple[Column, ...]:
+    """Say what the columns of a frame are, by their types or as asked; levels are yet to be learned.
+
+    Raises
+    ------
+    ValueError
+        Naming columns that cannot be used, or a name or kind that is unknown.
+    """
+    schema = frame.schema
+    for name, wanted in (asked or {}).items():
+        if name not in schema:
+            raise ValueError(f"columns names {name!r}, which the data do not have.{did_you_mean(name, list(schema))}")
+        choice(f"columns[{name!r}]", wanted, KINDS)
+    columns: list[Column] = []
+    odd: list[str] = []
+    for name, dtype in schema.items():
+        kind: Any = (asked or {}).get(name) or _kind(frame, name, dtype)
+        if kind is None:
+            odd.append(f"{name!r} ({dtype})")
+            continue
+        zone = getattr(dtype, "time_zone", None) if kind == "date" else None
+        columns.append(Column(name, kind, zone=zone, text=kind != "category" and dtype == nw.String))
+    if odd:
+        more = f" and {len(odd) - 8} more" if len(odd) > 8 else ""
+        raise ValueError(
+            f"Only columns of numbers, booleans, text, categories and dates can be used; got {', '.join(odd[:8])}"
+            f"{more}. Drop them or turn them into one of these first (on the command line: --drop NAME)."
+        )
+    return tuple(columns)
+
+
+def _kind(frame: nw.DataFrame[Any], name: str, dtype: Any) -> str | None:
+    if dtype.is_numeric():
+        return "number"
+    if dtype == nw.Boolean:
+        return "boolean"
+    if dtype == nw.Date or isinstance(dtype, nw.Datetime):
+        return "date"
+    if dtype == nw.Categorical or isinstance(dtype, nw.Enum):
+        return "category"
+    if dtype not in (nw.String, nw.Object, nw.Unknown):
+        return None
+    values = frame[name]
+    if values.null_count() == len(values):
+        return "number"
+    if dtype == nw.String:
+        return "category"
+    # Python objects of any type.
+    there = [value for value in values.to_list() if value is not None and value == value]
+    if all(isinstance(value, bool | np.bool_) for value in there):
+        return "boolean"
+    if all(isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool_) for value in there):
+        return "number"
+    if all(isinstance(value, datetime.date) for value in there):
+        return "date"
+    return "category" if all(isinstance(value, str | numbers.Real | datetime.date) for value in there) else None
+
+
+def with_levels(column: Column, values: nw.Series[Any]) -> tuple[Column, int]:
+    """Return a category with the levels that rows of training have, of too many the frequent ones; and their number."""
+    if column.kind != "category":
+        return column, 0
+    counts = collections.Counter(text for text in levels_of(values) if text is not None)
+    if len(counts) <= MOST_LEVELS:
+        return dataclasses.replace(column, levels=tuple(sorted(counts))), len(counts)
+    order = sorted(counts, key=lambda text: (-counts[text], text))
+    kept = sorted(text for text in order[: MOST_LEVELS - 1] if counts[text] > 1)
+    return dataclasses.replace(column, levels=(*kept, OTHER), lumped=True), len(counts)
+
+
+def remarks(columns: Sequence[Column], rows: Float64Array, distinct: Sequence[int]) -> list[str]:
+    """Return what a user should know about columns, from rows of training ``(n, d)`` and their numbers of levels."""
+    told = []
+    for i, column in enumerate(columns):
+        cells = rows[:, i]
+        there = cells[~np.isnan(cells)]
+        name = column.name
+        if not len(there):
+            told.append(f"Column {name!r} is empty in the rows of training: leave it out (--drop {name}).")
+        elif _counts_up(column, there, len(rows)) or (
+            column.kind == "category" and len(there) >= FEWEST_TO_IDENTIFY and distinct[i] > 0.9 * len(there)
+        ):
+            told.append(
+                f"Column {name!r} looks like an identifier, a value of its own for each row: nothing can be learned "
+                f"from it, and every new one is odd. Leave it out (--drop {name})."
+            )
+        elif (there == there[0]).all():
+            told.append(
+                f"Column {name!r} is constant in the rows of training: it adds nothing but an alarm if it ever "
+                f"changes. Leave it out (--drop {name}) unless that is what you want."
+            )
+        elif column.lumped:
+            told.append(
+                f"Column {name!r} has {distinct[i]:,} levels in the rows of training: the {len(column.levels) - 1} "
+                "most frequent are kept, and all others, new ones too, count as one. Group its levels, or leave it out "
+                f"(--drop {name})."
+            )
+    return told
+
+
+def _counts_up(column: Column, there: Float64Array, rows: int) -> bool:
+    if column.kind != "number" or rows < FEWEST_TO_IDENTIFY or len(there) < rows:
+        return False
+    steps = np.diff(there)
+    # Rows of training are most of all rows, in their order.
+    return bool((there == np.round(there)).all() and (steps > 0).all() and there[-1] - there[0] < 2 * rows)

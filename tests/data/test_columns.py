@@ -1,0 +1,239 @@
+"""Columns of every kind: what they are taken for, how their cells become numbers, and come back."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+
+from offmanifold.data.columns import MOST_LEVELS, NEW, OTHER
+from offmanifold.data.inputs import InputSpec, Rows
+from offmanifold.data.tables import Preparation
+from offmanifold.data.transforms import Transform
+
+DAY = datetime.datetime(2024, 1, 31, 6)
+DATA: dict[str, list[Any]] = {
+    "size": [1.5, None, 2.0, 4.0],
+    "colour": ["red", "blue", None, "red"],
+    "on": [True, False, None, True],
+    "when": [DAY, None, DAY + datetime.timedelta(days=1), DAY],
+}
+
+
+def learned(X: Any, **keywords: Any) -> Rows:
+    rows = Rows(X, **keywords)
+    rows.learn(np.arange(len(rows)))
+    return rows
+
+
+@pytest.mark.parametrize("make", [pl.DataFrame, pd.DataFrame, pa.table])
+def test_kinds_are_guessed_and_cells_come_back(make: Any) -> None:
+    rows = learned(make(DATA))
+    assert [column.kind for column in rows.spec.details or ()] == ["number", "category", "boolean", "date"]
+    assert rows.spec.describe() == "a table of 4 columns (1 number, 1 category, 1 boolean, 1 date)"
+    cells = rows.take(slice(0, 4))
+    seconds = DAY.replace(tzinfo=datetime.UTC).timestamp()
+    nan = np.nan
+    expected = [[1.5, 1, 1, seconds], [nan, 0, 0, nan], [2, nan, nan, seconds + 86400], [4, 1, 1, seconds]]
+    np.testing.assert_array_equal(cells, expected)
+    assert rows.spec.present(cells).to_dict(as_series=False) == DATA
+    assert InputSpec.from_json(rows.spec.to_json()) == rows.spec
+    np.testing.assert_array_equal(Rows(cells, rows.spec).take(slice(0, 4)), cells)
+
+
+def test_other_types_than_in_training() -> None:
+    """A CSV file, another library or a hole in a column of integers: what can be read is read."""
+    spec = learned(pl.DataFrame(DATA | {"code": [1, 2, 2, 1]}), columns={"code": "category"}).spec
+    text = {name: [None if v is None else str(v) for v in values] for name, values in DATA.items()}
+    rows = Rows(pd.DataFrame(text | {"code": [1.0, 2.0, np.nan, 7.0]}), spec).take(slice(0, 4))
+    first = Rows(pl.DataFrame(DATA | {"code": ["1", "2", None, "x"]}), spec).take(slice(0, 4))
+    np.testing.assert_array_equal(rows, first)
+    assert rows[:, 4].tolist()[:2] == [0, 1] and rows[3, 4] == 2  # of a level not seen
+    for change, message in (
+        ({"size": ["1", "?", "oops", "2"]}, "'size' is a number, and holds 'oops'"),
+        ({"size": [DAY] * 4}, "'size' was a number in training; got Datetime"),
+        ({"on": [2, 0, 1, 1]}, "'on' is boolean, and holds numbers other"),
+        ({"on": ["perhaps"] * 4}, "'on' is a boolean, and holds 'perhaps'"),
+        ({"when": [1, 2, 3, 4]}, "'when' was a date in training; got Int64"),
+        ({"when": ["soon"] * 4}, "'when' holds text that is no date"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Rows(pl.DataFrame(DATA | {"code": [1] * 4} | change), spec).take(slice(0, 4))
+
+
+def test_time_zones() -> None:
+    hours = pl.datetime_range(DAY, DAY + datetime.timedelta(hours=3), "1h", eager=True, time_zone="Europe/Budapest")
+    frame = pl.DataFrame({"when": hours})
+    spec = learned(frame).spec
+    assert spec.details is not None and spec.details[0].zone == "Europe/Budapest"
+    here = Rows(frame, spec).take(slice(0, 4))
+    assert here[0, 0] % 86400 == 6 * 3600  # the column's own clock
+    elsewhere = frame.with_columns(pl.col("when").dt.convert_time_zone("Asia/Tokyo"))
+    np.testing.assert_array_equal(Rows(elsewhere, spec).take(slice(0, 4)), here)
+    with pytest.raises(ValueError, match=r"other time zones than in training \(there: Europe/Budapest; here: none\)"):
+        Rows(frame.with_columns(pl.col("when").dt.replace_time_zone(None)), spec).take(slice(0, 4))
+
+
+def test_every_type_in_one_column() -> None:
+    odd = [1, "x", 2.5, True, None, datetime.date(2020, 1, 1)]
+    rows = learned(pd.DataFrame({"odd": pd.Series(odd, dtype=object), "n": range(6)}))
+    assert rows.spec.details is not None
+    assert set(rows.spec.details[0].levels) == {"1", "x", "2.5", "true", "2020-01-01"}
+    assert np.isnan(rows.take(slice(0, 6))[4, 0])
+    with pytest.raises(ValueError, match=r"Only columns of numbers.*'l' \(List\(Int64\)\).*--drop NAME"):
+        Rows(pl.DataFrame({"l": [[1], [2]], "a": [1, 2]}))
+
+
+@pytest.mark.parametrize("values", [[1, None], [True, None], [datetime.date(2020, 1, 1), None]])
+def test_objects_of_one_type_are_that_type(values: list[Any]) -> None:
+    spec = Rows(pd.DataFrame({"x": pd.Series(values, dtype=object), "t": ["a", "b"]})).spec
+    assert spec.details is not None
+    assert spec.details[0].kind == {int: "number", bool: "boolean", datetime.date: "date"}[type(values[0])]
+
+
+def test_a_category_of_ten_thousand_levels_is_lumped() -> None:
+    rng = np.random.default_rng(0)
+    frequent = [f"f{i}" for i in range(50)]
+    values = [f"rare {i}" for i in range(10_000)] + list(rng.choice(frequent, 5000))
+    rows = learned(pl.DataFrame({"x": values}))
+    assert rows.spec.details is not None
+    (column,) = rows.spec.details
+    assert column.levels == (*sorted(frequent), OTHER) and len(column.levels) < MOST_LEVELS
+    cells = rows.take(slice(0, 2))
+    assert (cells == 50).all()
+    assert "10,050 levels" in rows.remarks(rows.take(slice(None)))[0]
+    assert Rows(pl.DataFrame({"x": ["new"]}), rows.spec).take(slice(0, 1)) == 50
+
+
+def test_columns_that_say_nothing_are_named() -> None:
+    n = 60
+    rng = np.random.default_rng(0)
+    frame = pl.DataFrame({
+        "id": range(100, 100 + n), "name": [f"n{i}" for i in range(n)], "same": [3.0] * n, "one": ["a"] * n,
+        "empty": [None] * n, "good": rng.normal(size=n), "group": rng.choice(["a", "b"], n),
+    })  # fmt: skip
+    rows = learned(frame)
+    told = rows.remarks(rows.take(slice(None)))
+    for name, word in {"id": "identifier", "name": "identifier", "same": "constant", "one": "constant",
+                       "empty": "empty"}.items():  # fmt: skip
+        (remark,) = [text for text in told if f"'{name}'" in text]
+        assert word in remark and f"--drop {name}" in remark
+    assert len(told) == 5
+    assert Rows(rng.normal(size=(60, 2))).remarks(np.ones((60, 2))) == []
+
+
+def test_names_and_kinds_must_be_known() -> None:
+    with pytest.raises(ValueError, match="columns names 'colou', .* Did you mean 'colour'"):
+        Rows(pl.DataFrame(DATA), columns={"colou": "category"})
+    with pytest.raises(ValueError, match=r"columns\['colour'\]='word' is unknown. Known: boolean, category"):
+        Rows(pl.DataFrame(DATA), columns={"colour": "word"})
+    with pytest.raises(ValueError, match="X is not one"):
+        Rows(np.ones((2, 2)), columns={"colour": "category"})
+    with pytest.raises(ValueError, match="Two columns have one name. .*'a' 2 times: rename one"):
+        Rows(pd.DataFrame([[1, 2]], columns=["a", "a"]))
+
+
+# --- preparation ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mixed() -> tuple[Rows, np.ndarray, Preparation]:
+    rng = np.random.default_rng(0)
+    n = 400
+    when = [DAY + datetime.timedelta(hours=float(h)) for h in rng.uniform(0, 24 * 40, n)]
+    rows = learned(
+        pl.DataFrame(
+            {
+                "size": rng.normal(5, 3, n),
+                "colour": rng.choice(["red", "green", "blue"], n, p=[0.8, 0.15, 0.05]),
+                "on": rng.random(n) < 0.3,
+                "when": when,
+            }
+        )
+    )
+    cells = rows.take(slice(None)).astype(np.float64)
+    return rows, cells, Preparation.fit(cells, rows.spec.details or ())
+
+
+def test_each_column_weighs_one(mixed: Any) -> None:
+    _, cells, preparation = mixed
+    prepared = preparation.transform(cells).astype(float)
+    assert preparation.cycles == ((), (), (), ("day", "week"))
+    assert preparation.widths == [1, 4, 1, 5]
+    variances = prepared.var(0)
+    np.testing.assert_allclose([variances[preparation.owner == i].sum() for i in range(4)], [1, 1, 1, 3], rtol=1e-3)
+    np.testing.assert_allclose(preparation.inverse(prepared), cells, rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_missing_is_missing_in_all_its_cells(mixed: Any) -> None:
+    _, cells, preparation = mixed
+    gone = cells[:4].copy()
+    np.fill_diagonal(gone, np.nan)
+    prepared = preparation.transform(gone)
+    np.testing.assert_array_equal(np.isnan(prepared), preparation.owner == np.arange(4)[:, None])
+    np.testing.assert_array_equal(np.isnan(preparation.inverse(prepared.astype(float))), np.isnan(gone))
+
+
+def test_a_new_level_lies_farther_out_than_any_known_one(mixed: Any) -> None:
+    rows, cells, preparation = mixed
+    new = cells[:1].copy()
+    new[0, 1] = 3
+    prepared = preparation.transform(new)
+    assert prepared[0, 4] == pytest.approx(np.sqrt(2 * np.log(402)), rel=1e-5)
+    assert rows.spec.present(preparation.inverse(prepared.astype(float)))["colour"].to_list() == [NEW]
+    frequent = preparation.transform(cells)[:, 1:5]
+    assert np.abs(frequent[:, 3]).max() == 0
+
+
+def test_cycles_need_their_span() -> None:
+    def cycles(hours: Any) -> tuple[str, ...]:
+        when = [DAY + datetime.timedelta(hours=float(h)) for h in hours]
+        rows = learned(pl.DataFrame({"when": when}))
+        return Preparation.fit(rows.take(slice(None)).astype(float), rows.spec.details or ()).cycles[0]
+
+    assert cycles(np.arange(40)) == ()
+    assert cycles(np.arange(60)) == ("day",)
+    assert cycles(24 * np.arange(30)) == ("week",)
+    assert cycles(24 * np.arange(1000)) == ("week", "year")
+
+
+# --- heavy tails ---------------------------------------------------------------------------------------
+
+
+def test_a_transform_is_chosen_by_what_makes_held_out_values_likeliest() -> None:
+    rng = np.random.default_rng(0)
+    normal = rng.normal(3, 2, 2000)
+    chosen = {
+        "normal": normal, "cauchy": rng.standard_cauchy(2000), "lognormal": np.exp(2 * normal),
+        "two humps": np.concatenate([rng.normal(-10, 1, 1000), rng.normal(10, 1, 1000)])[rng.permutation(2000)],
+        "counts": rng.geometric(0.05, 2000).astype(float) ** 3, "few": np.exp(normal[:30]), "constant": np.ones(200),
+    }  # fmt: skip
+    found = {name: Transform.choose(values) for name, values in chosen.items()}
+    assert {name: transform.name for name, transform in found.items()} == {
+        "normal": "none", "cauchy": "signed log", "lognormal": "quantiles", "two humps": "quantiles",
+        "counts": "signed log", "few": "none", "constant": "none",
+    }  # fmt: skip
+    for name, transform in found.items():
+        values = np.sort(chosen[name])
+        inner = transform(values)
+        assert (np.diff(inner) >= 0).all()
+        np.testing.assert_allclose(transform.inverse(inner), values, rtol=1e-6, atol=1e-9)
+        assert Transform.from_json(json.loads(json.dumps(dataclasses.asdict(transform)))) == transform
+        assert np.isnan(transform(np.array([np.nan]))).all() and np.isfinite(transform(np.array([1e300]))).all()
+
+
+@pytest.mark.parametrize("name", ["signed log", "quantiles"])
+def test_a_transforms_slope_is_its_derivative(name: str) -> None:
+    values = np.random.default_rng(0).normal(size=500)
+    (transform,) = [one for one in Transform._candidates(values) if one.name == name]
+    # Between knots, where lines have their corners.
+    at = np.linspace(-4, 4, 83) + 1e-3
+    numeric = (transform(at + 1e-7) - transform(at - 1e-7)) / 2e-7
+    np.testing.assert_allclose(np.exp(transform.log_slope(at)), numeric, rtol=1e-4)
