@@ -250,7 +250,8 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
         del self._negatives
         with torch.no_grad():
             self._finish(model, data.to(self._device), held_out.to(self._device), settings)
-            self._levelling = self._learn_levels(held_out.to(self._device))
+            without_labels = held_out if labels is None else held_out[:, : -labels.shape[1]]
+            self._levelling = self._learn_levels(without_labels.to(self._device))
         self.rows_ = {
             "training": len(for_training),
             "stopping": len(for_stopping),

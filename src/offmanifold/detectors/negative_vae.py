@@ -101,6 +101,7 @@ class NegativeVAE(VariationalDetector):
     """
 
     key = "negative-vae"
+    gaps = "scored"
 
     def __init__(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, final
 
 import numpy as np
@@ -28,9 +28,11 @@ from offmanifold.detectors.variational import (
 from offmanifold.networks import choose
 from offmanifold.networks.network import Network
 from offmanifold.probability import bounds
+from offmanifold.probability.distances import distance
 from offmanifold.probability.divergences import kl_to_standard_normal
 from offmanifold.probability.latents import prior_sample, split_posterior
-from offmanifold.probability.likelihoods import Likelihood
+from offmanifold.probability.likelihoods import Likelihood, Mixed
+from offmanifold.probability.missing import filled
 from offmanifold.training.phases import Metrics, Phase, Update
 from offmanifold.training.progress import Verbosity
 
@@ -78,8 +80,8 @@ class SemiSupervisedAutoencoder(VariationalAutoencoder):
             self.register_buffer("scoring_noise", noise)
 
     def label_posterior(self, rows: Tensor) -> LabelPosterior:
-        """Return q(y | x)."""
-        return LabelPosterior(self.labels, self.classifier(rows))
+        """Return q(y | x); a missing cell counts as 0."""
+        return LabelPosterior(self.labels, self.classifier(filled(rows)))
 
     def labelled_posterior(self, rows: Tensor, told: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log standard deviation of q(z | x, y)."""
@@ -112,8 +114,9 @@ class SemiSupervisedAutoencoder(VariationalAutoencoder):
         For continuous labels the last number of ``noise`` draws y from q(y | x), and its weight p(y)/q(y | x) is part
         of the likelihood.
         """
-        mean, log_std = self.posterior(rows)
-        posterior = self.label_posterior(rows)
+        whole = self.completed(rows)
+        mean, log_std = self.posterior(whole)
+        posterior = self.label_posterior(whole)
         noise, for_label = noise[..., : mean.shape[1]], noise[..., mean.shape[1] :]
         codes = mean + log_std.exp() * noise
         if self.labels.kind == "discrete":
@@ -130,8 +133,9 @@ class SemiSupervisedAutoencoder(VariationalAutoencoder):
 
     def _over_scores(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return weights, codes and labels of the points that the ELBO's expectation is taken over."""
-        mean, log_std = self.posterior(rows)
-        posterior = self.label_posterior(rows)
+        whole = self.completed(rows)
+        mean, log_std = self.posterior(whole)
+        posterior = self.label_posterior(whole)
         noise = self.scoring_noise[:, None].expand(-1, len(rows), -1)
         codes = mean + log_std.exp() * noise[..., : mean.shape[1]]
         samples = len(codes)
@@ -148,17 +152,23 @@ class SemiSupervisedAutoencoder(VariationalAutoencoder):
 
     def expected_errors(self, rows: Tensor) -> Tensor:
         """Return E_q ‖x − E[x | y, z]‖²/d ``(n,)``."""
-        cells = self._expected(rows, lambda decoded: (rows - self.likelihood.mean(decoded)).square())
-        return cells.flatten(1).mean(1)
+        numeric = self.likelihood.numeric if isinstance(self.likelihood, Mixed) else slice(None)
 
-    def _expected(self, rows: Tensor, compute: Any) -> Tensor:
-        total = torch.zeros_like(rows)
-        shape = (-1, *[1] * (rows.ndim - 1))
-        for weight, z, y in zip(*self._over_scores(rows), strict=True):
-            total = total + weight.view(shape) * compute(self.decode(z, y))
-        return total
+        def errors(decoded: Tensor) -> Tensor:
+            return distance(rows[:, numeric], self.likelihood.mean(decoded)[:, numeric], "squared")
 
-    def reconstruct(self, rows: Tensor) -> Tensor:
+        return self._expected(rows, errors)
+
+    def _expected(self, rows: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return the mean of what ``compute`` makes of the decoder's output, over the points of the ELBO."""
+        parts = [
+            weight.view(-1, *[1] * (part.ndim - 1)) * part
+            for weight, z, y in zip(*self._over_scores(rows), strict=True)
+            for part in [compute(self.decode(z, y))]
+        ]
+        return torch.stack(parts).sum(0)
+
+    def _once(self, rows: Tensor) -> Tensor:
         """Return E[x | z, y] at the mean of q(z | x) and of q(y | x) ``(n, *shape)``."""
         posterior = self.label_posterior(rows)
         told = posterior.log_q.exp() if self.labels.kind == "discrete" else posterior.mean
@@ -166,7 +176,7 @@ class SemiSupervisedAutoencoder(VariationalAutoencoder):
 
     def latent_terms(self, rows: Tensor) -> Tensor:
         """Return each latent's KL and, last, the label's: ``(n, latents + 1)`` nats."""
-        return torch.cat([super().latent_terms(rows), self.label_posterior(rows).kl[:, None]], 1)
+        return torch.cat([super().latent_terms(rows), self.label_posterior(self.completed(rows)).kl[:, None]], 1)
 
     def energies(self, rows: Tensor, *, decoded: bool = True) -> dict[str, Tensor]:
         """Return the terms of the unlabelled bound (P2 Eq. 30) and minus the importance-weighted one, ``(n,)`` each."""
@@ -222,6 +232,7 @@ class SemiSupervisedVAE(VariationalDetector):
     """
 
     key = "semi-supervised-vae"
+    gaps = "scored"
 
     def __init__(
         self,

@@ -17,7 +17,7 @@ from offmanifold.detectors.configured import Settings, latent_size
 from offmanifold.detectors.explanations import Cells
 from offmanifold.detectors.latent import LatentMixin
 from offmanifold.networks import choose
-from offmanifold.probability.distances import cells, distance
+from offmanifold.probability.distances import distance, parts
 from offmanifold.probability.divergences import KERNELS, mmd
 from offmanifold.probability.latents import prior_sample
 from offmanifold.training.phases import Metrics, ParameterGroup, Phase, Update
@@ -56,6 +56,7 @@ class WAE(LatentMixin, OutlierDetector):
     """
 
     key = "wae"
+    gaps = "learned"
 
     def __init__(
         self,
@@ -153,4 +154,4 @@ class WAE(LatentMixin, OutlierDetector):
         return {"reconstruction": distance(rows, model.reconstruct(rows), "squared")}
 
     def _energy_cells(self, model: Autoencoder, rows: Tensor) -> Cells | None:
-        return Cells(cells(rows, model.reconstruct(rows), "squared") / rows[0].numel())
+        return Cells(parts(rows, model.reconstruct(rows), "squared"))
