@@ -15,7 +15,7 @@ help:
 	@echo "make install   $(BIN)/python and $(BIN)/offmanifold"
 	@echo "make test      the whole test suite"
 	@echo "make lint      ruff and mypy --strict"
-	@echo "make bench     speed and accuracy beside bare PyTorch and PyOD (half an hour)"
+	@echo "make bench     speed beside bare PyTorch and plain implementations (half an hour)"
 	@echo "make clean     remove $(VENV) and what the commands above wrote"
 
 $(BIN)/python:
@@ -54,7 +54,7 @@ bench: $(STAMP_BENCH)
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/chains.py
 	$(BIN)/python benchmarks/vae.py
-	$(BIN)/python benchmarks/tables.py
+	$(BIN)/python benchmarks/restarts.py
 
 clean:
 	rm -rf $(VENV) offmanifold-demo bench-results .mypy_cache .ruff_cache .pytest_cache .hypothesis
