@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from offmanifold import AE, VAE
-from offmanifold.detectors.vae import COLLAPSE
+from offmanifold.detectors.variational import COLLAPSE
 from offmanifold.diagnosis import capacity
 from offmanifold.diagnosis.answers import answers
 from offmanifold.diagnosis.capacity import suggest_capacity
