@@ -203,7 +203,7 @@ class NegativeVAE(VariationalDetector):
         self._negatives = None
         if negatives is not None:
             found = sources.rows_given(negatives, self.spec_)
-            self._negatives = self._prepare(found.take(slice(None)))
+            self._negatives = self._learnable(self._prepare(found.take(slice(None))))
             shared = sources.overlap(self._negatives, rows)
             if shared:
                 warnings.warn(
@@ -267,8 +267,10 @@ class NegativeVAE(VariationalDetector):
             elbo, metrics = bound(rows, generator)
             total = -elbo
             for name, weight in weights.items():
-                loss, kl = lowered(draw[name](rows, generator).detach(), elbo, generator)
-                total = total + weight * loss
+                negatives = draw[name](rows, generator).detach()
+                loss, kl = lowered(negatives, elbo, generator)
+                # NaN is no missing cell here, but a chain that diverged.
+                total = total + weight * torch.where(negatives.flatten(1).isnan().any(1), torch.nan, loss)
                 metrics[f"negative_kl/{name}"] = kl.mean()
             return total / dimensions, metrics
 

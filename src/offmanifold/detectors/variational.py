@@ -294,7 +294,10 @@ class VariationalDetector(LatentMixin, OutlierDetector):
         return Cells(torch.zeros_like(rows) if score == "kl" else -model.expected_cells(rows), latent)
 
     def scores(self, X: Any) -> dict[str, Float64Array]:
-        """Return what :meth:`score_samples` would be with each ``score_by``: ``(n,)`` nats by name, high = normal."""
+        """Return what :meth:`score_samples` would be with each ``score_by``: ``(n,)`` nats by name, high = normal.
+
+        But for rows with missing cells, which only :meth:`score_samples` makes comparable to complete ones.
+        """
 
         def energies(model: VariationalAutoencoder, rows: Tensor) -> Tensor:
             found = model.energies(rows)
