@@ -14,6 +14,8 @@ from offmanifold.studies.core import Job, Record, Study, over_seeds, shown
 from offmanifold.studies.unsupervised_toys import SIZES
 
 WORLD = WORLDS["spiral-dots"]
+# The spiral is a hundred noise deviations wide and steep: it takes so many times the steps of the other worlds.
+LONGER = 6
 # Row → what is learned, and the paper's estimate.
 ROWS = {"fixed at the truth": (False, "0.014 ± 0.001"), "learned with the rest": (True, "0.020 ± 0.003")}
 
@@ -28,7 +30,7 @@ def jobs(scale: str, seed: int) -> list[Job]:
             "learned": learned,
             "seed": seed,
             "rows": list(rows),
-            "steps": steps,
+            "steps": LONGER * steps,
             "restarts": restarts,
         }
         for row, (learned, _) in ROWS.items()
