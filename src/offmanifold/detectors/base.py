@@ -27,7 +27,7 @@ from offmanifold.detectors.levelling import Levelling
 from offmanifold.measures.estimates import difference_of_means, mean_of
 from offmanifold.networks.network import initialise
 from offmanifold.probability.bounds import bits_per_dim
-from offmanifold.probability.missing import filled, missing_cells
+from offmanifold.probability.missing import filled, missing_cells, nothing_missing
 from offmanifold.training.checkpoints import Checkpointer, fingerprint, saved_seed
 from offmanifold.training.loop import History, train
 from offmanifold.training.phases import Phase
@@ -234,20 +234,23 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
                 {"detector": self.key, "precision": self.precision, **settings}, data, held_out, *beside
             )
             checkpointer = Checkpointer(path, digest, seed, checkpoint_every)
-        with limited_to(self._threads(model, settings)):
-            self.history_: History = train(
-                model,
-                self._phases(model, settings),
-                data.to(self._device),
-                held_out.to(self._device),
-                seed=seed,
-                dtype=choose_dtype(self.precision, model, self._device),
-                checkpointer=checkpointer,
-                resume=resume,
-                progress=Progress(self.verbose),
-            )
+        complete = missing_cells(data) is None and missing_cells(held_out) is None
+        try:
+            with limited_to(self._threads(model, settings)), nothing_missing(complete):
+                self.history_: History = train(
+                    model,
+                    self._phases(model, settings),
+                    data.to(self._device),
+                    held_out.to(self._device),
+                    seed=seed,
+                    dtype=choose_dtype(self.precision, model, self._device),
+                    checkpointer=checkpointer,
+                    resume=resume,
+                    progress=Progress(self.verbose),
+                )
+        finally:
+            self._negatives = None  # rows of the user's are no part of a model, nor of a run that failed
         self.module_: Any = model.requires_grad_(False)
-        del self._negatives
         with torch.no_grad():
             self._finish(model, data.to(self._device), held_out.to(self._device), settings)
             without_labels = held_out if labels is None else held_out[:, : -labels.shape[1]]
@@ -369,8 +372,10 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
 
         What makes them comparable is added to the first; a complete row's are what ``_energy_terms`` gives.
         """
-        terms = self._energy_terms(self.module_, self._shown(rows))
-        if missing_cells(rows) is not None and self._levelling is not None:
+        complete = missing_cells(rows) is None
+        with nothing_missing(complete):
+            terms = self._energy_terms(self.module_, self._shown(rows))
+        if not complete and self._levelling is not None:
             raw = torch.stack(list(terms.values())).sum(0)
             first = next(iter(terms))
             terms[first] = terms[first] + (self._levelling(raw, rows) - raw)

@@ -12,6 +12,7 @@ from torch import Tensor
 from offmanifold import parameters
 from offmanifold.data import outliers
 from offmanifold.networks import choose
+from offmanifold.probability.missing import nothing_missing
 from offmanifold.sampling.chain import Energy, Kernel, Step, run
 from offmanifold.sampling.starts import Fresh, Start
 from offmanifold.training.phases import Metrics
@@ -49,7 +50,8 @@ class Chain(Generic[AnyStart]):
         begun, metrics = self.kernel.space.enter(begun), Metrics(told)
         if not self.steps:
             return begun, metrics
-        state, info = run(self.step, generator, begun, energy, self.kernel, self.steps)
+        with nothing_missing():
+            state, info = run(self.step, generator, begun, energy, self.kernel, self.steps)
         self.start.end(state.position)
         metrics |= {"drift": info.drift.mean(), "noise": info.noise.mean(), "acceptance": info.accepted.mean()}
         return state.position, metrics

@@ -59,8 +59,6 @@ def contrastive_phase(
     def loss(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Metrics]:
         samples, metrics = chain.negatives(generator, rows, energy)
         positive, negative = energy(torch.cat([rows, samples])).chunk(2)
-        # A missing cell of a user's row is NaN, and left out of its energy; a chain's NaN is a chain that diverged.
-        negative = torch.where(samples.flatten(1).isnan().any(1), torch.nan, negative)
         difference = positive - negative
         values = difference if temperature is None else difference / temperature()
         values = values + negative_penalty * negative.square() + positive_penalty * positive.square()
