@@ -108,39 +108,48 @@ class SemiSupervisedAutoencoder(VariationalAutoencoder):
         found = [self.likelihoods(rows, z.expand(len(classes), -1, -1), classes) for z in codes]
         return torch.stack(found)
 
-    def draws(self, rows: Tensor, noise: Tensor, *, learning: bool = True) -> Draws:
-        """Draw z from q(z | x); log p(x | z) is summed over classes exactly.
+    def _points(self, rows: Tensor, noise: Tensor) -> tuple[Draws, Tensor, LabelPosterior]:
+        """Return draws of z whose likelihoods are still to come, continuous labels drawn with them, and q(y | x).
 
-        For continuous labels the last number of ``noise`` draws y from q(y | x), and its weight p(y)/q(y | x) is part
-        of the likelihood.
+        For continuous labels the last number of ``noise`` draws y.
         """
         whole = self.completed(rows)
         mean, log_std = self.posterior(whole)
         posterior = self.label_posterior(whole)
         noise, for_label = noise[..., : mean.shape[1]], noise[..., mean.shape[1] :]
-        codes = mean + log_std.exp() * noise
+        told = for_label if self.labels.kind == "discrete" else posterior.mean + posterior.log_std.exp() * for_label
+        return Draws(mean, log_std, noise, mean + log_std.exp() * noise, noise[..., 0]), told, posterior
+
+    def _drawn(self, rows: Tensor, noise: Tensor) -> tuple[Draws, Tensor]:
+        """Return draws of z with log p(x | z), and E_q log p(x | y, z) ``(n,)``: classes are summed over exactly.
+
+        Of continuous labels each draw has one, whose weight p(y)/q(y | x) is part of the likelihood.
+        """
+        draws, told, posterior = self._points(rows, noise)
         if self.labels.kind == "discrete":
-            log_likelihoods = torch.logsumexp(self.by_class(rows, codes) + posterior.log_p[:, None], 1)
-        else:
-            told = posterior.mean + posterior.log_std.exp() * for_label
-            ratio = torch.stack([posterior.prior_log_prob(y) - posterior.log_prob(y) for y in told])
-            log_likelihoods = self.likelihoods(rows, codes, told) + ratio
-        return Draws(mean, log_std, noise, codes, log_likelihoods)
+            found = self.by_class(rows, draws.codes)
+            expected = (found * posterior.log_q.T.exp()).sum(1).mean(0)
+            return draws._replace(log_likelihoods=torch.logsumexp(found + posterior.log_p[:, None], 1)), expected
+        found = self.likelihoods(rows, draws.codes, told)
+        ratio = torch.stack([posterior.prior_log_prob(y) - posterior.log_prob(y) for y in told])
+        return draws._replace(log_likelihoods=found + ratio), found.mean(0)
+
+    def _scoring_noise(self, rows: Tensor) -> Tensor:
+        return self.scoring_noise[:, None].expand(-1, len(rows), -1)
+
+    def draws(self, rows: Tensor, noise: Tensor, *, learning: bool = True) -> Draws:
+        """Draw z from q(z | x), with log p(x | z)."""
+        return self._drawn(rows, noise)[0]
 
     def scored(self, rows: Tensor) -> Draws:
         """Return the draws that scores use."""
-        return self.draws(rows, self.scoring_noise[:, None].expand(-1, len(rows), -1))
+        return self.draws(rows, self._scoring_noise(rows))
 
     def _over_scores(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return weights, codes and labels of the points that the ELBO's expectation is taken over."""
-        whole = self.completed(rows)
-        mean, log_std = self.posterior(whole)
-        posterior = self.label_posterior(whole)
-        noise = self.scoring_noise[:, None].expand(-1, len(rows), -1)
-        codes = mean + log_std.exp() * noise[..., : mean.shape[1]]
+        (*_, codes, _), told, posterior = self._points(rows, self._scoring_noise(rows))
         samples = len(codes)
         if self.labels.kind == "continuous":
-            told = posterior.mean + posterior.log_std.exp() * noise[..., mean.shape[1] :]
             return torch.full((samples, len(rows)), 1 / samples, device=rows.device), codes, told
         classes = self._classes(len(rows), codes)
         weights = posterior.log_q.T.exp().repeat(samples, 1) / samples
@@ -183,8 +192,8 @@ class SemiSupervisedAutoencoder(VariationalAutoencoder):
         kl = {"kl": self.latent_terms(rows).sum(1)}
         if not decoded:
             return kl
-        reconstruction = -self.expected_cells(rows).flatten(1).sum(1)
-        return {"reconstruction": reconstruction, **kl, "iwae": -bounds.iwae(self.scored(rows).log_weights)}
+        draws, expected = self._drawn(rows, self._scoring_noise(rows))
+        return {"reconstruction": -expected, **kl, "iwae": -bounds.iwae(draws.log_weights)}
 
 
 @final
