@@ -52,17 +52,20 @@ def jobs(scale: str, seed: int) -> list[Job]:
 
 def run(job: Job) -> dict[str, Any]:
     """Train with σ² learned for each dimension: one latent from the truth, more from random weights."""
-    world, method = WORLDS[job["world"]], toy_vaes.method_named(job["method"])
-    train, choosing, test = toy_vaes.data(world, job["seed"], tuple(job["rows"]))
-    seeds = [1000 * job["seed"] + i for i in range(job["restarts"])]
-    model = toy_vaes.StackedVAE(world.dimension, job["latents"], seeds, world.noise_variance, learned=True)
-    truth = (world, [True] * len(seeds)) if job["latents"] == 1 else None
-    toy_vaes.fit_stack(model, train, choosing, method, steps=job["steps"], seed=job["seed"], truth=truth)
-    losses = toy_vaes.objectives(model, choosing, method)
-    best = int(np.argmin(losses))
+    world, method, seed = WORLDS[job["world"]], toy_vaes.method_named(job["method"]), job["seed"]
+    model, best, losses, _, test = toy_vaes.trained(
+        world,
+        job["latents"],
+        method,
+        seed=seed,
+        sizes=job["rows"],
+        steps=job["steps"],
+        from_truth=[job["latents"] == 1] * job["restarts"],
+        learned=True,
+    )
     mean, std = toy_vaes.posterior(model, best, test)
-    codes = mean + std * np.random.default_rng(job["seed"]).standard_normal(mean.shape)
-    entropy = world.entropy(len(test), np.random.default_rng(job["seed"]))
+    codes = mean + std * np.random.default_rng(seed).standard_normal(mean.shape)
+    entropy = world.entropy(len(test), np.random.default_rng(seed))
     return {
         "objective": losses.tolist(),
         "test_loss": float(toy_vaes.objectives(model, torch.from_numpy(test).float(), method)[best]),

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from offmanifold.data.worlds import WORLDS
 from offmanifold.report.figures import dot_rows
 from offmanifold.studies import toy_vaes
@@ -40,13 +38,17 @@ def jobs(scale: str, seed: int) -> list[Job]:
 def run(job: Job) -> dict[str, Any]:
     """Train a stack with σ² fixed or learned; estimate σ² by Eq. 5 from the restart with the best ELBO."""
     method = toy_vaes.method_named("VAE")
-    train, choosing, test = toy_vaes.data(WORLD, job["seed"], tuple(job["rows"]))
     from_truth = [i < job["restarts"] for i in range(2 * job["restarts"])]
-    seeds = [1000 * job["seed"] + i for i in range(len(from_truth))]
-    model = toy_vaes.StackedVAE(WORLD.dimension, 1, seeds, WORLD.noise_variance, learned=job["learned"])
-    toy_vaes.fit_stack(model, train, choosing, method, steps=job["steps"], seed=job["seed"], truth=(WORLD, from_truth))
-    losses = toy_vaes.objectives(model, choosing, method)
-    best = int(np.argmin(losses))
+    model, best, losses, train, test = toy_vaes.trained(
+        WORLD,
+        1,
+        method,
+        seed=job["seed"],
+        sizes=job["rows"],
+        steps=job["steps"],
+        from_truth=from_truth,
+        learned=job["learned"],
+    )
     return {
         "objective": losses.tolist(),
         "from_truth": from_truth[best],

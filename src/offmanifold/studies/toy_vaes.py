@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -253,3 +254,51 @@ def data(world: World, seed: int, sizes: tuple[int, int, int]) -> tuple[Tensor, 
     drawn = world.sample(sum(sizes), np.random.default_rng(seed)).x
     first, second = sizes[0], sizes[0] + sizes[1]
     return torch.from_numpy(drawn[:first]).float(), torch.from_numpy(drawn[first:second]).float(), drawn[second:]
+
+
+class Trained(NamedTuple):
+    """A trained stack and the restart that was chosen.
+
+    Attributes
+    ----------
+    model : StackedVAE
+    best : int
+        The restart with the best objective on the rows to choose by.
+    losses : (restarts,)
+        Their objectives on those rows, as losses.
+    train : (n, d) tensor
+    test : (m, d) array
+        What neither training nor choice has seen.
+    """
+
+    model: StackedVAE
+    best: int
+    losses: Array
+    train: Tensor
+    test: Array
+
+
+def trained(
+    world: World,
+    latent_dim: int,
+    method: Method,
+    *,
+    seed: int,
+    sizes: Sequence[int],
+    steps: int,
+    from_truth: Sequence[bool],
+    learned: bool = False,
+    joint_steps: int | None = None,
+) -> Trained:
+    """Draw a data set, train one restart for each of the flags ``from_truth``, and choose the best.
+
+    Parameters are those of :class:`StackedVAE`, :func:`data` and :func:`fit_stack`.
+    """
+    first, second, last = sizes
+    train_rows, choosing, test = data(world, seed, (first, second, last))
+    seeds = [1000 * seed + i for i in range(len(from_truth))]
+    model = StackedVAE(world.dimension, latent_dim, seeds, world.noise_variance, learned=learned)
+    truth = (world, from_truth) if any(from_truth) else None
+    fit_stack(model, train_rows, choosing, method, steps=steps, seed=seed, truth=truth, joint_steps=joint_steps)
+    losses = objectives(model, choosing, method)
+    return Trained(model, int(np.argmin(losses)), losses, train_rows, test)

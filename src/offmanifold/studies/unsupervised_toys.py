@@ -55,23 +55,17 @@ def jobs(scale: str, seed: int) -> list[Job]:
 def run(job: Job) -> dict[str, Any]:
     """Train a stack of restarts, choose the one with the best objective, and compare it with the truth."""
     world, method, seed = WORLDS[job["world"]], toy_vaes.method_named(job["method"]), job["seed"]
-    train, choosing, test = toy_vaes.data(world, seed, tuple(job["rows"]))
     from_truth = [i < job["restarts"] for i in range(2 * job["restarts"])]
-    model = toy_vaes.StackedVAE(
-        world.dimension, 1, [1000 * seed + i for i in range(len(from_truth))], world.noise_variance
-    )
-    toy_vaes.fit_stack(
-        model,
-        train,
-        choosing,
+    model, best, losses, _, test = toy_vaes.trained(
+        world,
+        1,
         method,
+        seed=seed,
+        sizes=job["rows"],
         steps=job["steps"],
         joint_steps=job["joint_steps"],
-        seed=seed,
-        truth=(world, from_truth),
+        from_truth=from_truth,
     )
-    losses = toy_vaes.objectives(model, choosing, method)
-    best = int(np.argmin(losses))
     rng = np.random.default_rng(seed + 1)
     drawn = toy_vaes.samples(model, best, job["compared"], rng)
     mean, std = toy_vaes.posterior(model, best, test)
