@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from scipy.spatial import cKDTree
 from scipy.special import betaincinv, expit, ndtr
 
 from offmanifold import parameters
@@ -134,6 +135,27 @@ class World:
         log_prior = -0.5 * (points**2 + math.log(2 * math.pi))
         density: Float64Array = np.exp(log_p + log_prior - self.log_prob(rows, labels)[:, None])
         return density
+
+    def nearest(self, x: npt.ArrayLike, y: npt.ArrayLike | None = None) -> tuple[Float64Array, Float64Array]:
+        """Return the point of the curve f that is nearest to each row, and its z: ``(n, d)`` and ``(n,)``.
+
+        Where the world has labels, ``y`` (one for all rows) says which curve. Between nodes a fraction of the noise
+        apart the curve counts as straight.
+        """
+        rows = self._rows(x)
+        z, _ = self._nodes
+        path = self.decode(z, y)
+        first = np.clip(cKDTree(path).query(rows)[1], 1, len(z) - 2)
+        found_z, least = np.empty(len(rows)), np.full(len(rows), np.inf)
+        for start in (first - 1, first):
+            step = path[start + 1] - path[start]
+            length = np.maximum((step**2).sum(1), np.finfo(np.float64).tiny)
+            share = np.clip(((rows - path[start]) * step).sum(1) / length, 0, 1)
+            distance = ((rows - path[start] - share[:, None] * step) ** 2).sum(1)
+            closer = distance < least
+            least = np.where(closer, distance, least)
+            found_z = np.where(closer, z[start] + share * (z[start + 1] - z[start]), found_z)
+        return self.decode(found_z, y), found_z
 
     def information(self, n: int, rng: np.random.Generator, *, level: float = 0.95) -> Estimate:
         """Estimate I(x; z), or I(x; z, y), in nats: the mean of log p(x | z) − log p(x) over n rows."""

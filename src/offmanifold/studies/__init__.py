@@ -4,8 +4,10 @@ from offmanifold.studies.bimodal import STUDY as BIMODAL
 from offmanifold.studies.capacity import STUDY as CAPACITY
 from offmanifold.studies.cifar_ood import STUDY as CIFAR_OOD
 from offmanifold.studies.composition import STUDY as COMPOSITION
+from offmanifold.studies.compression import STUDY as COMPRESSION
 from offmanifold.studies.core import Study
 from offmanifold.studies.density_2d import STUDY as DENSITY_2D
+from offmanifold.studies.disentanglement import STUDY as DISENTANGLEMENT
 from offmanifold.studies.doctor_zoo import STUDY as DOCTOR
 from offmanifold.studies.explanations import STUDY as EXPLANATIONS
 from offmanifold.studies.fashion_vs_mnist import STUDY as FASHION_VS_MNIST
@@ -58,6 +60,8 @@ STUDIES: dict[str, Study] = {
         UNSUPERVISED_TOYS,
         NOISE_VARIANCE,
         LATENT_COUNT,
+        COMPRESSION,
+        DISENTANGLEMENT,
         SEMI_TOYS,
         SEMI_REAL,
         DOCTOR,
