@@ -41,15 +41,38 @@ def with_variances(variances: list[float], n: int = 600) -> np.ndarray:
     return (white * np.sqrt(variances)) @ np.linalg.qr(rng.normal(size=(d, d)))[0]
 
 
-def test_superfluous_latents_go_to_their_prior_and_gamma_to_the_dropped_eigenvalues() -> None:
-    rows = with_variances([4.0, 2.0, 1.0] + [0.01] * 5)
-    model = linear_vae(rows, latent_dim=6)
+VARIANCES = [4.0, 2.0, 1.0] + [0.01] * 5
+
+
+@pytest.fixture(scope="module")
+def pruned() -> tuple[np.ndarray, VariationalAutoencoder]:
+    """Return rows of the variances above, and a linear VAE that has more latents than they need."""
+    rows = with_variances(VARIANCES)
+    return rows, linear_vae(rows, latent_dim=6)
+
+
+def test_superfluous_latents_go_to_their_prior_and_gamma_to_the_dropped_eigenvalues(
+    pruned: tuple[np.ndarray, VariationalAutoencoder],
+) -> None:
+    rows, model = pruned
     assert model.likelihood.gamma.item() == pytest.approx(0.01, rel=0.02)
     with torch.no_grad():
         mean, log_std = model.posterior(torch.from_numpy(rows).float())
     kl = np.sort(averaged_kl(mean.double().numpy(), log_std.exp().double().numpy()))
     assert (kl[:3] < 1e-3).all()
     assert (kl[3:] > 1).all()
+
+
+def test_a_linear_vae_projects_as_probabilistic_pca_does(pruned: tuple[np.ndarray, VariationalAutoencoder]) -> None:
+    """Onto the largest axes, and there towards the mean by γ/λ: encode and decode are U (1 − γ/Λ) Uᵀ."""
+    rows, model = pruned
+    axes = np.linalg.eigh(rows.T @ rows)[1][:, :-4:-1]
+    expected = rows @ axes * (1 - 0.01 / np.array(VARIANCES[:3])) @ axes.T
+    with torch.no_grad():
+        mean, _ = model.posterior(torch.from_numpy(rows).float())
+        found = model.decoder(mean).numpy()
+    # A hundredth of the rows' size √7 is what training with random draws of z leaves.
+    assert np.sqrt(((found - expected) ** 2).sum(1).mean()) < 0.01 * np.sqrt(7)
 
 
 def best_gamma(signal: float, noise: float, d: int, r: int, beta: float) -> float:

@@ -13,6 +13,7 @@ from offmanifold.measures.latents import (
     latent_report,
 )
 from offmanifold.measures.posterior import posterior_mismatch
+from offmanifold.measures.robustness import pgd
 from offmanifold.measures.two_sample import TwoSample, smooth_knn_test
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "latent_kl",
     "latent_report",
     "optimal_gamma",
+    "pgd",
     "posterior_mismatch",
     "reconstruction_error",
     "smooth_knn_test",

@@ -65,10 +65,12 @@ def pgd(
     parameters.real("radius", radius, minimum=0)
     parameters.integer("steps", steps)
     length = 2.5 * radius / steps if step_size is None else step_size
-    moved = worst = x.detach()
+    if step_size is not None:
+        parameters.real("step_size", step_size, above=0)
+    moved = worst = x = x.detach()
     most = torch.full_like(x[:, 0], -torch.inf)
     for step in range(steps + 1):
-        place = moved.requires_grad_()
+        place = moved.detach().requires_grad_()
         margins = margin(classifier(place), y)
         worse = margins.detach() > most
         most = torch.where(worse, margins.detach(), most)

@@ -23,6 +23,7 @@ from offmanifold.studies.negatives_sources import STUDY as NEGATIVES_SOURCES
 from offmanifold.studies.noise_variance import STUDY as NOISE_VARIANCE
 from offmanifold.studies.penalties import STUDY as PENALTIES
 from offmanifold.studies.pretraining import STUDY as PRETRAINING
+from offmanifold.studies.projection_defence import STUDY as PROJECTION_DEFENCE
 from offmanifold.studies.pruning import STUDY as PRUNING
 from offmanifold.studies.sampler_settings import STUDY as SAMPLER_SETTINGS
 from offmanifold.studies.samples import STUDY as SAMPLES
@@ -60,6 +61,7 @@ STUDIES: dict[str, Study] = {
         UNSUPERVISED_TOYS,
         NOISE_VARIANCE,
         LATENT_COUNT,
+        PROJECTION_DEFENCE,
         COMPRESSION,
         DISENTANGLEMENT,
         SEMI_TOYS,

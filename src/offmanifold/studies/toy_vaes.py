@@ -224,6 +224,13 @@ def posterior(model: StackedVAE, restart: int, x: Array) -> tuple[Array, Array]:
     return mean.double().numpy(), log_std.exp().double().numpy()
 
 
+def projected(model: StackedVAE, restart: int, rows: Tensor) -> Tensor:
+    """Return one restart's decode(mean of q(z | x)) ``(n, d)``, through which gradients pass (P2's M, appendix K)."""
+    mean = model.encoder(rows.expand(len(model), *rows.shape))[..., : model.latent_dim]
+    means: Tensor = model.decoder(mean)[restart]
+    return means
+
+
 @torch.no_grad()
 def best_variance(model: StackedVAE, restart: int, rows: Tensor, *, repeats: int = 20) -> Array:
     """Return the noise variance that maximises one restart's ELBO: E_q (x − f(z))², ``(d,)`` (P2 Eq. 5)."""
@@ -300,16 +307,18 @@ def trained(
     steps: int,
     from_truth: Sequence[bool],
     learned: bool = False,
+    noise_variance: float | None = None,
     joint_steps: int | None = None,
 ) -> Trained:
     """Draw a data set, train one restart for each of the flags ``from_truth``, and choose the best.
 
-    Parameters are those of :class:`StackedVAE`, :func:`data` and :func:`fit_stack`.
+    Parameters are those of :class:`StackedVAE`, :func:`data` and :func:`fit_stack`; σ² is the world's if none is given.
     """
     first, second, last = sizes
     train_rows, choosing, test = data(world, seed, (first, second, last))
     seeds = [1000 * seed + i for i in range(len(from_truth))]
-    model = StackedVAE(world.dimension, latent_dim, seeds, world.noise_variance, learned=learned)
+    variance = world.noise_variance if noise_variance is None else noise_variance
+    model = StackedVAE(world.dimension, latent_dim, seeds, variance, learned=learned)
     truth = (world, from_truth) if any(from_truth) else None
     fit_stack(model, train_rows, choosing, method, steps=steps, seed=seed, truth=truth, joint_steps=joint_steps)
     losses = objectives(model, choosing, method)
