@@ -138,10 +138,10 @@ def table(records: list[Record]) -> str:
     lines = [
         f"x = A z + ε, two latents, {DIMENSION} dimensions, singular values {SINGULAR[0]:g} and {SINGULAR[1]:g}, σ² = "
         f"{VARIANCE}; A′ = A R has the same p(x) and independent posteriors, its latents are A's turned by "
-        f"{TRUTH:g}°. −bound: its best value for each, exact (IWAE: averaged over draws). Then what training on that "
-        "bound makes of a start at A and of random ones (the best of each): the angle from A′, the correlation of a "
-        "true latent with the code that shows it best, and KL(p ‖ p_θ). Mean over decoders with Student's 95 % "
-        "interval where there are several. The paper gives no numbers.",
+        f"{TRUTH:g}°. −bound: its best value for each, exact (IWAE: averaged over draws); correlation: of a true "
+        "latent with the code that shows it best. Then what training on that bound makes of a start at A and of random "
+        "ones (the best of each): the angle from A′, least to largest over decoders, the correlation, and KL(p ‖ p_θ), "
+        "means over decoders with Student's 95 % interval where there are several. The paper gives no numbers.",
         "",
         "| bound | −bound of A, nats | of A′ | correlation with A | with A′ | start | angle after training | "
         "correlation | KL(p ‖ p_θ), nats |",
@@ -151,11 +151,12 @@ def table(records: list[Record]) -> str:
         own = [record["metrics"] for record in records if record["job"]["bound"] == bound]
         if not own:
             continue
-        exact = [shown([m["entropy"] + m["gap"][model] for m in own]) for model in ("A", "A′")]
-        exact += [shown([m["recovery"][model] for m in own], share=True) for model in ("A", "A′")]
+        exact = [f"{np.mean([m['entropy'] + m['gap'][model] for m in own]):.3f}" for model in ("A", "A′")]
+        exact += [f"{np.mean([m['recovery'][model] for m in own]):.3f}" for model in ("A", "A′")]
         for start in ("truth", "random"):
             ends = [m["ends"][start] for m in own]
-            cells = [shown([end["angle"] for end in ends]) + "°", shown([end["recovery"] for end in ends], share=True)]
+            angles = [end["angle"] for end in ends]
+            cells = [f"{min(angles):.1f}–{max(angles):.1f}°", shown([end["recovery"] for end in ends], share=True)]
             cells.append(shown([end["kl"] for end in ends]))
             lines.append(f"| {bound} | {' | '.join(exact)} | {start} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

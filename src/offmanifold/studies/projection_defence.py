@@ -228,15 +228,12 @@ def figure(records: list[Record], path: Path) -> None:
     """Draw accuracy over the attack's radius, for attacks that do not know of the projection and for those that do."""
     drawing = new_figure(9.5, 4)
     panels = drawing.subplots(1, 2, sharey=True)
-    titles = {
-        "blind": "the attack does not know of the projection",
-        "through": "the attack goes through the projection",
-    }
+    titles = {"blind": "the attack does not know of the projection", "knowing": "the attack knows of it"}
     for axes, (name, title) in zip(panels, titles.items(), strict=True):
-        for defence in DEFENCES:
+        for defence, colour in COLOURS.items():
             curves = [arrays[name] for record in _of(records, defence) if name in (arrays := arrays_of(record))]
             if curves:
-                axes.plot(RADII, np.mean(curves, 0), "o-", markersize=3, color=COLOURS[defence], label=defence)
+                axes.plot(RADII, np.mean(curves, 0), "o-", markersize=3, color=colour, label=defence)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("radius of the attack, ℓ2")
         axes.spines[["top", "right"]].set_visible(False)
