@@ -192,7 +192,7 @@ def figure(records: list[Record], path: Path) -> None:
         axes.set_title(world, fontsize=10)
     for axes in panels[1]:
         axes.set_xlabel("latents")
-    panels[0, 0].legend(frameon=False, fontsize=8)
+    panels[0, 0].legend(frameon=False, fontsize=8, loc="center right")
     write_figure(drawing, path)
 
 
