@@ -80,10 +80,13 @@ def demo_figure(
     write_figure(figure, path)
 
 
-def dot_rows(path: Path, rows: Sequence[tuple[str, float, float, float, float | None]], xlabel: str) -> None:
+def dot_rows(
+    path: Path, rows: Sequence[tuple[str, float, float, float, float | None]], xlabel: str, *, shares: bool = True
+) -> None:
     """Draw one line a row: our value with its interval, and the paper's value where there is one.
 
-    Rows are (label, value, low, high, paper's value or None).
+    Rows are (label, value, low, high, paper's value or None). The axis is that of ``shares`` (AUROC), from 0 to 1 with
+    a line at chance, unless they are none.
     """
     figure = new_figure(7.5, 0.9 + 0.34 * len(rows))
     axes = figure.subplots()
@@ -96,9 +99,10 @@ def dot_rows(path: Path, rows: Sequence[tuple[str, float, float, float, float | 
         if paper is not None:
             axes.plot(paper, place, "D", color=OUTLIER, fillstyle="none", label=None if told else "paper")
             told = True
-    axes.axvline(0.5, color="0.6", linewidth=0.8, linestyle=":")
     axes.set_yticks(places, [row[0] for row in rows])
-    axes.set_xlim(0, 1.02)
+    if shares:
+        axes.axvline(0.5, color="0.6", linewidth=0.8, linestyle=":")
+        axes.set_xlim(0, 1.02)
     axes.set_xlabel(xlabel)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.0 + 0.5 / len(rows) + 0.1), ncols=2)

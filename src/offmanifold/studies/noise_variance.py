@@ -87,7 +87,7 @@ def figure(records: list[Record], path: Path) -> None:
         for row, (_, paper) in ROWS.items()
         if (own := _of(records, row, "estimate"))
     ]
-    dot_rows(path, dots, f"estimated σ² (truth {WORLD.noise_variance})")
+    dot_rows(path, dots, f"estimated σ² (truth {WORLD.noise_variance})", shares=False)
 
 
 STUDY = Study(

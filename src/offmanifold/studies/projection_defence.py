@@ -64,7 +64,7 @@ DEFENCES = {
     "IWAE, 1 latent": Defence("IWAE", 1),
     "VAE, 2 latents": Defence("VAE", 2),
     "VAE, 3 latents": Defence("VAE", 3),
-    "VAE, 5 latents, σ² a tenth": Defence("VAE", 5, 0.1),
+    "VAE, 5 latents, σ² a hundredth": Defence("VAE", 5, 0.01),
 }
 
 COLOURS = {defence: f"C{index}" for index, defence in enumerate(DEFENCES)}

@@ -125,7 +125,7 @@ def figure(records: list[Record], path: Path) -> None:
         for method in METHODS
         if (own := _of(records, name, method, 0))
     ]
-    dot_rows(path, dots, "smooth k-NN statistic of p(x)")
+    dot_rows(path, dots, "smooth k-NN statistic of p(x)", shares=False)
 
 
 STUDY = Study(

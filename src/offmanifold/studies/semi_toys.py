@@ -143,7 +143,7 @@ def figure(records: list[Record], path: Path) -> None:
                 own = _of(records, world, method, name)
                 if own:
                     dots.append((f"{world} · {title} · {method}", *over_seeds(own), None))
-    dot_rows(path, dots, "smooth k-NN statistic")
+    dot_rows(path, dots, "smooth k-NN statistic", shares=False)
 
 
 STUDY = Study(
