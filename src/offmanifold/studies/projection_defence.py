@@ -208,8 +208,8 @@ def table(records: list[Record]) -> str:
         f"dimension (σ² = {WORLD.noise_variance}). Mean over data sets with Student's 95 % interval where there are "
         "several. The paper gives no numbers.",
         "",
-        "| projection | clean | ℓ2 | ℓ∞ | ℓ2, true class | ℓ2, knowing | off the curve | error |",
-        "|---" * 8 + "|",
+        "| projection | clean | ℓ2 | ℓ∞ | ℓ2, true class | ℓ2, knowing | off the curve | error | seeds |",
+        "|---" * 9 + "|",
     ]
     for defence in DEFENCES:
         own = [record["metrics"] for record in _of(records, defence)]
@@ -220,7 +220,7 @@ def table(records: list[Record]) -> str:
             for name in ("clean", "blind", "blind_linf", "true_class", "knowing")
         ]
         cells += [shown([metrics[name] for metrics in own]) for name in ("off_curve", "error")]
-        lines.append(f"| {defence} | {' | '.join(cells)} |")
+        lines.append(f"| {defence} | {' | '.join(cells)} | {len(own)} |")
     return "\n".join(lines) + "\n"
 
 
