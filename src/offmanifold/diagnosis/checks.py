@@ -167,8 +167,10 @@ def _drifted(patient: Patient) -> list[str]:
 def red_team(patient: Patient) -> Finding:
     """Are synthetic outliers, made from normal rows alone, told from normal rows – as well as by plain methods?"""
     methods = {
-        "detector": patient.score, "kNN": patient.neighbour_scores, "PCA": patient.component_scores,
-    }  # fmt: skip
+        "detector": patient.score,
+        "kNN": patient.neighbours.score_samples,
+        "PCA": patient.components.score_samples,
+    }
     normal = {name: patient.scores if name == "detector" else score(patient.normal) for name, score in methods.items()}
     kind = "image" if patient.is_image else "table"
     table: dict[str, dict[str, Estimate]] = {}

@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.decomposition import PCA
-from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
 from offmanifold.data import outliers
@@ -16,9 +14,7 @@ from offmanifold.data.inputs import Float64Array, Rows, evenly
 from offmanifold.data.tables import Preparation, Standardiser
 from offmanifold.detectors.base import OutlierDetector
 from offmanifold.detectors.explanations import energy_and_slope
-
-# Neighbours and components of the two plain methods that stand beside every detector.
-NEIGHBOURS, KEPT_VARIANCE = 5, 0.95
+from offmanifold.measures.plain import Components, Neighbours
 
 
 class Patient:
@@ -94,27 +90,14 @@ class Patient:
     # --- the plain methods ------------------------------------------------------------------------------
 
     @functools.cached_property
-    def _neighbours(self) -> NearestNeighbors:
-        return NearestNeighbors(n_neighbors=min(NEIGHBOURS, len(self.reference))).fit(_flat(self.reference))
+    def neighbours(self) -> Neighbours:
+        """Nearest neighbours in the reference."""
+        return Neighbours().fit(self.reference)
 
     @functools.cached_property
-    def _components(self) -> PCA:
-        flat = _flat(self.reference)
-        varies = flat.std() > 0
-        with np.errstate(invalid="ignore"):  # a share of no variance at all
-            return PCA(KEPT_VARIANCE if varies else 1, svd_solver="full").fit(flat)
-
-    def neighbour_scores(self, rows: Any) -> Float64Array:
-        """Return minus the distance to the fifth neighbour in the reference ``(n,)``."""
-        farthest: Float64Array = self._neighbours.kneighbors(_flat(rows))[0][:, -1]
-        return -farthest
-
-    def component_scores(self, rows: Any) -> Float64Array:
-        """Return minus the squared error that the principal components of 95 % of the variance leave ``(n,)``."""
-        flat = _flat(rows)
-        left = flat - self._components.inverse_transform(self._components.transform(flat))
-        squares: Float64Array = (left**2).sum(1)
-        return -squares
+    def components(self) -> Components:
+        """Principal components of the reference."""
+        return Components().fit(self.reference)
 
     @functools.cached_property
     def own_nearest(self) -> tuple[Float64Array, Any]:
@@ -123,8 +106,8 @@ class Patient:
 
     def nearest(self, rows: Any) -> tuple[Float64Array, Any]:
         """Return the distance to the nearest row of the reference, and that row."""
-        distances, places = self._neighbours.kneighbors(_flat(rows), n_neighbors=1)
-        return distances[:, 0], self.reference[places[:, 0]]
+        distances, places = self.neighbours.nearest(rows)
+        return distances, self.reference[places]
 
     # --- inside the detector ----------------------------------------------------------------------------
 
@@ -157,7 +140,3 @@ class Patient:
         if self.detector._standardiser is not None:
             block = self.detector._standardiser.inverse(block)
         return self.scaler.transform(block)
-
-
-def _flat(rows: Any) -> Float64Array:
-    return np.asarray(rows, dtype=np.float64).reshape(len(rows), -1)
