@@ -14,7 +14,9 @@ from offmanifold.data.inputs import Float64Array, Rows, evenly
 from offmanifold.data.tables import Preparation, Standardiser
 from offmanifold.detectors.base import OutlierDetector
 from offmanifold.detectors.explanations import energy_and_slope
+from offmanifold.detectors.latent import LatentMixin
 from offmanifold.measures.plain import Components, Neighbours
+from offmanifold.probability.latents import prior_sample, project
 
 
 class Patient:
@@ -109,7 +111,32 @@ class Patient:
         distances, places = self.neighbours.nearest(rows)
         return distances, self.reference[places]
 
+    def far(self, rows: Any) -> Any:
+        """Return which rows are farther from the reference than 99 of 100 normal ones ``(n,)``."""
+        return self.nearest(rows)[0] > np.quantile(self.own_nearest[0], 0.99)
+
     # --- inside the detector ----------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def decoded(self) -> dict[str, Any]:
+        """Return by name standardised rows that the detector makes of codes, as many as there are normal ones.
+
+        Codes are "between" two normal rows' (the middle), and drawn from the "prior" where they are meant to have one.
+        Without a latent space there are none.
+        """
+        detector = self.detector
+        if not isinstance(detector, LatentMixin):
+            return {}
+        generator, prior = detector._generator(self.seed), detector.latent_prior
+        found = torch.from_numpy(detector.transform(self.users(self.normal))).float().to(detector._device)
+        # Normal rows are in random order.
+        codes = {"between": project((found + found.roll(1, 0)) / 2, prior or "euclidean")}
+        if prior is not None:
+            codes["prior"] = prior_sample(len(found), found.shape[1], prior, generator, detector._device)
+        return {
+            name: self.from_prepared(torch.cat([detector._decoded(part, generator) for part in torch.split(own, 256)]))
+            for name, own in codes.items()
+        }
 
     def slope(self, prepared: Tensor) -> Tensor | None:
         """Return the energy's gradient at rows as the network takes them, or None where it has none."""

@@ -245,12 +245,12 @@ def by_family(records: list[Record]) -> dict[str, tuple[Array, Array, Array]]:
     for record in records:
         neighbours = record["metrics"]["neighbours"]["value"]
         for member in record["metrics"]["members"].values():
-            (red_team,) = (f for f in member["diagnosis"]["findings"] if f["check"] == "red team")
-            for family, aurocs in red_team["details"].get("families", {}).items():
-                synthetic = aurocs["detector"]["value"] - aurocs["kNN"]["value"]
-                pairs.setdefault(family, []).append(
-                    (synthetic, member["auroc"]["value"] - neighbours, record["job"]["data"])
-                )
+            real = member["auroc"]["value"] - neighbours
+            for finding in member["diagnosis"]["findings"]:
+                if finding["check"] in ("red team", "manifold"):
+                    for family, aurocs in finding["details"].get("families", {}).items():
+                        synthetic = aurocs["detector"]["value"] - aurocs["kNN"]["value"]
+                        pairs.setdefault(family, []).append((synthetic, real, record["job"]["data"]))
     return {family: tuple(map(np.array, zip(*own, strict=True))) for family, own in pairs.items()}  # type: ignore[misc]
 
 
