@@ -26,8 +26,8 @@ FEWEST = 20
 # Attack: starts, steps, and the first step's length: in standard deviations, and in grey levels for pixels in [0, 1].
 STARTS, STEPS, STEP = 64, 60, 0.1
 PIXEL_STEP = 0.02
-# So many made-up rows may pass far from the data.
-WIDE = 0.3
+# So many made-up rows may pass far from the data: of honest AEs' and VAEs' on eleven sets of rows 3 % did at most.
+WIDE = 0.1
 # How many parts of a row are taken away, one at a time.
 PARTS = 16
 
