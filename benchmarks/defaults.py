@@ -14,19 +14,19 @@ import ast
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from sklearn import datasets
 from sklearn.decomposition import PCA
-from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler
 
 from offmanifold import DETECTORS
 from offmanifold.data.benchmarks import data_folder, tables
 from offmanifold.measures import auroc
+from offmanifold.measures.plain import Neighbours
 
 MOST_TRAINING, MOST_NORMAL, MOST_ODD = 2000, 600, 500
 
@@ -121,12 +121,6 @@ def tasks() -> Iterator[Task]:
             yield from thinned_tails(rng, table.train[:4000])
 
 
-def nearest_neighbours(train: Any) -> Callable[[Any], Any]:
-    scaler = StandardScaler().fit(train)
-    neighbours = NearestNeighbors(n_neighbors=5).fit(scaler.transform(train))
-    return lambda rows: -neighbours.kneighbors(scaler.transform(rows))[0][:, -1]
-
-
 def main() -> None:
     if len(sys.argv) < 2:
         sys.exit(__doc__)
@@ -139,11 +133,12 @@ def main() -> None:
         began = time.perf_counter()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            score = (
-                nearest_neighbours(task.train)
+            detector: Any = (
+                Neighbours(standardise=True)
                 if name == "knn"
-                else DETECTORS[name](random_state=0, verbose=False, **chosen).fit(task.train).score_samples
+                else DETECTORS[name](random_state=0, verbose=False, **chosen)
             )
+            score = detector.fit(task.train).score_samples
         seconds += time.perf_counter() - began
         normal = score(task.normal)
         for kind, odd in task.odd.items():

@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import quick
+from scipy.stats import kstest
 
-from offmanifold import AE, VAE, OutlierDetector, diagnose
-from offmanifold.diagnosis.checks import CHECKS
+from offmanifold import AE, VAE, OutlierDetector, SemiSupervisedVAE, diagnose
+from offmanifold.detectors.latent import LatentMixin
+from offmanifold.diagnosis.checks import CHECKS, manifold
 from offmanifold.diagnosis.combination import BIAS, TERMS, combine
 from offmanifold.diagnosis.findings import Finding
+from offmanifold.diagnosis.patient import Patient
 from offmanifold.measures import Estimate
 
 NAMES = [check.name for check in CHECKS]
@@ -72,6 +75,12 @@ def test_every_detector_can_be_examined(detector_class: type[OutlierDetector], w
         families = diagnosis["red team"].details["families"]
         assert len(families) == (8 if rows.ndim == 2 else 9)
         assert all(set(row) == {"detector", "kNN", "PCA"} for row in families.values())
+        made = diagnosis["manifold"].details.get("families", {})
+        prior = getattr(detector, "latent_prior", None)
+        assert set(made) == (
+            {"between", "prior"} if prior else {"between"} if isinstance(detector, LatentMixin) else set()
+        )
+        assert all(set(row) == {"detector", "kNN", "PCA"} for row in made.values())
 
 
 def flipped(detector: Any) -> None:
@@ -111,6 +120,63 @@ def test_a_model_that_copies_whatever_comes_is_caught(world: Any) -> None:
         assert diagnosis[name].verdict == "fail" or diagnosis[name].number.low < 0.5 < diagnosis[name].number.high
         assert diagnosis[name].advice
     assert diagnosis.verdict == "distrust"
+
+
+def copying(rows: Rows, cls: Any = AE, **own: Any) -> Any:
+    """A linear model whose codes are the rows, and whose decoder gives codes back."""
+    detector = made(cls, network="mlp", hidden=[], latent_dim=rows.shape[1], steps=3, **own).fit(rows)
+    with torch.no_grad():
+        for part in (detector.module_.encoder, detector.module_.decoder):
+            (linear,) = (layer for layer in part.modules() if isinstance(layer, torch.nn.Linear))
+            linear.weight.copy_(torch.eye(*linear.weight.shape))
+            linear.bias.zero_()
+    return detector
+
+
+def test_a_manifold_that_bridges_clusters_is_wider_than_the_data() -> None:
+    rng = np.random.default_rng(0)
+    rows = 0.1 * rng.normal(size=(600, 3)) + rng.choice([-10, 10], size=(600, 1))
+    detector = copying(rows, noise=0)
+    patient = Patient(detector, rows)
+    (between,) = patient.decoded().values()
+    neighbours = np.roll(patient.normal, 1, 0)
+    np.testing.assert_allclose(between, (patient.normal + neighbours) / 2, atol=1e-5)
+    bridges = np.sign(patient.normal[:, 0]) != np.sign(neighbours[:, 0])
+    assert 0.3 < bridges.mean() < 0.7
+    # Its error is nought everywhere, but for rounding: all that is asked is what it calls an outlier.
+    detector._calibrate(np.full(100, -1.0))
+    finding = manifold(patient)
+    far = patient.far(between)
+    assert far[bridges].all() and far.mean() < bridges.mean() + 0.05
+    assert finding.number is not None and finding.number.value == far.mean() and finding.verdict == "warn"
+    assert finding.details["families"]["between"]["kNN"]["value"] > 0.5
+    # One that does not let them pass makes them up all the same.
+    detector._calibrate(np.full(100, 1.0))
+    passed = manifold(patient)
+    assert passed.number is not None and passed.number.value == 0 and passed.verdict == "fine" and not passed.advice
+
+
+def test_codes_are_decoded_where_the_prior_has_them() -> None:
+    rows = np.random.default_rng(0).normal(size=(4000, 3))
+    sphere = Patient(copying(rows, noise=0, latent="sphere", scale=None), rows, most=4000)
+    for made_up in sphere.decoded().values():
+        lengths = np.linalg.norm(sphere.users(made_up), axis=1)
+        np.testing.assert_allclose(lengths, 1, atol=1e-5)
+    gaussian = Patient(copying(rows, VAE, scale=None), rows, most=4000)
+    prior = gaussian.users(gaussian.decoded()["prior"])
+    assert all(kstest(column, "norm").pvalue > 0.001 for column in prior.T)
+
+
+@pytest.mark.parametrize("kind", ["none", "discrete", "continuous"])
+def test_labels_are_drawn_for_codes(kind: str, world: Any) -> None:
+    rows = world(200, 1)
+    y = {"none": None, "discrete": np.arange(200) % 2, "continuous": rows[:, 0]}[kind]
+    labels = "continuous" if kind == "continuous" else "auto"
+    detector = made(SemiSupervisedVAE, labels=labels, steps=3).fit(rows, y)
+    patient = Patient(detector, rows)
+    for name, made_up in patient.decoded().items():
+        assert made_up.shape == patient.normal.shape and np.isfinite(made_up).all()
+        np.testing.assert_array_equal(made_up, patient.decoded()[name])
 
 
 def test_normal_rows_that_are_not_those_of_training(honest: OutlierDetector, world: Any) -> None:
@@ -236,6 +302,7 @@ def test_findings_add_up_to_a_verdict() -> None:
         assert combine(examined(0.1, 0.95, 0.0, **grades))[2] == tuple(grades)
     one_check = [*examined(0.1, 0.95, 0.0), finding("stability", "fail")]
     assert combine(one_check)[0] == "care" and combine(one_check)[2] == ("stability",)
+    assert combine([*examined(0.1, 0.95, 0.0), finding("manifold", "warn")]) == combine(examined(0.1, 0.95, 0.0))
     # Without a red team there is no probability.
     recorded = examined(0.1, 0.95, 0.0)[:3]
     assert combine(recorded) == ("care", None, ())

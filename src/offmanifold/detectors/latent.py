@@ -47,6 +47,11 @@ class LatentMixin(TransformerMixin):  # type: ignore[misc]
         """Return the rows as the network sees them ``(n, D)``: prepared columns with NaN where missing, or pixels."""
         return joined(part[:real].flatten(1) for part, real in self._passes(self._fitted_rows(X)))
 
+    def _decoded(self: Any, codes: Tensor, generator: torch.Generator) -> Tensor:
+        """Return rows ``(n, *shape)`` as the network sees them: the decoder's means for codes ``(n, latent_dim)``."""
+        decoded: Tensor = self.module_.decode(codes)
+        return decoded
+
     def _through(
         self: Any, compute: Callable[[Any, Tensor], Tensor], rows: Rows, index: npt.NDArray[np.intp] | None = None
     ) -> Iterator[Tensor]:

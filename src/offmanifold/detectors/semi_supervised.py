@@ -472,21 +472,26 @@ class SemiSupervisedVAE(VariationalDetector):
 
     def sample(self, n: int, *, y: Any = None, random_state: int | np.random.RandomState | None = None) -> Any:
         """Draw ``n`` rows, with label ``y`` (one, or one for each) or with labels from p(y); units and layout of X."""
-        labels = self.labels_
         parameters.integer("n", n)
         generator = self._generator(random_state)
         codes = prior_sample(n, self.settings_["latent_dim"], "euclidean", generator, self._device)
-        if y is not None:
-            told = labels.one(y, n).to(self._device)
-        elif labels.kind == "continuous":
-            told = codes.new_empty(n, 1).normal_(generator=generator)
-        else:
-            weights = codes.new_tensor(labels.frequencies)
-            drawn = torch.multinomial(weights, n, replacement=True, generator=generator)
-            told = torch.eye(labels.width, device=self._device)[drawn]
+        told = self._drawn_labels(codes, generator) if y is None else self.labels_.one(y, n).to(self._device)
         model: SemiSupervisedAutoencoder = self.module_
         with torch.no_grad():
             return self._restore(model.likelihood.sample(model.decode(codes, told), generator))
+
+    def _drawn_labels(self, codes: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw a label from p(y) for each code ``(n, width)``."""
+        labels, n = self.labels_, len(codes)
+        if labels.kind == "continuous":
+            return codes.new_empty(n, 1).normal_(generator=generator)
+        weights = codes.new_tensor(labels.frequencies)
+        drawn = torch.multinomial(weights, n, replacement=True, generator=generator)
+        return torch.eye(labels.width, device=codes.device)[drawn]
+
+    def _decoded(self, codes: Tensor, generator: torch.Generator) -> Tensor:
+        model: SemiSupervisedAutoencoder = self.module_
+        return model.likelihood.mean(model.decode(codes, self._drawn_labels(codes, generator)))
 
     def counterfactual(self, X: Any, y: Any) -> Any:
         """Return each row as it would be with label ``y``: E[x | z, y] at the mean of q(z | x), in units of ``X``."""

@@ -359,6 +359,10 @@ class VariationalDetector(LatentMixin, OutlierDetector):
         """Codes are meant to follow N(0, I)."""
         return "euclidean"
 
+    def _decoded(self, codes: Tensor, generator: torch.Generator) -> Tensor:
+        model: VariationalAutoencoder = self.module_
+        return model.likelihood.mean(model.decoder(codes))
+
     def posterior(self, X: Any) -> tuple[Float64Array, Float64Array]:
         """Return mean and standard deviation of q(z | x), ``(n, latent_dim)`` each."""
         return self._posterior(self._fitted_rows(X))

@@ -26,6 +26,8 @@ FEWEST = 20
 # Attack: starts, steps, and the first step's length: in standard deviations, and in grey levels for pixels in [0, 1].
 STARTS, STEPS, STEP = 64, 60, 0.1
 PIXEL_STEP = 0.02
+# So many made-up rows may pass far from the data: of honest AEs' and VAEs' on eleven sets of rows 3 % did at most.
+WIDE = 0.1
 # How many parts of a row are taken away, one at a time.
 PARTS = 16
 
@@ -166,25 +168,18 @@ def _drifted(patient: Patient) -> list[str]:
 
 def red_team(patient: Patient) -> Finding:
     """Are synthetic outliers, made from normal rows alone, told from normal rows – as well as by plain methods?"""
-    methods = {
-        "detector": patient.score, "kNN": patient.neighbour_scores, "PCA": patient.component_scores,
-    }  # fmt: skip
-    normal = {name: patient.scores if name == "detector" else score(patient.normal) for name, score in methods.items()}
-    kind = "image" if patient.is_image else "table"
-    table: dict[str, dict[str, Estimate]] = {}
-    for family in outliers.families(kind):
+    made = {}
+    for family in outliers.families("image" if patient.is_image else "table"):
         odd = patient.made(family)
         # A family may leave some rows as they are (a constant image is constant when blurred).
         odd = odd[np.abs(odd - patient.normal).reshape(len(odd), -1).max(1) > 0]
         if len(odd):
-            table[family] = {name: auroc(normal[name], score(odd)) for name, score in methods.items()}
-    if not table:
+            made[family] = odd
+    if not made:
         return Finding("red team", "not applicable", "All rows are alike: no family makes anything else of them.")
-    means = {name: float(np.mean([row[name].value for row in table.values()])) for name in methods}
-    details = {
-        "families": {family: {name: found.to_json() for name, found in row.items()} for family, row in table.items()},
-        "means": means,
-    }
+    table = _beside_plain(patient, made)
+    means = {name: float(np.mean([row[name].value for row in table.values()])) for name in ("detector", "kNN", "PCA")}
+    details = {"families": _to_json(table), "means": means}
     # Families share their normal rows: the mean of the ends is an interval of their mean that is wide enough.
     own = [row["detector"] for row in table.values()]
     number = Estimate(*(float(np.mean([getattr(one, end) for one in own])) for end in ("value", "low", "high")))
@@ -206,6 +201,21 @@ def red_team(patient: Patient) -> Finding:
     elif grade != "fine":
         advice = "Try another detector, or more rows: plain methods do no better here."
     return Finding("red team", grade, told, number, "mean AUROC over families", advice, details)
+
+
+def _beside_plain(patient: Patient, made: Mapping[str, Any]) -> dict[str, dict[str, Estimate]]:
+    """Return for each family of rows the AUROC against normal ones by method."""
+    plain = {"kNN": patient.neighbours.score_samples, "PCA": patient.components.score_samples}
+    normal = {"detector": patient.scores, **{name: score(patient.normal) for name, score in plain.items()}}
+    methods = {"detector": patient.score, **plain}
+    return {
+        family: {name: auroc(normal[name], score(rows)) for name, score in methods.items()}
+        for family, rows in made.items()
+    }
+
+
+def _to_json(table: Mapping[str, Mapping[str, Estimate]]) -> dict[str, Any]:
+    return {family: {name: found.to_json() for name, found in row.items()} for family, row in table.items()}
 
 
 def identity(patient: Patient) -> Finding:
@@ -270,13 +280,51 @@ def attack(patient: Patient) -> Finding:
         if patient.is_image:
             rows = rows.clamp(0, 1)
     ends = patient.from_prepared(rows)
-    far = patient.nearest(ends)[0] > np.quantile(patient.own_nearest[0], 0.99)
-    fooled = far & (patient.score(ends) > np.median(patient.scores))
+    fooled = patient.far(ends) & (patient.score(ends) > np.median(patient.scores))
     number = proportion(int(fooled.sum()), len(fooled))
     grade = _graded(number.value, warn=0.3, fail=0.9)
     told = f"{number.value:.0%} of {len(ends)} searches ended on rows that score as normal, far from every normal one."
     advice = "" if grade == "fine" else "Whoever wants to pass will: use detector='nae', or neighbours beside it."
     return Finding("attack", grade, told, number, "share of searches", advice)
+
+
+def manifold(patient: Patient) -> Finding:
+    """Are rows that the model makes up itself, and calls normal, as near to the data as normal rows are?
+
+    Rows decoded from between two normal rows' codes, or from the prior, are no outliers: a good model's lie on the
+    data, and then neighbours see no difference either. So their AUROC is told beside the plain methods' and is not
+    graded; what is, is how many of them the detector passes that lie far from every normal row: its manifold is wider
+    than the data, and outliers in those places would pass as well. The combination does not read it, and it never
+    fails, for how well it foretells missed outliers has not been measured.
+    """
+    made = patient.decoded()
+    if not made:
+        return Finding("manifold", "not applicable", "The detector has no latent space to make rows from.")
+    wide = {
+        family: patient.far(rows) & (patient.score(rows) >= patient.detector.offset_) for family, rows in made.items()
+    }
+    shares = {family: proportion(int(passed.sum()), len(passed)) for family, passed in wide.items()}
+    worst = max(shares, key=lambda family: shares[family].value)
+    number = shares[worst]
+    told = {
+        "between": f"{number.value:.0%} of the rows decoded from between two normal rows' codes",
+        "prior": f"{number.value:.0%} of the rows decoded from the prior",
+    }[worst]
+    details = {
+        "families": _to_json(_beside_plain(patient, made)),
+        "wide": {family: share.to_json() for family, share in shares.items()},
+    }
+    grade: Grade = "warn" if number.low > WIDE else "fine"
+    advice = "" if grade == "fine" else "Use fewer latents, detector='nae', or neighbours beside it."
+    return Finding(
+        "manifold",
+        grade,
+        f"{told} pass as normal, far from every normal one.",
+        number,
+        "share of rows",
+        advice,
+        details,
+    )
 
 
 def stability(patient: Patient) -> Finding:
@@ -340,4 +388,5 @@ CHECKS = (
     Check("stability", "Does one part decide everything?", "–", True, stability),
     Check("complexity", "Does it measure complexity alone?", "P3 §5.2", True, complexity),
     Check("attack", "Can it be fooled?", "P3 §3", True, attack),
+    Check("manifold", "Is what it makes up near the data?", "P3 Fig. 7", True, manifold),
 )

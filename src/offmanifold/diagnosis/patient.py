@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.decomposition import PCA
-from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
 from offmanifold.data import outliers
@@ -16,9 +14,9 @@ from offmanifold.data.inputs import Float64Array, Rows, evenly
 from offmanifold.data.tables import Preparation, Standardiser
 from offmanifold.detectors.base import OutlierDetector
 from offmanifold.detectors.explanations import energy_and_slope
-
-# Neighbours and components of the two plain methods that stand beside every detector.
-NEIGHBOURS, KEPT_VARIANCE = 5, 0.95
+from offmanifold.detectors.latent import LatentMixin
+from offmanifold.measures.plain import Components, Neighbours
+from offmanifold.probability.latents import prior_sample, project
 
 
 class Patient:
@@ -94,27 +92,14 @@ class Patient:
     # --- the plain methods ------------------------------------------------------------------------------
 
     @functools.cached_property
-    def _neighbours(self) -> NearestNeighbors:
-        return NearestNeighbors(n_neighbors=min(NEIGHBOURS, len(self.reference))).fit(_flat(self.reference))
+    def neighbours(self) -> Neighbours:
+        """Nearest neighbours in the reference."""
+        return Neighbours().fit(self.reference)
 
     @functools.cached_property
-    def _components(self) -> PCA:
-        flat = _flat(self.reference)
-        varies = flat.std() > 0
-        with np.errstate(invalid="ignore"):  # a share of no variance at all
-            return PCA(KEPT_VARIANCE if varies else 1, svd_solver="full").fit(flat)
-
-    def neighbour_scores(self, rows: Any) -> Float64Array:
-        """Return minus the distance to the fifth neighbour in the reference ``(n,)``."""
-        farthest: Float64Array = self._neighbours.kneighbors(_flat(rows))[0][:, -1]
-        return -farthest
-
-    def component_scores(self, rows: Any) -> Float64Array:
-        """Return minus the squared error that the principal components of 95 % of the variance leave ``(n,)``."""
-        flat = _flat(rows)
-        left = flat - self._components.inverse_transform(self._components.transform(flat))
-        squares: Float64Array = (left**2).sum(1)
-        return -squares
+    def components(self) -> Components:
+        """Principal components of the reference."""
+        return Components().fit(self.reference)
 
     @functools.cached_property
     def own_nearest(self) -> tuple[Float64Array, Any]:
@@ -123,10 +108,35 @@ class Patient:
 
     def nearest(self, rows: Any) -> tuple[Float64Array, Any]:
         """Return the distance to the nearest row of the reference, and that row."""
-        distances, places = self._neighbours.kneighbors(_flat(rows), n_neighbors=1)
-        return distances[:, 0], self.reference[places[:, 0]]
+        distances, places = self.neighbours.nearest(rows)
+        return distances, self.reference[places]
+
+    def far(self, rows: Any) -> Any:
+        """Return which rows are farther from the reference than 99 of 100 normal ones ``(n,)``."""
+        return self.nearest(rows)[0] > np.quantile(self.own_nearest[0], 0.99)
 
     # --- inside the detector ----------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def decoded(self) -> dict[str, Any]:
+        """Return by name standardised rows that the detector makes of codes, as many as there are normal ones.
+
+        Codes are "between" two normal rows' (the middle), and drawn from the "prior" where they are meant to have one.
+        Without a latent space there are none.
+        """
+        detector = self.detector
+        if not isinstance(detector, LatentMixin):
+            return {}
+        generator, prior = detector._generator(self.seed), detector.latent_prior
+        found = torch.from_numpy(detector.transform(self.users(self.normal))).float().to(detector._device)
+        # Normal rows are in random order.
+        codes = {"between": project((found + found.roll(1, 0)) / 2, prior or "euclidean")}
+        if prior is not None:
+            codes["prior"] = prior_sample(len(found), found.shape[1], prior, generator, detector._device)
+        return {
+            name: self.from_prepared(torch.cat([detector._decoded(part, generator) for part in torch.split(own, 256)]))
+            for name, own in codes.items()
+        }
 
     def slope(self, prepared: Tensor) -> Tensor | None:
         """Return the energy's gradient at rows as the network takes them, or None where it has none."""
@@ -157,7 +167,3 @@ class Patient:
         if self.detector._standardiser is not None:
             block = self.detector._standardiser.inverse(block)
         return self.scaler.transform(block)
-
-
-def _flat(rows: Any) -> Float64Array:
-    return np.asarray(rows, dtype=np.float64).reshape(len(rows), -1)

@@ -18,12 +18,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.decomposition import PCA
-from sklearn.neighbors import NearestNeighbors
 
 import offmanifold
 from offmanifold import atomic
 from offmanifold.measures.estimates import mean_of
+from offmanifold.measures.plain import Components, Neighbours
 from offmanifold.training.threads import cores, limited_to, share
 
 SCALES = ("smoke", "laptop", "paper")
@@ -173,21 +172,12 @@ def baseline_scores(name: str, train: Array, normal: Array, odd: Array) -> tuple
     Parameters
     ----------
     name : {"kNN", "PCA"}
-        Minus the distance to the fifth neighbour; minus the squared error left by 32 principal components.
+        Minus the distance to the fifth neighbour; minus the squared error a pixel left by 32 principal components.
     train, normal, odd : uint8 images
     """
-    flat_train, flat_normal, flat_odd = (images.reshape(len(images), -1) / 255.0 for images in (train, normal, odd))
-    if name == "kNN":
-        neighbours = NearestNeighbors(n_neighbors=5).fit(flat_train)
-        return -neighbours.kneighbors(flat_normal)[0][:, -1], -neighbours.kneighbors(flat_odd)[0][:, -1]
-    components = min(32, len(flat_train) - 1)
-    pca = PCA(components, svd_solver="full" if len(flat_train) < 1000 else "covariance_eigh").fit(flat_train)
-
-    def kept(rows: Array) -> Array:
-        error: Array = ((rows - pca.inverse_transform(pca.transform(rows))) ** 2).mean(1)
-        return -error
-
-    return kept(flat_normal), kept(flat_odd)
+    plain, unit = (Neighbours(), 1) if name == "kNN" else (Components(32), train[0].size)
+    plain.fit(train / 255)
+    return plain.score_samples(normal / 255) / unit, plain.score_samples(odd / 255) / unit
 
 
 def shown(values: Sequence[float], *, share: bool = False) -> str:

@@ -12,8 +12,6 @@ import numpy.typing as npt
 import torch
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import NearestNeighbors
-from sklearn.preprocessing import StandardScaler
 
 from offmanifold.data import benchmarks
 from offmanifold.detectors import AE, VAE, MultiscaleDenoiser, OutlierDetector
@@ -22,6 +20,7 @@ from offmanifold.diagnosis.doctor import diagnose
 from offmanifold.diagnosis.findings import Finding
 from offmanifold.measures.detection import auroc, proportion
 from offmanifold.measures.estimates import Estimate, rank_correlation
+from offmanifold.measures.plain import Neighbours
 from offmanifold.report.figures import ACCENT, NORMAL, OUTLIER, new_figure, write_figure
 from offmanifold.studies.core import Job, Record, Study
 
@@ -128,7 +127,8 @@ def run(job: Job) -> dict[str, Any]:
     train, normal, odd = next(rest for name, *rest in _sets(job["scale"], job["seed"]) if name == job["data"])
     examined, test = normal[: len(normal) // 2][:1000], normal[len(normal) // 2 :][:1000]
     odd = odd[:1000]
-    neighbours = auroc(*_neighbours(train, test, odd))
+    plain = Neighbours(standardise=train.ndim == 2).fit(train)
+    neighbours = auroc(plain.score_samples(test), plain.score_samples(odd))
     members = {}
     for name in job["members"]:
         member = ZOO[name]
@@ -160,14 +160,6 @@ def _unit(name: str, train: Array, seed: int) -> Array | None:
         return None
     unit: Array = np.power(10.0, np.random.default_rng(seed).uniform(-2, 2, train.shape[1]))
     return unit
-
-
-def _neighbours(train: Array, *others: Array) -> list[Array]:
-    flat = [rows.reshape(len(rows), -1).astype(np.float64) for rows in (train, *others)]
-    scaler = StandardScaler().fit(flat[0]) if train.ndim == 2 else None
-    flat = [rows if scaler is None else scaler.transform(rows) for rows in flat]
-    model = NearestNeighbors(n_neighbors=5).fit(flat[0])
-    return [-model.kneighbors(rows)[0][:, -1] for rows in flat[1:]]
 
 
 # --- what the records tell ------------------------------------------------------------------------------
@@ -253,12 +245,12 @@ def by_family(records: list[Record]) -> dict[str, tuple[Array, Array, Array]]:
     for record in records:
         neighbours = record["metrics"]["neighbours"]["value"]
         for member in record["metrics"]["members"].values():
-            (red_team,) = (f for f in member["diagnosis"]["findings"] if f["check"] == "red team")
-            for family, aurocs in red_team["details"].get("families", {}).items():
-                synthetic = aurocs["detector"]["value"] - aurocs["kNN"]["value"]
-                pairs.setdefault(family, []).append(
-                    (synthetic, member["auroc"]["value"] - neighbours, record["job"]["data"])
-                )
+            real = member["auroc"]["value"] - neighbours
+            for finding in member["diagnosis"]["findings"]:
+                if finding["check"] in ("red team", "manifold"):
+                    for family, aurocs in finding["details"].get("families", {}).items():
+                        synthetic = aurocs["detector"]["value"] - aurocs["kNN"]["value"]
+                        pairs.setdefault(family, []).append((synthetic, real, record["job"]["data"]))
     return {family: tuple(map(np.array, zip(*own, strict=True))) for family, own in pairs.items()}  # type: ignore[misc]
 
 

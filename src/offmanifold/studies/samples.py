@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.neighbors import NearestNeighbors
 
 from offmanifold.detectors.nae import NAE
+from offmanifold.measures.plain import Neighbours
 from offmanifold.report.figures import new_figure, write_figure
 from offmanifold.studies import mnist_holdout
 from offmanifold.studies.core import Job, Record, Study, arrays_of, shown
@@ -50,12 +50,10 @@ def run(job: Job) -> dict[str, Any]:
         "sample": detector.sample(n, random_state=0),
     }
     sets["data"] = mnist.test[mnist.test_labels != DIGIT][:n] / 255
-    nearest = NearestNeighbors(n_neighbors=1).fit(train.reshape(len(train), -1) / 255)
+    nearest = Neighbours(1).fit(train / 255)
     return {
         "error": {kind: float(-detector.score_samples(images).mean()) for kind, images in sets.items()},
-        "distance": {
-            kind: float(nearest.kneighbors(images.reshape(len(images), -1))[0].mean()) for kind, images in sets.items()
-        },
+        "distance": {kind: float(nearest.nearest(images)[0].mean()) for kind, images in sets.items()},
         "arrays": {kind: (images[: job["shown"]] * 255).round().astype(np.uint8) for kind, images in sets.items()},
     }
 

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from sklearn.datasets import load_breast_cancer, load_wine
-from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler
 
 from offmanifold.data import benchmarks
 from offmanifold.detectors import DETECTORS, MultiscaleDenoiser, OutlierDetector
 from offmanifold.measures.detection import aupr, auroc
+from offmanifold.measures.plain import Neighbours
 from offmanifold.measures.ranks import friedman, mean_ranks, nemenyi_difference
 from offmanifold.report.figures import critical_difference
 from offmanifold.studies.core import Job, Record, Study, shown
@@ -124,7 +124,7 @@ def jobs(scale: str, seed: int) -> list[Job]:
 def _make(source: str, columns: int, seed: int, parameters: dict[str, Any]) -> Any:
     """Return the detector, not fitted yet."""
     if not source:
-        return NearestNeighbors(n_neighbors=5)  # PyOD's default: the same scores
+        return Neighbours()
     if source in DETECTORS:
         return DETECTORS[source](random_state=seed, verbose=False, **parameters)
     module, name = source.split(":")
@@ -138,10 +138,8 @@ def _make(source: str, columns: int, seed: int, parameters: dict[str, Any]) -> A
 
 def _score(model: Any, rows: Array) -> Array:
     """Return scores, high = normal."""
-    if isinstance(model, NearestNeighbors):
-        found: Array = -model.kneighbors(rows)[0][:, -1]
-    elif isinstance(model, OutlierDetector):
-        found = model.score_samples(rows)
+    if isinstance(model, Neighbours | OutlierDetector):
+        found: Array = model.score_samples(rows)
     else:
         found = -np.asarray(model.decision_function(rows), dtype=np.float64)
     return found
