@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,62 +12,50 @@ import pytest
 import torch
 
 from offmanifold import MultiscaleDenoiser, auroc, load, storage
-from offmanifold.detectors.multiscale import MultiscaleModel
-from offmanifold.networks.denoiser import Denoiser
+from offmanifold.detectors.denoising import ImageModel, TableModel
+from offmanifold.networks.denoiser import DenseDenoiser, UNetDenoiser
 
 RNG = np.random.default_rng(0)
 
 
-def model(rows: np.ndarray, scales: tuple[float, ...] = (0.1, 0.5, 2.0)) -> MultiscaleModel:
+def model(rows: np.ndarray, levels: Sequence[float] = (0.1, 0.5, 2.0)) -> TableModel:
     """Return an untrained model in float64 that stores ``rows``."""
-    made = MultiscaleModel(Denoiser(rows.shape[1], (16, 16), 0.1), scales, len(rows), rows.shape[1], 0.0, 1.0).double()
+    denoiser = DenseDenoiser(rows.shape[1], (16, 16))
+    made = TableModel(denoiser, levels[1:], levels, len(rows), rows.shape[1]).double()
     made.rows = torch.from_numpy(rows)
     return made.eval()
 
 
 def test_a_network_that_gives_nothing_has_loss_one_and_is_best_for_unit_gaussians() -> None:
     generator = torch.Generator().manual_seed(0)
-    denoiser = Denoiser(4, (8,), 0.0)
+    denoiser = DenseDenoiser(4, (8,))
     torch.nn.init.zeros_(denoiser.leave.weight)
     torch.nn.init.zeros_(denoiser.leave.bias)
     rows, noise = torch.randn(2, 50_000, 4, generator=generator)
     for level in (0.05, 0.7, 3.0):
         sigma = torch.full((50_000, 1), level)
-        assert denoiser.loss(rows, noise, sigma, None).mean().item() == pytest.approx(1, abs=0.02)
+        assert denoiser.loss(rows, noise, sigma).mean().item() == pytest.approx(1, abs=0.02)
         # E[x | y] = y/(1 + σ²): there is nothing left to learn.
         torch.testing.assert_close(denoiser(rows, sigma), rows / (1 + level**2))
 
 
 def test_the_loss_is_the_denoising_error() -> None:
-    denoiser = Denoiser(3, (8,), 0.0).double()
+    denoiser = DenseDenoiser(3, (8,)).double()
     rows, noise = (torch.from_numpy(RNG.normal(size=(20, 3))) for _ in range(2))
     sigma = torch.from_numpy(RNG.uniform(0.05, 3, size=(20, 1)))
     error = (denoiser(rows + sigma * noise, sigma) - rows).square().mean(1)
-    torch.testing.assert_close(denoiser.loss(rows, noise, sigma, None), error * ((1 + sigma**2) / sigma**2)[:, 0])
-
-
-def test_dropout_comes_from_the_generator_alone() -> None:
-    denoiser = Denoiser(3, (8,), 0.5)
-    rows, sigma = torch.randn(20, 3), torch.ones(20, 1)
-    first = denoiser.network(rows, sigma, torch.Generator().manual_seed(1))
-    torch.manual_seed(7)
-    assert torch.equal(first, denoiser.network(rows, sigma, torch.Generator().manual_seed(1)))
-    assert not torch.equal(first, denoiser.network(rows, sigma, torch.Generator().manual_seed(2)))
-    many = torch.stack([denoiser.network(rows, sigma, torch.Generator().manual_seed(i)) for i in range(3000)])
-    # One block: the output is linear in what is dropped, so dropout leaves its mean alone.
-    torch.testing.assert_close(many.mean(0), denoiser.network(rows, sigma), atol=0.05, rtol=0)
+    torch.testing.assert_close(denoiser.loss(rows, noise, sigma), error * ((1 + sigma**2) / sigma**2)[:, 0])
 
 
 def test_learned_features_are_the_errors_of_the_denoiser() -> None:
     made = model(RNG.normal(size=(5, 3)))
     rows = torch.from_numpy(RNG.normal(size=(7, 3)))
     found = made.learned(rows)
-    for index, sigma in enumerate(made.scales.tolist()):
+    assert found.shape == (7, 2)
+    for index, sigma in enumerate(made.levels.tolist()):
         level = torch.full((7, 1), sigma, dtype=torch.float64)
         residual = (rows - made.denoiser(rows, level)).square().mean(1) / sigma**2
-        errors = [(rows - made.denoiser(rows + sigma * noise, level)).square().mean(1) for noise in made.noise]
-        torch.testing.assert_close(found[:, 2 * index], residual)
-        torch.testing.assert_close(found[:, 2 * index + 1], torch.stack(errors).mean(0))
+        torch.testing.assert_close(found[:, index], residual)
 
 
 def test_the_empirical_denoiser_is_the_loop_and_in_the_limit_the_nearest_neighbour() -> None:
@@ -77,9 +67,8 @@ def test_the_empirical_denoiser_is_the_loop_and_in_the_limit_the_nearest_neighbo
         for index, sigma in enumerate((0.5, 2.0), 1):
             weights = np.exp(-squares / (2 * sigma**2))
             weights /= weights.sum()
-            assert found[i, 2 * index] == pytest.approx(((rows[i] - weights @ stored) ** 2).mean(), rel=1e-9)
-            assert found[i, 2 * index + 1] == pytest.approx(weights @ squares / 3, rel=1e-9)
-        assert found[i, :2] == pytest.approx([squares.min() / 3] * 2, rel=1e-6)
+            assert found[i, index] == pytest.approx(((rows[i] - weights @ stored) ** 2).mean(), rel=1e-9)
+        assert found[i, 0] == pytest.approx(squares.min() / 3, rel=1e-6)
 
 
 def test_a_trained_denoiser_is_the_posterior_mean_of_a_gaussian() -> None:
@@ -98,18 +87,19 @@ def test_evidence_terms_and_score_fit_together(plane: Any, tmp_path: Path) -> No
     normal, odd = plane
     detector = MultiscaleDenoiser(hidden=(32,), steps=200, random_state=0, verbose=False).fit(normal[:300])
     evidence = detector.evidence(odd)
-    assert evidence.shape == (len(odd), 28)
+    assert evidence.shape == (len(odd), 10)
     combined = np.log(np.exp(evidence).mean(1))
     np.testing.assert_allclose(detector.score_samples(odd), -combined, rtol=1e-5)
     terms = detector.score_terms(odd)
-    share = np.exp(evidence[:, :14]).sum(1) / np.exp(evidence).sum(1)
+    share = np.exp(evidence[:, :5]).sum(1) / np.exp(evidence).sum(1)
     np.testing.assert_allclose(terms["learned"], -combined * share, rtol=1e-4, atol=1e-6)
     assert list(terms) == ["learned", "empirical"]
     # Normal rows that took no part stand where the held-out rows stood; 30 of those place a median to ±.25.
     assert np.abs(np.median(detector.evidence(normal[300:]), 0)).max() < 0.8
-    assert detector.fit_report_ == {"rows_in_the_model_file": detector.rows_["training"]}
+    kept = detector.rows_["training"] + detector.rows_["stopping"]  # none that the decision is calibrated with
+    assert detector.fit_report_ == {"rows_in_the_model_file": kept}
     detector.save(tmp_path / "with.safetensors")
-    assert len(storage.read(tmp_path / "with.safetensors")[1]["module/rows"]) == detector.rows_["training"]
+    assert len(storage.read(tmp_path / "with.safetensors")[1]["module/rows"]) == kept
 
 
 def test_rows_can_be_left_out_of_the_file(plane: Any, tmp_path: Path) -> None:
@@ -127,18 +117,21 @@ def test_rows_can_be_left_out_of_the_file(plane: Any, tmp_path: Path) -> None:
     assert few.settings_["stored"] == 50
 
 
-def test_scales_reach_down_to_the_distance_between_neighbours() -> None:
+def test_noise_levels_reach_down_to_the_distance_between_neighbours() -> None:
     settings = {"hidden": (8,), "steps": 1, "verbose": False}
-    sparse = MultiscaleDenoiser(**settings).fit(RNG.normal(size=(200, 20)))
-    dense = MultiscaleDenoiser(**settings).fit(RNG.normal(size=(20_000, 2)))
-    assert sparse.settings_["scales"][0] == pytest.approx(0.05)
-    assert 0.01 <= dense.settings_["scales"][0] < 0.02
-    assert sparse.settings_["scales"][-1] == dense.settings_["scales"][-1] == pytest.approx(3.0)
+    sparse = MultiscaleDenoiser(**settings).fit(RNG.normal(size=(200, 20))).settings_
+    dense = MultiscaleDenoiser(**settings).fit(RNG.normal(size=(20_000, 2))).settings_
+    kinds = ("levels", "empirical_levels")
+    assert [sparse[kind][0] for kind in kinds] == pytest.approx([0.05, 0.2])
+    assert 0.01 <= dense["levels"][0] == dense["empirical_levels"][0] < 0.02
+    assert all(settled[kind][-1] == pytest.approx(3.0) for settled in (sparse, dense) for kind in kinds)
 
 
 def test_what_it_cannot_take_is_said(plane: Any) -> None:
     with pytest.raises(ValueError, match="network='mlp' is unknown. Did you mean 'resmlp'"):
         MultiscaleDenoiser(network="mlp").fit(plane[0])
+    with pytest.raises(ValueError, match="network='unet' takes images; the data are a table. Use 'resmlp'"):
+        MultiscaleDenoiser(network="unet").fit(plane[0])
     with pytest.raises(ValueError, match="hidden must be of one width"):
         MultiscaleDenoiser(hidden=(8, 16)).fit(plane[0])
     with pytest.raises(TypeError, match="store_rows must be True or False"):
@@ -155,3 +148,53 @@ def test_stored_rows_are_left_out_of_their_own_neighbours() -> None:
     for row, place in zip(found, places.tolist(), strict=True):
         others = model(np.delete(stored, place, 0))
         torch.testing.assert_close(row, others.empirical(torch.from_numpy(stored[place : place + 1]))[0])
+
+
+def test_the_evidence_on_an_image_is_its_whitened_errors() -> None:
+    """In float64 against a loop; of the held-out images themselves it has mean zero and unit covariance, nearly."""
+    denoiser = UNetDenoiser((1, 8, 9), 0.3).double()
+    made = ImageModel(denoiser, [0.1, 1.0], 72, 0.5, 0.2).double().requires_grad_(False)
+    images = torch.from_numpy(RNG.uniform(size=(400, 1, 8, 9)))
+    flat = (images.flatten(1) - 0.5) / 0.2
+    for index, sigma in enumerate((0.1, 1.0)):
+        level = torch.full((400, 1), sigma, dtype=torch.float64)
+        errors = [(flat - denoiser(flat + sigma * noise, level)).square().mean(1) for noise in made.noise]
+        torch.testing.assert_close(made.features(images)[:, index], torch.stack(errors).mean(0).log())
+    made.standardise(images)
+    made.double()
+    evidence = made.evidence(images)
+    torch.testing.assert_close(evidence.mean(0), torch.zeros(2).double(), atol=1e-4, rtol=0)
+    torch.testing.assert_close(evidence.T.cov(correction=0), torch.eye(2).double(), atol=0.05, rtol=0)
+    distances = made.energies(images)["denoising"]
+    features = made.features(images)
+    apart = features - features.mean(0)
+    exact = ((apart @ torch.linalg.inv(features.T.cov(correction=0))) * apart).sum(1) / 2
+    torch.testing.assert_close(distances.square(), exact, rtol=0.1, atol=0.02)
+
+
+def test_an_image_can_be_too_smooth_and_too_rough() -> None:
+    waves = np.sin(np.arange(16) * 0.8)
+    phases = RNG.normal(size=(400, 2))
+    images = 0.5 + 0.2 * np.cos(phases[:, :1, None] + np.arange(16)[None, :, None]) * waves[None, None]
+    images = (images + 0.2 * np.sin(phases[:, 1:, None] * np.arange(16)[None, None, :] / 4)).clip(0, 1)
+    detector = MultiscaleDenoiser(capacity=0.3, steps=150, batch_size=64, random_state=0, verbose=False).fit(
+        images[:300]
+    )
+    assert detector.settings_["network"] == "unet"
+    normal = detector.score_samples(images[300:])
+    for odd in (np.full((50, 16, 16), 0.5), RNG.uniform(size=(50, 16, 16))):
+        assert auroc(normal, detector.score_samples(odd)).value > 0.95
+    assert list(detector.score_terms(images[:5])) == ["denoising"]
+    np.testing.assert_allclose(
+        detector.score_samples(images[:5]), -np.sqrt((detector.evidence(images[:5]) ** 2).mean(1)), rtol=1e-4
+    )
+    assert detector.reconstruct(images[:2], sigma=0.2).shape == (2, 16, 16)
+    assert detector.fit_report_ == {"rows_in_the_model_file": 0}
+
+
+def test_a_unet_takes_images_of_any_size_and_is_told_the_noise() -> None:
+    for shape in ((1, 8, 8), (3, 13, 10)):
+        denoiser = UNetDenoiser(shape, 0.3)
+        rows = torch.randn(2, math.prod(shape))
+        found = [denoiser(rows, torch.full((2, 1), sigma)) for sigma in (0.1, 1.0)]
+        assert found[0].shape == rows.shape and not torch.equal(*found)

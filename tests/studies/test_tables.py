@@ -79,7 +79,7 @@ def test_the_parts_make_up_the_score() -> None:
 
     rows = np.random.default_rng(0).normal(size=(300, 4))
     detector = MultiscaleDenoiser(steps=3, hidden=[16], random_state=0, verbose=False).fit(rows[:200])
-    evidence = detector.evidence(rows[200:]).reshape(100, 2, -1, 2)
+    evidence = detector.evidence(rows[200:]).reshape(100, 2, -1)
     score = detector.score_samples(rows[200:])
     np.testing.assert_allclose(-tables._log_mean_exp(evidence), score, rtol=1e-5, atol=1e-5)
     learned, empirical = (tables.PARTS[f"the {part} denoiser alone"](evidence) for part in ("learned", "empirical"))

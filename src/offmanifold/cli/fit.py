@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from offmanifold.diagnosis.capacity import Suggestion
 
 CONFIG_KEYS = ("detector", "array", "drop", "columns", "threads", "parameters")
-# The better of the quick ones on tables (docs/benchmarks.md); `nae` takes minutes where they take seconds.
-DEFAULT_DETECTOR = "ae"
+# The best of the study `tables`; of images the quicker one: `nae` is better, and takes minutes where it takes seconds.
+FOR_TABLES, FOR_IMAGES = "multiscale-denoiser", "ae"
 # Sizes are compared by their likelihood.
 SIZED_DETECTOR = "vae"
 # Takes what is not normal.
@@ -36,7 +36,12 @@ def fit(
     ),
     detector: Annotated[
         str | None,
-        typer.Option("--detector", metavar="NAME", help="See `offmanifold detectors`.", show_default=DEFAULT_DETECTOR),
+        typer.Option(
+            "--detector",
+            metavar="NAME",
+            help="See `offmanifold detectors`.",
+            show_default=f"{FOR_TABLES}; {FOR_IMAGES} for images",
+        ),
     ] = None,
     settings: Annotated[
         list[str] | None,
@@ -100,7 +105,7 @@ def fit(
     chosen = _read_config(config)
     if threads is not None:
         chosen["threads"] = threads
-    usual = TOLD_DETECTOR if negatives is not None else DEFAULT_DETECTOR if capacity is None else SIZED_DETECTOR
+    usual = TOLD_DETECTOR if negatives is not None else None if capacity is None else SIZED_DETECTOR
     name = detector or chosen.get("detector", usual)
     array = array or chosen.get("array")
     drop = drop or chosen.get("drop")
@@ -117,8 +122,17 @@ def fit(
     from offmanifold.detectors import DETECTORS
     from offmanifold.training.threads import limited_to
 
-    if name not in DETECTORS:
+    if name is not None and name not in DETECTORS:
         raise common.UsageError(f"Unknown detector {name!r}.{did_you_mean(name, DETECTORS)}")
+    kinds = common.read_columns(columns) or chosen.get("columns")
+    text = [column for column, kind in (kinds or {}).items() if kind == "category"]
+
+    def opened(path: Path) -> Any:
+        return open_source(path, array=array, drop=drop or (), text=text).load()
+
+    rows = opened(data)
+    if name is None:
+        name = FOR_TABLES if len(rows.shape) < 3 else FOR_IMAGES
     known = defaults(DETECTORS[name])
     values = {**chosen.get("parameters", {}), **dict(_assignment(text) for text in settings or ())}
     for key in values:
@@ -126,14 +140,7 @@ def fit(
             raise common.UsageError(f"{name} has no parameter {key!r}.{did_you_mean(key, known)}")
     make: Callable[..., OutlierDetector] = DETECTORS[name]
     model = make(**{"verbose": False if quiet else "auto", **values})
-
-    kinds = common.read_columns(columns) or chosen.get("columns")
-    text = [column for column, kind in (kinds or {}).items() if kind == "category"]
-
-    def opened(path: Path) -> Any:
-        return open_source(path, array=array, drop=drop or (), text=text).load()
-
-    rows, told = opened(data), None if negatives is None else opened(negatives)
+    told = None if negatives is None else opened(negatives)
     began = time.monotonic()
     if not resume:
         search.unlink(missing_ok=True)
@@ -184,9 +191,12 @@ def fit(
         counts = model.rows_
         typer.echo(
             f"Learned {summary['input']} with {name} in {seconds:.1f} s: {counts['training']:,} rows to train on, "
-            f"{counts['stopping']:,} to stop by, {counts['calibration']:,} to calibrate with.\n"
-            f"Wrote {out}. Next:  offmanifold score {out} NEW_DATA --out scores.csv"
+            f"{counts['stopping']:,} to stop by, {counts['calibration']:,} to calibrate with."
         )
+        inside = model.fit_report_.get("rows_in_the_model_file")
+        if inside:
+            typer.echo(f"{inside:,} of the rows are part of the model; --set store_rows=false leaves them out.")
+        typer.echo(f"Wrote {out}. Next:  offmanifold score {out} NEW_DATA --out scores.csv")
 
 
 def _choose_capacity(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -53,6 +53,11 @@ def sum_terms(terms: dict[str, Float64Array]) -> Float64Array:
     """Return the score that terms are parts of."""
     total: Float64Array = np.sum(list(terms.values()), axis=0)
     return total
+
+
+def joined(parts: Iterator[Tensor]) -> Float64Array:
+    """Return parts of a result as one float64 array."""
+    return np.concatenate([part.double().cpu().numpy() for part in parts])
 
 
 def labelled(prepared: Tensor, labels: Tensor | None, index: npt.NDArray[np.intp]) -> Tensor:
@@ -470,6 +475,14 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
                 if real < size:
                     part = torch.cat([part, part[-1:].expand(size - real, *part.shape[1:])])
                 yield part.to(self._device), real
+
+    def _through(
+        self, compute: Callable[[Any, Tensor], Tensor], rows: Rows, index: npt.NDArray[np.intp] | None = None
+    ) -> Iterator[Tensor]:
+        """Yield what ``compute(module, prepared rows)`` gives, a pass at a time."""
+        with torch.no_grad():
+            for part, real in self._passes(rows, index):
+                yield compute(self.module_, self._shown(part))[:real]
 
     @property
     def _scoring_dtype(self) -> torch.dtype:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 from sklearn.base import BaseEstimator
@@ -31,6 +31,9 @@ def latent_size(latent_dim: int | str, spec: InputSpec, *, for_images: int = 32)
 
 class Configured(BaseEstimator, abc.ABC):  # type: ignore[misc]
     """Stores what is common to all detectors; see :class:`~offmanifold.AE` for what each parameter means."""
+
+    # What ``network`` may be, beside "auto".
+    networks: ClassVar[tuple[str, ...]] = choose.NETWORKS
 
     def __init__(
         self,
@@ -76,7 +79,7 @@ class Configured(BaseEstimator, abc.ABC):  # type: ignore[misc]
         """Check the detector's own hyper-parameters and return them with every "auto" resolved."""
 
     def _check_common(self) -> None:
-        parameters.choice("network", self.network, ("auto", *choose.NETWORKS))
+        parameters.choice("network", self.network, ("auto", *self.networks))
         if self.steps != "auto":
             parameters.integer("steps", self.steps)
         if self.epochs is not None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from sklearn.base import TransformerMixin
 from torch import Tensor
 
-from offmanifold.data.inputs import Float64Array, Rows
+from offmanifold.data.inputs import Float64Array
+from offmanifold.detectors.base import joined
 from offmanifold.probability.distances import distance
 
 
@@ -51,16 +49,3 @@ class LatentMixin(TransformerMixin):  # type: ignore[misc]
         """Return rows ``(n, *shape)`` as the network sees them: the decoder's means for codes ``(n, latent_dim)``."""
         decoded: Tensor = self.module_.decode(codes)
         return decoded
-
-    def _through(
-        self: Any, compute: Callable[[Any, Tensor], Tensor], rows: Rows, index: npt.NDArray[np.intp] | None = None
-    ) -> Iterator[Tensor]:
-        """Yield what ``compute(module, prepared rows)`` gives, a pass at a time."""
-        with torch.no_grad():
-            for part, real in self._passes(rows, index):
-                yield compute(self.module_, self._shown(part))[:real]
-
-
-def joined(parts: Iterator[Tensor]) -> Float64Array:
-    """Return parts of a result as one float64 array."""
-    return np.concatenate([part.double().cpu().numpy() for part in parts])

@@ -70,7 +70,7 @@ ROWS = {
         "multiscale-denoiser", {"steps": 500}, {"steps": 2, "hidden": [16]}, ablation=True
     ),
 }
-# What is left of the evidence (rows, denoiser, scale, residual or denoising error), and how it is combined.
+# What is left of the evidence (rows, denoiser, noise level), and how it is combined.
 Rule = Callable[[Array], Array]
 
 
@@ -83,12 +83,10 @@ def _log_mean_exp(evidence: Array) -> Array:
 PARTS: dict[str, Rule] = {
     "the learned denoiser alone": lambda evidence: _log_mean_exp(evidence[:, 0]),
     "the empirical denoiser alone": lambda evidence: _log_mean_exp(evidence[:, 1]),
-    "residuals alone": lambda evidence: _log_mean_exp(evidence[..., 0]),
-    "denoising errors alone": lambda evidence: _log_mean_exp(evidence[..., 1]),
-    "the three smallest scales": lambda evidence: _log_mean_exp(evidence[:, :, :3]),
-    "the three largest scales": lambda evidence: _log_mean_exp(evidence[:, :, -3:]),
-    "the mean in place of log-mean-exp": lambda evidence: evidence.mean((1, 2, 3)),
-    "the maximum in its place": lambda evidence: evidence.max((1, 2, 3)),
+    "the three smallest noise levels": lambda evidence: _log_mean_exp(evidence[:, :, :3]),
+    "the three largest noise levels": lambda evidence: _log_mean_exp(evidence[:, :, -3:]),
+    "the mean in place of log-mean-exp": lambda evidence: evidence.mean((1, 2)),
+    "the maximum in its place": lambda evidence: evidence.max((1, 2)),
 }
 
 
@@ -184,7 +182,7 @@ def run(job: Job) -> dict[str, Any]:
         arrays["calibration"] = model.calibration_scores_
     if isinstance(model, MultiscaleDenoiser):
         arrays["evidence"] = model.evidence(test).astype(np.float32)
-        evidence = arrays["evidence"].reshape(len(test), 2, -1, 2)
+        evidence = arrays["evidence"].reshape(len(test), 2, -1)
         metrics["parts"] = {}
         for name, rule in PARTS.items():
             found = -rule(evidence)

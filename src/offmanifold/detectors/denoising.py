@@ -1,0 +1,251 @@
+"""What the multi-scale denoiser is made of: a trained denoiser, and how errors of normal rows are distributed."""
+
+from __future__ import annotations
+
+import abc
+import math
+
+import torch
+from sklearn.covariance import LedoitWolf
+from torch import Tensor, nn
+
+from offmanifold.data.inputs import evenly
+from offmanifold.networks.denoiser import Denoiser
+from offmanifold.probability.missing import completed, filled, missing_cells, share_seen, without
+
+# Where cells are missing, what the denoiser was given for them is off by more than any noise below this level: its
+# errors there say nothing.
+CRUDE = 0.4
+# The noise level at which the denoiser is asked for missing cells: a mean that is off is noise of that size.
+COMPLETING = 1.0
+# Rows evaluated at a time, and distances to stored rows held at a time.
+PART, CELLS = 256, 2**20
+# Features beyond so many spreads of normal rows say no more.
+MOST = 20.0
+TINY = 1e-9
+# Logarithm of the smallest weight of a stored row beside the largest: smaller ones would count for nothing, and cost a
+# tenfold where they leave the normal range of float32.
+FAINT = -60.0
+# Stored rows that standardise the empirical denoiser's features.
+STANDARDISED = 2000
+# Draws of noise in an image's denoising errors, the same for every image.
+DRAWS = 2
+
+
+class DenoisingModel(nn.Module, abc.ABC):
+    """A denoiser for rows that are shifted and divided by ``unit`` first.
+
+    Parameters
+    ----------
+    denoiser : Denoiser
+    levels : sequence of float
+        Noise levels of the denoiser, in standard deviations of the data.
+    shift, unit : float
+        0 and 1 for standardised tables.
+    """
+
+    denoiser: Denoiser
+    levels: Tensor
+
+    def __init__(self, denoiser: Denoiser, levels: list[float], shift: float = 0.0, unit: float = 1.0) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self.shift, self.unit = shift, unit
+        self.register_buffer("levels", torch.tensor(levels))
+
+    @abc.abstractmethod
+    def standardise(self, held_out: Tensor) -> None:
+        """Learn how the features of rows that were not learned from are distributed."""
+
+    @abc.abstractmethod
+    def evidence(self, rows: Tensor) -> Tensor:
+        """Return what speaks against each row ``(n, features)``, in spreads of normal rows."""
+
+    @abc.abstractmethod
+    def energies(self, rows: Tensor) -> dict[str, Tensor]:
+        """Return the evidence combined, ``(n,)`` by name: high = abnormal."""
+
+    def flat(self, rows: Tensor) -> Tensor:
+        """Return rows ``(n, d)`` of about unit variance."""
+        return (rows.flatten(1) - self.shift) / self.unit
+
+    def denoise(self, rows: Tensor, sigma: float) -> Tensor:
+        """Return D(x, σ) ``(n, *shape)``; pixels within [0, 1]."""
+        found = self._once(self.completed(self.flat(rows)), sigma)
+        restored = (found * self.unit + self.shift).reshape(rows.shape)
+        return restored.clamp(0, 1) if rows.ndim > 2 else restored
+
+    def completed(self, flat: Tensor) -> Tensor:
+        """Return rows with what the denoiser makes of them in missing cells."""
+        return completed(flat, lambda rows: self._once(rows, COMPLETING))
+
+    def _once(self, flat: Tensor, sigma: float) -> Tensor:
+        found: Tensor = self.denoiser(flat, flat.new_full((len(flat), 1), sigma))
+        return found
+
+
+class TableModel(DenoisingModel):
+    """A row is abnormal where a denoiser, the learned or the empirical one, would change it more than others.
+
+    Parameters
+    ----------
+    denoiser, levels
+        As in :class:`DenoisingModel`.
+    empirical_levels : sequence of float
+        Noise levels of the empirical denoiser.
+    stored : int
+        Rows kept for it; 0 leaves it out.
+    dimensions : int
+    """
+
+    rows: Tensor
+    centre: Tensor
+    spread: Tensor
+    empirical_levels: Tensor
+
+    def __init__(
+        self, denoiser: Denoiser, levels: list[float], empirical_levels: list[float], stored: int, dimensions: int
+    ) -> None:
+        super().__init__(denoiser, levels)
+        self.register_buffer("empirical_levels", torch.tensor(empirical_levels))
+        self.register_buffer("rows", torch.zeros(stored, dimensions))
+        features = len(levels) + (len(empirical_levels) if stored else 0)
+        self.register_buffer("centre", torch.zeros(features))
+        self.register_buffer("spread", torch.ones(features))
+
+    def store(self, rows: Tensor) -> None:
+        """Keep rows for the empirical denoiser."""
+        parts = [self.completed(self.flat(part)) for part in torch.split(rows, PART)]
+        self.rows = torch.cat(parts).contiguous()
+
+    def standardise(self, held_out: Tensor) -> None:
+        """Learn how the features of rows that were not learned from are distributed."""
+        parts = [torch.cat([self.learned(self.flat(part)) for part in torch.split(held_out, PART)])]
+        if len(self.rows):
+            # Each stored row against all others: as good as a row that is not among them.
+            some = torch.from_numpy(evenly(len(self.rows), STANDARDISED)).to(held_out.device)
+            parts.append(self.empirical(self.rows[some], some))
+        at = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64, device=held_out.device)
+        low, middle, high = torch.cat([(part + TINY).log().double().quantile(at, dim=0) for part in parts], 1)
+        self.centre = middle.float()
+        self.spread = ((high - low) / 2.56 + 1e-3).float()
+
+    def learned(self, flat: Tensor) -> Tensor:
+        """Return ‖x − D(x, σ)‖²/(dσ²) for each noise level: ``(n, levels)``."""
+        missing, share = missing_cells(flat), share_seen(flat)
+        flat = self.completed(flat)
+        found = []
+        for sigma in self.levels:
+            scale = 1 + sigma**2
+            levels = flat.new_ones((len(flat), 1)) * sigma
+            # x − D without subtracting D from x: at small σ they are nearly equal.
+            residual = flat * sigma / scale - self.denoiser.network(flat, levels) / scale.sqrt()
+            found.append(without(missing, residual.square()).mean(1) / share)
+        return torch.stack(found, 1)
+
+    def empirical(self, flat: Tensor, own: Tensor | None = None) -> Tensor:
+        """Return ‖x − m‖²/d for each noise level, with m what is exact for the stored rows: ``(n, levels)``.
+
+        m is their mean under weights exp(−‖x − xᵢ‖²/2σ²): for σ → 0 the nearest of them. Where the rows are stored
+        ones, ``own`` ``(n,)`` says at which place, and each is left out of its own neighbours.
+        """
+        parts = []
+        squares = self.rows.square()
+        norms = squares.sum(1)
+        # One product gives the weights' sums as well as the weighted means.
+        stored = torch.cat([self.rows, self.rows.new_ones(len(self.rows), 1)], 1)
+        size = max(1, CELLS // len(self.rows))
+        for start in range(0, len(flat), size):
+            whole = flat[start : start + size]
+            missing, share = missing_cells(whole), share_seen(whole).reshape(-1, 1)
+            part = filled(whole)
+            # −‖x − xᵢ‖²/2, but for what is the same for all i.
+            exponents = torch.addmm(norms, part, self.rows.T, beta=-0.5)
+            if missing is not None:
+                exponents.addmm_(missing.to(part.dtype), squares.T, alpha=0.5).div_(share)
+            if own is not None:
+                exponents.scatter_(1, own[start : start + size, None], -1e30)
+            exponents = exponents - exponents.detach().amax(1, keepdim=True)
+            found = []
+            for sigma in self.empirical_levels:
+                sums = (exponents / sigma**2).clamp_(min=FAINT).exp_() @ stored
+                residual = part - sums[:, :-1] / sums[:, -1:]
+                found.append(without(missing, residual.square()).mean(1) / share[:, 0])
+            parts.append(torch.stack(found, 1))
+        return torch.cat(parts)
+
+    def features(self, rows: Tensor) -> Tensor:
+        """Return the logarithms of all errors ``(n, features)``."""
+        flat = self.flat(rows)
+        parts = [self.learned(flat)] + ([self.empirical(flat)] if len(self.rows) else [])
+        return (torch.cat(parts, 1) + TINY).log()
+
+    def evidence(self, rows: Tensor) -> Tensor:
+        """Return how many spreads each feature lies above the median of normal rows: ``(n, features)``."""
+        found = ((self.features(rows) - self.centre) / self.spread).clamp(-MOST, MOST)
+        missing = missing_cells(rows)
+        if missing is not None:
+            crude = torch.zeros(found.shape[1], dtype=torch.bool, device=rows.device)
+            crude[: len(self.levels)] = self.levels < CRUDE
+            found = torch.where(missing.any(1, keepdim=True) & crude, -MOST, found)
+        return found
+
+    def energies(self, rows: Tensor) -> dict[str, Tensor]:
+        """Return the log-mean-exp of the evidence, shared out between the denoisers as they make it up."""
+        evidence = self.evidence(rows)
+        energy = evidence.logsumexp(1) - math.log(evidence.shape[1])
+        share = evidence.softmax(1)[:, : len(self.levels)].sum(1)
+        terms = {"learned": energy * share}
+        if len(self.rows):
+            terms["empirical"] = energy * (1 - share)
+        return terms
+
+
+class ImageModel(DenoisingModel):
+    """An image is abnormal where its denoising errors are unlike others', larger or smaller.
+
+    An image can be *too* easy to denoise: one that is smooth, or has less in it than those that were learned. So what
+    counts is how far the logarithms of the errors at all noise levels lie from held-out images', by Mahalanobis.
+
+    Parameters
+    ----------
+    denoiser, levels, shift, unit
+        As in :class:`DenoisingModel`.
+    dimensions : int
+    """
+
+    noise: Tensor
+    centre: Tensor
+    whitening: Tensor
+
+    def __init__(self, denoiser: Denoiser, levels: list[float], dimensions: int, shift: float, unit: float) -> None:
+        super().__init__(denoiser, levels, shift, unit)
+        generator = torch.Generator().manual_seed(1)
+        self.register_buffer("noise", torch.randn(DRAWS, dimensions, generator=generator))
+        self.register_buffer("centre", torch.zeros(len(levels)))
+        self.register_buffer("whitening", torch.eye(len(levels)))
+
+    def features(self, rows: Tensor) -> Tensor:
+        """Return log ‖x − D(x + σε, σ)‖²/d for each noise level, the mean over ε: ``(n, levels)``."""
+        flat = self.flat(rows)
+        found = []
+        for sigma in self.levels:
+            levels = flat.new_ones((len(flat), 1)) * sigma
+            errors = [(flat - self.denoiser(flat + sigma * noise, levels)).square().mean(1) for noise in self.noise]
+            found.append(torch.stack(errors).mean(0))
+        return (torch.stack(found, 1) + TINY).log()
+
+    def standardise(self, held_out: Tensor) -> None:
+        """Learn mean and covariance of the features from images that were not learned from."""
+        found = torch.cat([self.features(part) for part in torch.split(held_out, PART)]).double()
+        self.centre = found.mean(0).float()
+        precision = torch.from_numpy(LedoitWolf().fit(found.cpu().numpy()).precision_)
+        self.whitening = torch.linalg.cholesky(precision).float().to(held_out.device)
+
+    def evidence(self, rows: Tensor) -> Tensor:
+        """Return whitened features: their squares sum to Mahalanobis' distance, squared."""
+        return (self.features(rows) - self.centre) @ self.whitening
+
+    def energies(self, rows: Tensor) -> dict[str, Tensor]:
+        """Return Mahalanobis' distance divided by the root of the number of levels: about 1 for normal images."""
+        return {"denoising": (self.evidence(rows).square().mean(1) + TINY).sqrt()}
