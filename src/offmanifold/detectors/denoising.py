@@ -30,6 +30,8 @@ FAINT = -60.0
 STANDARDISED = 2000
 # Draws of noise in an image's denoising errors, the same for every image.
 DRAWS = 2
+# Added to the variance of the errors' logarithms: held-out images may be all alike.
+SMALLEST_VARIANCE = 1e-6
 
 
 class DenoisingModel(nn.Module, abc.ABC):
@@ -239,8 +241,10 @@ class ImageModel(DenoisingModel):
         """Learn mean and covariance of the features from images that were not learned from."""
         found = torch.cat([self.features(part) for part in torch.split(held_out, PART)]).double()
         self.centre = found.mean(0).float()
-        precision = torch.from_numpy(LedoitWolf().fit(found.cpu().numpy()).precision_)
-        self.whitening = torch.linalg.cholesky(precision).float().to(held_out.device)
+        covariance = torch.eye(found.shape[1], dtype=torch.float64) * SMALLEST_VARIANCE
+        if len(found) > 1:
+            covariance += torch.from_numpy(LedoitWolf().fit(found.cpu().numpy()).covariance_)
+        self.whitening = torch.linalg.cholesky(torch.linalg.inv(covariance)).float().to(held_out.device)
 
     def evidence(self, rows: Tensor) -> Tensor:
         """Return whitened features: their squares sum to Mahalanobis' distance, squared."""
