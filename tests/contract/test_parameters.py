@@ -21,7 +21,7 @@ COMMON = [
     ({"hidden": (8, -1)}, ValueError, r"hidden\[1\] must be an integer of at least 1; got -1"),
     ({"hidden": "wide"}, TypeError, "hidden must be a positive integer or a sequence of them; got 'wide'"),
     ({"network": "conv28"}, ValueError, "network='conv28' (takes images; the data are a table|is unknown)"),
-    ({"network": "mpl"}, ValueError, "network='mpl' is unknown. Did you mean 'mlp'"),
+    ({"network": "resmpl"}, ValueError, "network='resmpl' is unknown. Did you mean 'resmlp'"),
     ({"capacity": 0}, ValueError, "capacity must be a finite number, above 0; got 0"),
     ({"steps": 0}, ValueError, "steps must be"),
     ({"epochs": -1}, ValueError, "epochs must be"),
