@@ -24,6 +24,7 @@ def test_each_network_sees_its_own_inputs_through_its_own_weights() -> None:
         torch.testing.assert_close(alone(inputs[i : i + 1])[0], together[i])
         hidden = torch.nn.functional.leaky_relu(inputs[i] @ stack.weights[0][i] + stack.biases[0][i], 0.01)
         torch.testing.assert_close(hidden @ stack.weights[1][i] + stack.biases[1][i], together[i])
+        torch.testing.assert_close(stack.one(i, inputs[i]), together[i])
 
 
 @pytest.mark.parametrize("name", ["VAE", "IWAE"])

@@ -178,7 +178,7 @@ def test_an_image_can_be_too_smooth_and_too_rough() -> None:
     images = (images + 0.2 * np.sin(phases[:, 1:, None] * np.arange(16)[None, None, :] / 4)).clip(0, 1)
     settings = {"capacity": 0.3, "steps": 150, "batch_size": 64, "random_state": 0, "verbose": False}
     detector = MultiscaleDenoiser(**settings).fit(images[:300])
-    assert detector.settings_["network"] == "unet"
+    assert (detector.settings_["network"], detector.settings_["hidden"]) == ("unet", [])
     normal = detector.score_samples(images[300:])
     for odd in (np.full((50, 16, 16), 0.5), RNG.uniform(size=(50, 16, 16))):
         assert auroc(normal, detector.score_samples(odd)).value > 0.95

@@ -118,7 +118,7 @@ def fit(
             raise common.UsageError(
                 f"An interrupted run is saved in {saved}. Go on with --resume, or discard it with --overwrite."
             )
-    from offmanifold.data.files import open_source
+    from offmanifold.data.files import Source, open_source
     from offmanifold.detectors import DETECTORS
     from offmanifold.training.threads import limited_to
 
@@ -127,12 +127,12 @@ def fit(
     kinds = common.read_columns(columns) or chosen.get("columns")
     text = [column for column, kind in (kinds or {}).items() if kind == "category"]
 
-    def opened(path: Path) -> Any:
-        return open_source(path, array=array, drop=drop or (), text=text).load()
+    def opened(path: Path) -> Source:
+        return open_source(path, array=array, drop=drop or (), text=text)
 
-    rows = opened(data)
+    source = opened(data)
     if name is None:
-        name = FOR_TABLES if len(rows.shape) < 3 else FOR_IMAGES
+        name = FOR_IMAGES if source.images else FOR_TABLES
     known = defaults(DETECTORS[name])
     values = {**chosen.get("parameters", {}), **dict(_assignment(text) for text in settings or ())}
     for key in values:
@@ -140,7 +140,7 @@ def fit(
             raise common.UsageError(f"{name} has no parameter {key!r}.{did_you_mean(key, known)}")
     make: Callable[..., OutlierDetector] = DETECTORS[name]
     model = make(**{"verbose": False if quiet else "auto", **values})
-    told = None if negatives is None else opened(negatives)
+    rows, told = source.load(), None if negatives is None else opened(negatives).load()
     began = time.monotonic()
     if not resume:
         search.unlink(missing_ok=True)

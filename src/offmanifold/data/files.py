@@ -28,11 +28,14 @@ class Source:
     path : Path
     files : list of str or None
         File names, one a row, where the rows are pictures in a folder.
+    images : bool
+        Whether the rows are images.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.files: list[str] | None = None
+        self.images = False
 
     def chunks(self, rows: int) -> Iterator[Any]:
         """Yield arrays or frames of at most ``rows`` rows, in order."""
@@ -174,6 +177,7 @@ class _Array(Source):
             raise ValueError(f"{path} is damaged: {error}") from error
         if isinstance(opened, np.ndarray):
             self._array = opened
+            self.images = opened.ndim > 2
             return
         with opened:
             names = list(opened.keys())
@@ -187,6 +191,7 @@ class _Array(Source):
                 self._array = opened[name]
             except Exception as error:
                 raise ValueError(f"{path}: the array {name!r} cannot be read: {error}") from error
+        self.images = self._array.ndim > 2
 
     def chunks(self, rows: int) -> Iterator[npt.NDArray[Any]]:
         array = self._array
@@ -227,6 +232,7 @@ class _Folder(Source):
         self._pictures = pictures
         self._mode = "L" if grey else "RGB"
         self.files = [picture.name for picture in pictures]
+        self.images = True
 
     def chunks(self, rows: int) -> Iterator[npt.NDArray[np.uint8]]:
         for start in range(0, len(self._pictures), rows):

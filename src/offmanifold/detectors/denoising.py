@@ -152,8 +152,7 @@ class TableModel(DenoisingModel):
         ones, ``own`` ``(n,)`` says at which place, and each is left out of its own neighbours.
         """
         parts = []
-        squares = self.rows.square()
-        norms = squares.sum(1)
+        norms = self.rows.square().sum(1)
         # One product gives the weights' sums as well as the weighted means.
         stored = torch.cat([self.rows, self.rows.new_ones(len(self.rows), 1)], 1)
         size = max(1, CELLS // len(self.rows))
@@ -164,7 +163,7 @@ class TableModel(DenoisingModel):
             # −‖x − xᵢ‖²/2, but for what is the same for all i.
             exponents = torch.addmm(norms, part, self.rows.T, beta=-0.5)
             if missing is not None:
-                exponents.addmm_(missing.to(part.dtype), squares.T, alpha=0.5).div_(share)
+                exponents.addmm_(missing.to(part.dtype), self.rows.square().T, alpha=0.5).div_(share)
             if own is not None:
                 exponents.scatter_(1, own[start : start + size, None], -1e30)
             exponents = exponents - exponents.detach().amax(1, keepdim=True)

@@ -33,6 +33,8 @@ IMAGE_LEVELS, IMAGE_SMALLEST = 8, 0.03
 AVERAGE, PATIENCE = 0.99, 5
 # Evaluations, at least, that the held-out rows' loss is the mean of: with few rows, more draws of noise.
 JUDGED = 2000
+# The noise level of reconstructions, unless another is asked for.
+MODERATE = 0.4
 # Rows from which the distance between neighbours is learned.
 NEIGHBOURS_FROM = 500
 # Images smaller than this are for the dense network.
@@ -156,9 +158,9 @@ calibration_fraction, device, precision, random_state, verbose
             raise ValueError("network='unet' takes images; the data are a table. Use 'resmlp'.")
         if spec.kind == "image":
             settings["default_steps"] = 500
-        if isinstance(self.hidden, str):
+        if self.hidden == "auto" and settings["network"] == "resmlp":
             settings["hidden"] = [256, 256, 256]
-        if len(set(settings["hidden"])) != 1:
+        if len(set(settings["hidden"])) > 1:
             raise ValueError(f"hidden must be of one width, once for each block; got {tuple(settings['hidden'])}.")
         return settings | {
             "store_rows": bool(self.store_rows) and spec.kind == "table",
@@ -167,13 +169,10 @@ calibration_fraction, device, precision, random_state, verbose
 
     def _settle(self, rows: Tensor, settings: Settings) -> None:
         """Choose the noise levels, and where pixels lie."""
+        settings["stored"] = 0
         if rows.ndim > 2:
-            settings |= {
-                "shift": float(rows.mean()),
-                "unit": max(float(rows.std(correction=0)), 1e-3),
-                "levels": np.geomspace(IMAGE_SMALLEST, LARGEST, IMAGE_LEVELS).tolist(),
-                "stored": 0,
-            }
+            settings |= {"shift": float(rows.mean()), "unit": max(float(rows.std(correction=0)), 1e-3)}
+            settings["levels"] = np.geomspace(IMAGE_SMALLEST, LARGEST, IMAGE_LEVELS).tolist()
             return
         rows = filled(rows[evenly(len(rows), settings["most_rows"])])
         # The smallest distance is a row's to itself.
@@ -184,7 +183,6 @@ calibration_fraction, device, precision, random_state, verbose
         half = float(torch.cat(nearest).median()) / rows.shape[1] ** 0.5 / 2
         for name, (least, most) in (("levels", LEARNED_FROM), ("empirical_levels", EMPIRICAL_FROM)):
             settings[name] = np.geomspace(min(max(half, least), most), LARGEST, LEVELS).tolist()
-        settings["stored"] = 0
 
     def _build(self, spec: InputSpec, settings: Settings) -> DenoisingModel:
         dimensions = math.prod(spec.shape)
@@ -243,7 +241,7 @@ calibration_fraction, device, precision, random_state, verbose
         """
         return joined(self._through(lambda model, rows: model.evidence(rows), self._fitted_rows(X)))
 
-    def reconstruct(self, X: Any, *, sigma: float = 0.4) -> Any:
+    def reconstruct(self, X: Any, *, sigma: float = MODERATE) -> Any:
         """Return D(x, σ): each row as the learned denoiser would have it, in the units and layout of ``X``.
 
         Parameters
@@ -256,18 +254,10 @@ calibration_fraction, device, precision, random_state, verbose
         parts = self._through(lambda model, rows: model.denoise(rows, sigma), self._fitted_rows(X))
         return self._restore(torch.cat([part.cpu() for part in parts]))
 
-    def reconstruction_errors(self, X: Any, *, sigma: float = 0.4) -> Float64Array:
-        """Return the mean squared difference between each row and D(x, σ), as the network sees them: ``(n,)``.
-
-        Parameters
-        ----------
-        X : array-like
-        sigma : float
-            The noise level, in standard deviations.
-        """
-        parameters.real("sigma", sigma, above=0)
+    def reconstruction_errors(self, X: Any) -> Float64Array:
+        """Return the mean squared difference between each row and D(x, 0.4), as the network sees them: ``(n,)``."""
 
         def errors(model: DenoisingModel, rows: Tensor) -> Tensor:
-            return distance(rows, model.denoise(rows, sigma), "squared")
+            return distance(rows, model.denoise(rows, MODERATE), "squared")
 
         return joined(self._through(errors, self._fitted_rows(X)))

@@ -43,9 +43,16 @@ class StackedMLP(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """``(stack, n, in)`` → ``(stack, n, out)``."""
+        return self._through(inputs, slice(None))
+
+    def one(self, index: int, inputs: Tensor) -> Tensor:
+        """What the network at ``index`` alone makes of ``(n, in)``: ``(n, out)``."""
+        return self._through(inputs[None], slice(index, index + 1))[0]
+
+    def _through(self, inputs: Tensor, chosen: slice) -> Tensor:
         last = len(self.weights) - 1
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            inputs = torch.baddbmm(bias, inputs, weight)
+            inputs = torch.baddbmm(bias[chosen], inputs, weight[chosen])
             if i < last:
                 inputs = F.leaky_relu(inputs, 0.01)
         return inputs

@@ -14,7 +14,7 @@ from offmanifold.measures.latents import ACTIVE, averaged_kl
 from offmanifold.report.figures import ACCENT, NORMAL, OUTLIER, new_figure, write_figure
 from offmanifold.studies import toy_vaes
 from offmanifold.studies.core import Job, Record, Study, over_seeds, shown
-from offmanifold.studies.latent_count import LATENTS, METHODS
+from offmanifold.studies.latent_count import LATENTS, METHODS, grid
 from offmanifold.studies.latent_count import PAPER as BOUNDS
 
 # Scale → rows (training, choosing, test), steps, restarts from the truth and as many from random weights, weights in
@@ -30,22 +30,7 @@ TRUE = 1
 def jobs(scale: str, seed: int) -> list[Job]:
     """Return one job a world, method and number of latents; a seed is a data set."""
     rows, steps, restarts, weights = SIZES[scale]
-    return [
-        {
-            "name": f"{world}-{method.lower()}-k{latents}-seed{seed}",
-            "world": world,
-            "method": method,
-            "latents": latents,
-            "seed": seed,
-            "rows": list(rows),
-            "steps": steps,
-            "restarts": restarts,
-            "weights": weights,
-        }
-        for world in BOUNDS
-        for method in METHODS
-        for latents in LATENTS
-    ]
+    return grid(seed, rows, steps, restarts, weights=weights)
 
 
 def run(job: Job) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,8 @@ PAPER = {
 }
 
 
-def jobs(scale: str, seed: int) -> list[Job]:
+def grid(seed: int, rows: Sequence[int], steps: int, restarts: int, **more: Any) -> list[Job]:
     """Return one job a world, method and number of latents; a seed is a data set."""
-    rows, steps, restarts, _ = SIZES[scale]
     return [
         {
             "name": f"{world}-{method.lower()}-k{latents}-seed{seed}",
@@ -43,11 +43,18 @@ def jobs(scale: str, seed: int) -> list[Job]:
             "rows": list(rows),
             "steps": steps,
             "restarts": restarts,
+            **more,
         }
         for world in PAPER
         for method in METHODS
         for latents in LATENTS
     ]
+
+
+def jobs(scale: str, seed: int) -> list[Job]:
+    """Return :func:`grid` for a scale."""
+    rows, steps, restarts, _ = SIZES[scale]
+    return grid(seed, rows, steps, restarts)
 
 
 def run(job: Job) -> dict[str, Any]:

@@ -211,24 +211,21 @@ def objectives(model: StackedVAE, rows: Tensor, method: Method, *, repeats: int 
 @torch.no_grad()
 def decode(model: StackedVAE, restart: int, z: Array) -> Array:
     """Return one restart's E[x | z] ``(n, d)``."""
-    codes = torch.from_numpy(z).to(model.log_variance.dtype).reshape(1, len(z), -1)
-    means: Tensor = model.decoder(codes.expand(len(model), -1, -1))[restart]
-    return np.asarray(means.double().numpy())
+    codes = torch.from_numpy(z).to(model.log_variance.dtype).reshape(len(z), -1)
+    return np.asarray(model.decoder.one(restart, codes).double().numpy())
 
 
 @torch.no_grad()
 def posterior(model: StackedVAE, restart: int, x: Array) -> tuple[Array, Array]:
     """Return mean and standard deviation of one restart's q(z | x): ``(n, k)`` each."""
     rows = torch.from_numpy(x).to(model.log_variance.dtype)
-    mean, log_std = split_posterior(model.encoder(rows.expand(len(model), *rows.shape))[restart])
+    mean, log_std = split_posterior(model.encoder.one(restart, rows))
     return mean.double().numpy(), log_std.exp().double().numpy()
 
 
 def projected(model: StackedVAE, restart: int, rows: Tensor) -> Tensor:
     """Return one restart's decode(mean of q(z | x)) ``(n, d)``, through which gradients pass (P2's M, appendix K)."""
-    mean = model.encoder(rows.expand(len(model), *rows.shape))[..., : model.latent_dim]
-    means: Tensor = model.decoder(mean)[restart]
-    return means
+    return model.decoder.one(restart, model.encoder.one(restart, rows)[:, : model.latent_dim])
 
 
 @torch.no_grad()
