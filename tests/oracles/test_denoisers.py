@@ -151,24 +151,47 @@ def test_stored_rows_are_left_out_of_their_own_neighbours() -> None:
         torch.testing.assert_close(row, others.empirical(torch.from_numpy(stored[place : place + 1]))[0])
 
 
-def test_the_evidence_on_an_image_is_its_whitened_errors() -> None:
-    """In float64 against a loop, and the energy against Mahalanobis' distance."""
-    denoiser = UNetDenoiser((1, 8, 9), 0.3).double()
-    made = ImageModel(denoiser, [0.1, 1.0], 72, 0.5, 0.2).double().requires_grad_(False)
+def test_an_image_is_told_by_how_unlike_others_its_errors_are() -> None:
+    """By both sides of the learned denoiser's errors, and by its distance from stored images."""
+    denoiser = UNetDenoiser((1, 8, 9), 0.3)
+    torch.manual_seed(0)
+    made = ImageModel(denoiser, [0.1, 1.0], [0.3, 3.0], 0, 72, 0.5, 0.2).double().requires_grad_(False)
     images = torch.from_numpy(RNG.uniform(size=(400, 1, 8, 9)))
     flat = (images.flatten(1) - 0.5) / 0.2
     for index, sigma in enumerate((0.1, 1.0)):
         level = torch.full((400, 1), sigma, dtype=torch.float64)
         errors = [(flat - denoiser(flat + sigma * noise, level)).square().mean(1) for noise in made.noise]
-        torch.testing.assert_close(made.features(images)[:, index], torch.stack(errors).mean(0).log())
+        torch.testing.assert_close(made.errors(flat)[:, index], torch.stack(errors).mean(0).log())
     made.standardise(images)
     made.double()
-    torch.testing.assert_close(made.evidence(images).mean(0), torch.zeros(2).double(), atol=1e-4, rtol=0)
-    features = made.features(images).numpy()
+    features = made.errors(flat).numpy()
     covariance = LedoitWolf().fit(features).covariance_ + 1e-6 * np.eye(2)
     apart = features - features.mean(0)
-    squares = np.einsum("ni,ij,nj->n", apart, np.linalg.inv(covariance), apart)
-    np.testing.assert_allclose(made.energies(images)["denoising"].numpy() ** 2, squares / 2, rtol=1e-4, atol=1e-6)
+    squares = np.einsum("ni,ij,nj->n", apart, np.linalg.inv(covariance), apart) / 2
+    np.testing.assert_allclose(made.learned(flat)[:, 0].numpy(), squares, rtol=1e-3, atol=1e-6)
+    # Of one feature alone the energy is its evidence: spreads of its logarithm above the median.
+    energies = made.energies(images)
+    assert list(energies) == ["learned"]
+    low, middle, high = np.quantile(np.log(squares), [0.1, 0.5, 0.9])
+    expected = ((np.log(squares) - middle) / ((high - low) / 2.56 + 1e-3)).clip(-20, 20)
+    np.testing.assert_allclose(energies["learned"].numpy(), expected, rtol=1e-2, atol=2e-3)
+
+
+def test_both_denoisers_count_the_same_whatever_their_features() -> None:
+    images = torch.from_numpy(RNG.uniform(size=(60, 1, 8, 8)))
+    torch.manual_seed(0)
+    made = ImageModel(UNetDenoiser((1, 8, 8), 0.3), [0.1, 1.0], [0.3, 1.0, 3.0], 40, 64, 0.5, 0.3)
+    made = made.double().requires_grad_(False)
+    made.store(images[:40])
+    made.standardise(images[40:])
+    made.double()
+    evidence, energies = made.evidence(images).numpy(), made.energies(images)
+    assert evidence.shape == (60, 4)
+    sides = np.stack([np.exp(evidence[:, 0]), np.exp(evidence[:, 1:]).mean(1)])
+    np.testing.assert_allclose(sum(energies.values()).numpy(), np.log(sides.mean(0)))
+    np.testing.assert_allclose(
+        energies["empirical"].numpy(), np.log(sides.mean(0)) * sides[1] / sides.sum(0), atol=1e-12
+    )
 
 
 def test_an_image_can_be_too_smooth_and_too_rough() -> None:
@@ -182,12 +205,15 @@ def test_an_image_can_be_too_smooth_and_too_rough() -> None:
     normal = detector.score_samples(images[300:])
     for odd in (np.full((50, 16, 16), 0.5), RNG.uniform(size=(50, 16, 16))):
         assert auroc(normal, detector.score_samples(odd)).value > 0.95
-    assert list(detector.score_terms(images[:5])) == ["denoising"]
-    np.testing.assert_allclose(
-        detector.score_samples(images[:5]), -np.sqrt((detector.evidence(images[:5]) ** 2).mean(1)), rtol=1e-4
-    )
+    assert list(detector.score_terms(images[:5])) == ["learned", "empirical"]
+    assert detector.evidence(images[:5]).shape == (5, 6)
     assert detector.reconstruct(images[:2], sigma=0.2).shape == (2, 16, 16)
-    assert detector.fit_report_ == {"rows_in_the_model_file": 0}
+    learned_from = detector.rows_["training"] + detector.rows_["stopping"]
+    assert detector.fit_report_ == {"rows_in_the_model_file": learned_from}
+    few = MultiscaleDenoiser(**settings | {"steps": 3, "most_rows": 10}).fit(images[:100])
+    assert few.fit_report_ == {"rows_in_the_model_file": 10}
+    apart = MultiscaleDenoiser(**settings | {"steps": 3, "store_rows": False}).fit(images[:100])
+    assert list(apart.score_terms(images[:5])) == ["learned"]
     alike = MultiscaleDenoiser(**settings | {"steps": 3}).fit(np.repeat(images[:1], 12, 0))
     assert np.isfinite(alike.score_samples(images[:3])).all()
 

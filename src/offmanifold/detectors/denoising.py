@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import math
+from typing import Any
 
 import torch
 from sklearn.covariance import LedoitWolf
@@ -35,37 +36,58 @@ SMALLEST_VARIANCE = 1e-6
 
 
 class DenoisingModel(nn.Module, abc.ABC):
-    """A denoiser for rows that are shifted and divided by ``unit`` first.
+    """A row is abnormal to the learned denoiser, or to the exact one of the training rows.
 
     Parameters
     ----------
     denoiser : Denoiser
+        For rows that are shifted and divided by ``unit`` first.
     levels : sequence of float
-        Noise levels of the denoiser, in standard deviations of the data.
+        Its noise levels, in standard deviations of the data.
+    empirical_levels : sequence of float
+        Those of the empirical denoiser.
+    stored : int
+        Rows kept for it; 0 leaves it out.
+    dimensions : int
     shift, unit : float
         0 and 1 for standardised tables.
     """
 
     denoiser: Denoiser
     levels: Tensor
+    empirical_levels: Tensor
+    rows: Tensor
+    centre: Tensor
+    spread: Tensor
 
-    def __init__(self, denoiser: Denoiser, levels: list[float], shift: float = 0.0, unit: float = 1.0) -> None:
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        levels: list[float],
+        empirical_levels: list[float],
+        stored: int,
+        dimensions: int,
+        shift: float = 0.0,
+        unit: float = 1.0,
+    ) -> None:
         super().__init__()
         self.denoiser = denoiser
         self.shift, self.unit = shift, unit
         self.register_buffer("levels", torch.tensor(levels))
+        self.register_buffer("empirical_levels", torch.tensor(empirical_levels))
+        self.register_buffer("rows", torch.zeros(stored, dimensions))
+        features = self.learned_features + (len(empirical_levels) if stored else 0)
+        self.register_buffer("centre", torch.zeros(features))
+        self.register_buffer("spread", torch.ones(features))
+
+    @property
+    @abc.abstractmethod
+    def learned_features(self) -> int:
+        """How many features :meth:`learned` gives."""
 
     @abc.abstractmethod
-    def standardise(self, held_out: Tensor) -> None:
-        """Learn how the features of rows that were not learned from are distributed."""
-
-    @abc.abstractmethod
-    def evidence(self, rows: Tensor) -> Tensor:
-        """Return what speaks against each row ``(n, features)``, in spreads of normal rows."""
-
-    @abc.abstractmethod
-    def energies(self, rows: Tensor) -> dict[str, Tensor]:
-        """Return the evidence combined, ``(n,)`` by name: high = abnormal."""
+    def learned(self, flat: Tensor) -> Tensor:
+        """Return what speaks against rows to the learned denoiser, above 0: ``(n, learned_features)``."""
 
     def flat(self, rows: Tensor) -> Tensor:
         """Return rows ``(n, d)`` of about unit variance."""
@@ -85,36 +107,6 @@ class DenoisingModel(nn.Module, abc.ABC):
         found: Tensor = self.denoiser(flat, flat.new_full((len(flat), 1), sigma))
         return found
 
-
-class TableModel(DenoisingModel):
-    """A row is abnormal where a denoiser, the learned or the empirical one, would change it more than others.
-
-    Parameters
-    ----------
-    denoiser, levels
-        As in :class:`DenoisingModel`.
-    empirical_levels : sequence of float
-        Noise levels of the empirical denoiser.
-    stored : int
-        Rows kept for it; 0 leaves it out.
-    dimensions : int
-    """
-
-    rows: Tensor
-    centre: Tensor
-    spread: Tensor
-    empirical_levels: Tensor
-
-    def __init__(
-        self, denoiser: Denoiser, levels: list[float], empirical_levels: list[float], stored: int, dimensions: int
-    ) -> None:
-        super().__init__(denoiser, levels)
-        self.register_buffer("empirical_levels", torch.tensor(empirical_levels))
-        self.register_buffer("rows", torch.zeros(stored, dimensions))
-        features = len(levels) + (len(empirical_levels) if stored else 0)
-        self.register_buffer("centre", torch.zeros(features))
-        self.register_buffer("spread", torch.ones(features))
-
     def store(self, rows: Tensor) -> None:
         """Keep rows for the empirical denoiser."""
         parts = [self.completed(self.flat(part)) for part in torch.split(rows, PART)]
@@ -131,19 +123,6 @@ class TableModel(DenoisingModel):
         low, middle, high = torch.cat([(part + TINY).log().double().quantile(at, dim=0) for part in parts], 1)
         self.centre = middle.float()
         self.spread = ((high - low) / 2.56 + 1e-3).float()
-
-    def learned(self, flat: Tensor) -> Tensor:
-        """Return ‖x − D(x, σ)‖²/(dσ²) for each noise level: ``(n, levels)``."""
-        missing, share = missing_cells(flat), share_seen(flat)
-        flat = self.completed(flat)
-        found = []
-        for sigma in self.levels:
-            scale = 1 + sigma**2
-            levels = flat.new_ones((len(flat), 1)) * sigma
-            # x − D without subtracting D from x: at small σ they are nearly equal.
-            residual = flat * sigma / scale - self.denoiser.network(flat, levels) / scale.sqrt()
-            found.append(without(missing, residual.square()).mean(1) / share)
-        return torch.stack(found, 1)
 
     def empirical(self, flat: Tensor, own: Tensor | None = None) -> Tensor:
         """Return ‖x − m‖²/d for each noise level, with m what is exact for the stored rows: ``(n, levels)``.
@@ -183,7 +162,46 @@ class TableModel(DenoisingModel):
 
     def evidence(self, rows: Tensor) -> Tensor:
         """Return how many spreads each feature lies above the median of normal rows: ``(n, features)``."""
-        found = ((self.features(rows) - self.centre) / self.spread).clamp(-MOST, MOST)
+        return ((self.features(rows) - self.centre) / self.spread).clamp(-MOST, MOST)
+
+    def energies(self, rows: Tensor) -> dict[str, Tensor]:
+        """Return the evidence combined, ``(n,)`` by denoiser as they make it up: high = abnormal.
+
+        The log-mean-exp of each denoiser's evidence, and of the two: one feature that stands out is enough, and both
+        denoisers count the same however many features they have.
+        """
+        evidence = self.evidence(rows)
+        parts = [part for part in evidence.tensor_split([self.learned_features], 1) if part.shape[1]]
+        sides = torch.stack([part.logsumexp(1) - math.log(part.shape[1]) for part in parts], 1)
+        energy = sides.logsumexp(1) - math.log(len(parts))
+        shares = sides.softmax(1)
+        return {name: energy * shares[:, i] for i, name in enumerate(("learned", "empirical")[: len(parts)])}
+
+
+class TableModel(DenoisingModel):
+    """What the learned denoiser would change in a row, ‖x − D(x, σ)‖², noise level by noise level."""
+
+    @property
+    def learned_features(self) -> int:
+        """One a noise level."""
+        return len(self.levels)
+
+    def learned(self, flat: Tensor) -> Tensor:
+        """Return ‖x − D(x, σ)‖²/(dσ²) for each noise level: ``(n, levels)``."""
+        missing, share = missing_cells(flat), share_seen(flat)
+        flat = self.completed(flat)
+        found = []
+        for sigma in self.levels:
+            scale = 1 + sigma**2
+            levels = flat.new_ones((len(flat), 1)) * sigma
+            # x − D without subtracting D from x: at small σ they are nearly equal.
+            residual = flat * sigma / scale - self.denoiser.network(flat, levels) / scale.sqrt()
+            found.append(without(missing, residual.square()).mean(1) / share)
+        return torch.stack(found, 1)
+
+    def evidence(self, rows: Tensor) -> Tensor:
+        """Return how many spreads each feature lies above the median of normal rows: ``(n, features)``."""
+        found = super().evidence(rows)
         missing = missing_cells(rows)
         if missing is not None:
             crude = torch.zeros(found.shape[1], dtype=torch.bool, device=rows.device)
@@ -191,44 +209,32 @@ class TableModel(DenoisingModel):
             found = torch.where(missing.any(1, keepdim=True) & crude, -MOST, found)
         return found
 
-    def energies(self, rows: Tensor) -> dict[str, Tensor]:
-        """Return the log-mean-exp of the evidence, shared out between the denoisers as they make it up."""
-        evidence = self.evidence(rows)
-        energy = evidence.logsumexp(1) - math.log(evidence.shape[1])
-        share = evidence.softmax(1)[:, : len(self.levels)].sum(1)
-        terms = {"learned": energy * share}
-        if len(self.rows):
-            terms["empirical"] = energy * (1 - share)
-        return terms
-
 
 class ImageModel(DenoisingModel):
-    """An image is abnormal where its denoising errors are unlike others', larger or smaller.
+    """How unlike others' an image's denoising errors are: Mahalanobis' distance of their logarithms.
 
     An image can be *too* easy to denoise: one that is smooth, or has less in it than those that were learned. So what
-    counts is how far the logarithms of the errors at all noise levels lie from held-out images', by Mahalanobis.
-
-    Parameters
-    ----------
-    denoiser, levels, shift, unit
-        As in :class:`DenoisingModel`.
-    dimensions : int
+    counts is how far the errors at all noise levels lie from held-out images', to either side.
     """
 
     noise: Tensor
-    centre: Tensor
+    mean: Tensor
     whitening: Tensor
 
-    def __init__(self, denoiser: Denoiser, levels: list[float], dimensions: int, shift: float, unit: float) -> None:
-        super().__init__(denoiser, levels, shift, unit)
+    def __init__(self, *own: Any, **more: Any) -> None:
+        super().__init__(*own, **more)
         generator = torch.Generator().manual_seed(1)
-        self.register_buffer("noise", torch.randn(DRAWS, dimensions, generator=generator))
-        self.register_buffer("centre", torch.zeros(len(levels)))
-        self.register_buffer("whitening", torch.eye(len(levels)))
+        self.register_buffer("noise", torch.randn(DRAWS, self.rows.shape[1], generator=generator))
+        self.register_buffer("mean", torch.zeros(len(self.levels)))
+        self.register_buffer("whitening", torch.eye(len(self.levels)))
 
-    def features(self, rows: Tensor) -> Tensor:
+    @property
+    def learned_features(self) -> int:
+        """The distance alone."""
+        return 1
+
+    def errors(self, flat: Tensor) -> Tensor:
         """Return log ‖x − D(x + σε, σ)‖²/d for each noise level, the mean over ε: ``(n, levels)``."""
-        flat = self.flat(rows)
         found = []
         for sigma in self.levels:
             levels = flat.new_ones((len(flat), 1)) * sigma
@@ -237,18 +243,15 @@ class ImageModel(DenoisingModel):
         return (torch.stack(found, 1) + TINY).log()
 
     def standardise(self, held_out: Tensor) -> None:
-        """Learn mean and covariance of the features from images that were not learned from."""
-        found = torch.cat([self.features(part) for part in torch.split(held_out, PART)]).double()
-        self.centre = found.mean(0).float()
+        """Learn mean and covariance of the errors from images that were not learned from, and the features' spreads."""
+        found = torch.cat([self.errors(self.flat(part)) for part in torch.split(held_out, PART)]).double()
+        self.mean = found.mean(0).to(self.mean)
         covariance = torch.eye(found.shape[1], dtype=torch.float64) * SMALLEST_VARIANCE
         if len(found) > 1:
             covariance += torch.from_numpy(LedoitWolf().fit(found.cpu().numpy()).covariance_)
-        self.whitening = torch.linalg.cholesky(torch.linalg.inv(covariance)).float().to(held_out.device)
+        self.whitening = torch.linalg.cholesky(torch.linalg.inv(covariance)).to(self.whitening)
+        super().standardise(held_out)
 
-    def evidence(self, rows: Tensor) -> Tensor:
-        """Return whitened features: their squares sum to Mahalanobis' distance, squared."""
-        return (self.features(rows) - self.centre) @ self.whitening
-
-    def energies(self, rows: Tensor) -> dict[str, Tensor]:
-        """Return Mahalanobis' distance divided by the root of the number of levels: about 1 for normal images."""
-        return {"denoising": (self.evidence(rows).square().mean(1) + TINY).sqrt()}
+    def learned(self, flat: Tensor) -> Tensor:
+        """Return Mahalanobis' distance of the errors, squared, a noise level: ``(n, 1)``, about 1 for normal images."""
+        return ((self.errors(flat) - self.mean) @ self.whitening).square().mean(1, keepdim=True)

@@ -37,6 +37,8 @@ JUDGED = 2000
 MODERATE = 0.4
 # Rows from which the distance between neighbours is learned.
 NEIGHBOURS_FROM = 500
+# Cells of images stored at most: a thousand of them do as well as ten thousand (docs/defaults.md).
+IMAGE_CELLS = 2**21
 # Images smaller than this are for the dense network.
 SMALLEST_PICTURE = 8
 
@@ -45,23 +47,25 @@ SMALLEST_PICTURE = 8
 class MultiscaleDenoiser(OutlierDetector):
     """Multi-scale denoiser: a row is abnormal where a denoiser cannot explain it at some noise level.
 
-    Of tables, two denoisers are asked at five noise levels each: a network trained on all levels at once, and the exact
-    one of the training rows themselves, whose limit is the nearest neighbour. What each would change in a row,
-    ‖x − D(x, σ)‖², is the slope of the energy at that level; its logarithms are standardised by rows that were not
-    learned from, and combined by log-mean-exp: one that stands out is enough. Noise levels reach from half the distance
-    between neighbours (within 0.01 to 0.05 standard deviations for the network, 0.01 to 0.2 for the exact one) to 3.
+    Two denoisers are asked at several noise levels: a network trained on all levels at once, and the exact one of the
+    training rows themselves, whose limit is the nearest neighbour. What either would change in a row, ‖x − D(x, σ)‖²,
+    is the slope of the energy at that level; its logarithms are standardised by rows that were not learned from, and
+    combined by log-mean-exp, for each denoiser and over both: one that stands out is enough. Five noise levels each
+    reach from half the distance between neighbours (within 0.01 to 0.05 standard deviations for the network, 0.01 to
+    0.2 for the exact one) to 3.
 
-    Of images, a U-Net is asked at eight noise levels from 0.03 to 3. An image can be too easy to denoise as well as too
-    hard: what counts is Mahalanobis' distance of the logarithms of its denoising errors from those of images that were
-    not learned from (as the multi-scale score matching of Mahmood et al., 2021, has it of score norms).
+    Of images, the network is a U-Net and is asked otherwise. An image can be too easy to denoise as well as too hard:
+    what counts is Mahalanobis' distance of the logarithms of its denoising errors, at eight noise levels from 0.03 to
+    3, from those of images that were not learned from (as the multi-scale score matching of Mahmood et al., 2021, has
+    it of score norms).
 
     Parameters
     ----------
     store_rows : bool
-        Of tables, keep the training rows (in the model file, too) for the empirical denoiser. False leaves that part
-        out, where data must not travel.
+        Keep training rows (in the model file, too) for the empirical denoiser. False leaves that part out, where data
+        must not travel.
     most_rows : int
-        Keep at most so many of them.
+        Keep at most so many of them; of images, two million pixels at most, too.
     network : {"auto", "resmlp", "unet"}
         "auto" is a U-Net for images of at least 8 pixels a side.
     hidden : sequence of int or "auto"
@@ -76,8 +80,8 @@ calibration_fraction, device, precision, random_state, verbose
 
     Notes
     -----
-    The score of a table's row is minus the combined evidence; its terms share it out between the two denoisers in the
-    proportion in which they make it up. An image's is minus its distance.
+    The score is minus the combined evidence; its terms share it out between the two denoisers in the proportion in
+    which they make it up.
 
     Examples
     --------
@@ -163,25 +167,27 @@ calibration_fraction, device, precision, random_state, verbose
         if len(set(settings["hidden"])) > 1:
             raise ValueError(f"hidden must be of one width, once for each block; got {tuple(settings['hidden'])}.")
         return settings | {
-            "store_rows": bool(self.store_rows) and spec.kind == "table",
+            "store_rows": bool(self.store_rows),
             "most_rows": parameters.integer("most_rows", self.most_rows, minimum=1),
         }
 
     def _settle(self, rows: Tensor, settings: Settings) -> None:
         """Choose the noise levels, and where pixels lie."""
-        settings["stored"] = 0
+        settings |= {"stored": 0, "shift": 0.0, "unit": 1.0}
+        first = {"levels": LEARNED_FROM, "empirical_levels": EMPIRICAL_FROM}
         if rows.ndim > 2:
             settings |= {"shift": float(rows.mean()), "unit": max(float(rows.std(correction=0)), 1e-3)}
             settings["levels"] = np.geomspace(IMAGE_SMALLEST, LARGEST, IMAGE_LEVELS).tolist()
-            return
-        rows = filled(rows[evenly(len(rows), settings["most_rows"])])
+            settings["most_rows"] = max(1, min(settings["most_rows"], IMAGE_CELLS // rows[0].numel()))
+            del first["levels"]
+        rows = filled(rows[evenly(len(rows), settings["most_rows"])].flatten(1)) / settings["unit"]
         # The smallest distance is a row's to itself.
         nearest = [
             torch.cdist(part, rows).topk(min(2, len(rows)), largest=False).values[:, -1]
             for part in torch.split(rows[evenly(len(rows), NEIGHBOURS_FROM)], max(1, CELLS // len(rows)))
         ]
         half = float(torch.cat(nearest).median()) / rows.shape[1] ** 0.5 / 2
-        for name, (least, most) in (("levels", LEARNED_FROM), ("empirical_levels", EMPIRICAL_FROM)):
+        for name, (least, most) in first.items():
             settings[name] = np.geomspace(min(max(half, least), most), LARGEST, LEVELS).tolist()
 
     def _build(self, spec: InputSpec, settings: Settings) -> DenoisingModel:
@@ -191,9 +197,11 @@ calibration_fraction, device, precision, random_state, verbose
             if settings["network"] == "unet"
             else DenseDenoiser(dimensions, settings["hidden"])
         )
-        if spec.kind == "image":
-            return ImageModel(denoiser, settings["levels"], dimensions, settings["shift"], settings["unit"])
-        return TableModel(denoiser, settings["levels"], settings["empirical_levels"], settings["stored"], dimensions)
+        made = ImageModel if spec.kind == "image" else TableModel
+        return made(
+            denoiser, settings["levels"], settings["empirical_levels"], settings["stored"], dimensions,
+            settings["shift"], settings["unit"],
+        )  # fmt: skip
 
     def _phases(self, model: DenoisingModel, settings: Settings) -> list[Phase]:
         low, high = math.log(settings["levels"][0]), math.log(LARGEST)
@@ -218,7 +226,7 @@ calibration_fraction, device, precision, random_state, verbose
 
     def _finish(self, model: DenoisingModel, training: Tensor, held_out: Tensor, settings: Settings) -> None:
         """Store rows, and learn how the features of rows that were not learned from are distributed."""
-        if isinstance(model, TableModel) and settings["store_rows"]:
+        if settings["store_rows"]:
             # What the network was stopped by, the other denoiser may well know.
             known = torch.cat([training, held_out])
             kept = evenly(len(known), settings["most_rows"])
@@ -236,8 +244,8 @@ calibration_fraction, device, precision, random_state, verbose
     def evidence(self, X: Any) -> Float64Array:
         """Return how abnormal each row is by each feature, in spreads of normal rows: ``(n, features)``.
 
-        Of tables, noise level by noise level what the learned denoiser would change, then what the empirical one would;
-        of images, the whitened denoising errors.
+        First the learned denoiser's: of tables what it would change, noise level by noise level, of images how unlike
+        others' its errors are; then what the empirical one would change.
         """
         return joined(self._through(lambda model, rows: model.evidence(rows), self._fitted_rows(X)))
 
