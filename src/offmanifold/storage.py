@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -23,6 +24,7 @@ from offmanifold.data.inputs import InputSpec
 from offmanifold.data.tables import Preparation, Standardiser
 from offmanifold.detectors import DETECTORS, OutlierDetector
 from offmanifold.detectors.levelling import Levelling
+from offmanifold.measures.shift import Moments
 
 FORMAT = "offmanifold"
 # The highest that is read; tables of numbers and images are written as 1, which earlier releases read.
@@ -45,6 +47,9 @@ def save(detector: OutlierDetector, path: str | os.PathLike[str]) -> None:
     if detector._standardiser is not None:
         tensors["standardiser/mean"] = torch.from_numpy(detector._standardiser.mean)
         tensors["standardiser/scale"] = torch.from_numpy(detector._standardiser.scale)
+    if detector.training_moments_ is not None:
+        moments = dataclasses.asdict(detector.training_moments_)
+        tensors |= {f"training_moments/{name}": torch.from_numpy(values) for name, values in moments.items()}
     prepared = isinstance(detector._standardiser, Preparation)
     if detector._levelling is not None:
         tensors |= {f"levelling/{name}": tensor for name, tensor in detector._levelling.tensors().items()}
@@ -151,10 +156,10 @@ def _rebuild(header: dict[str, Any], tensors: dict[str, Tensor], device: str) ->
     detector.history_, detector.rows_ = header["history"], header["rows"]
     detector.fit_report_ = header.get("fit_report", {})  # files of before it was kept
     detector._standardiser = _preparation(header, tensors, detector)
+    detector.training_moments_ = _moments(tensors)
     detector._set_input_attributes()
-    detector._levelling = _levelling(tensors, detector)
-    prefix = "module/"
-    detector._load_weights({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
+    detector._levelling = _levelling(tensors)
+    detector._load_weights(_below("module/", tensors))
     scores = tensors["calibration/scores"].numpy()
     if scores.ndim != 1 or len(scores) == 0 or (np.diff(scores) < 0).any():
         raise ValueError("its calibration scores are not a sorted list.")
@@ -187,11 +192,20 @@ def _preparation(
     return found
 
 
-def _levelling(tensors: dict[str, Tensor], detector: OutlierDetector) -> Levelling | None:
+def _levelling(tensors: dict[str, Tensor]) -> Levelling | None:
     """Return what compares rows with missing cells to complete ones; files of before it was kept have none."""
-    prefix = "levelling/"
-    held = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    held = _below("levelling/", tensors)
     return Levelling(**held) if held else None
+
+
+def _moments(tensors: dict[str, Tensor]) -> Moments | None:
+    """Return what the rows of training were like; files of before it was kept do not say."""
+    held = _below("training_moments/", tensors)
+    return Moments(**{name: tensor.numpy() for name, tensor in held.items()}) if held else None
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _digest(header: str, tensors: dict[str, Tensor]) -> str:

@@ -26,7 +26,11 @@ def diagnose(
     drop: common.DropOption = None,
     budget: Annotated[
         str,
-        typer.Option("--budget", metavar="TIME", help="Such as 30s or 2min. auto: a quarter of the training time."),
+        typer.Option(
+            "--budget",
+            metavar="TIME",
+            help="Such as 30s or 1h (two refits fit in). auto: a quarter of the training time.",
+        ),
     ] = "auto",
     threads: common.ThreadsOption = None,
     as_json: common.JsonOption = False,

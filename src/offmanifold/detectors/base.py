@@ -25,6 +25,7 @@ from offmanifold.detectors.configured import Configured, Settings
 from offmanifold.detectors.explanations import Cells, Explanation, explain
 from offmanifold.detectors.levelling import Levelling
 from offmanifold.measures.estimates import difference_of_means, mean_of
+from offmanifold.measures.shift import Moments, compared_parts
 from offmanifold.networks.network import initialise
 from offmanifold.probability.bounds import bits_per_dim
 from offmanifold.probability.missing import filled, missing_cells, nothing_missing
@@ -55,9 +56,9 @@ def sum_terms(terms: dict[str, Float64Array]) -> Float64Array:
     return total
 
 
-def joined(parts: Iterator[Tensor]) -> Float64Array:
-    """Return parts of a result as one float64 array."""
-    return np.concatenate([part.double().cpu().numpy() for part in parts])
+def joined(pieces: Iterator[Tensor]) -> Float64Array:
+    """Return pieces of a result as one float64 array."""
+    return np.concatenate([piece.double().cpu().numpy() for piece in pieces])
 
 
 def labelled(prepared: Tensor, labels: Tensor | None, index: npt.NDArray[np.intp]) -> Tensor:
@@ -90,9 +91,12 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
     fit_report_ : dict
         Mean scores of training rows and of calibration rows, and the gap between them, with intervals; more where a
         detector has more to tell.
+    training_moments_ : Moments or None
+        Mean and spread of each prepared cell, or each patch of an image, over the training rows; None from old files.
     """
 
     key: ClassVar[str]
+    training_moments_: Moments | None = None
     # The user's negatives, prepared, while training lasts.
     _negatives: Tensor | None = None
     # What is done with missing cells, NaN in prepared rows: energies and losses are of the cells seen ("learned"), or
@@ -224,7 +228,9 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
         self.settings_ = settings
         labels = self._take_labels(y, for_training, len(rows), settings)
         self._check_room(len(rows), self._network_spec.dimensions)
-        data = self._learnable(labelled(self._prepare(training_rows), labels, for_training))
+        prepared = self._prepare(training_rows)
+        self.training_moments_ = Moments.of(compared_parts(prepared))
+        data = self._learnable(labelled(prepared, labels, for_training))
         held_out = self._learnable(labelled(self._prepare(rows.take(for_stopping)), labels, for_stopping))
         self._settle(data, settings)
         self._take_negatives(negatives, data)
@@ -319,6 +325,11 @@ class OutlierDetector(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
                 "seconds": records[-1]["seconds"],
             }
         return summary
+
+    @property
+    def training_seconds(self) -> float:
+        """How long training took, all phases."""
+        return float(sum(phase["seconds"] for phase in self.training_summary().values()))
 
     def _fit_preparation(self, rows: npt.NDArray[Any]) -> Standardiser | Preparation | None:
         """Learn from rows of training how tables are prepared."""

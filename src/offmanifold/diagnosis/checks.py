@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+import warnings
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import betabinom, ks_2samp, norm
+from scipy.stats import betabinom, ks_2samp
+from sklearn.base import clone
 
 from offmanifold.calibration import p_values, smallest_rate
 from offmanifold.data import outliers
-from offmanifold.data.tables import Preparation
+from offmanifold.detectors.base import OutlierDetector
 from offmanifold.diagnosis.answers import grew_without_reason, overfitted
 from offmanifold.diagnosis.findings import Finding, Grade
 from offmanifold.diagnosis.patient import Patient
@@ -28,6 +30,10 @@ STARTS, STEPS, STEP = 64, 60, 0.1
 PIXEL_STEP = 0.02
 # So many made-up rows may pass far from the data: of honest AEs' and VAEs' on eleven sets of rows 3 % did at most.
 WIDE = 0.1
+# A shift of fewer standard deviations is none worth telling, however certain it is.
+LEAST_SHIFT = 0.05
+# Refits learn from so large a share of the reference, and should agree as well as this.
+REFITTED, STEADY = 0.8, 0.5
 # How many parts of a row are taken away, one at a time.
 PARTS = 16
 
@@ -42,6 +48,8 @@ class Check(NamedTuple):
         Where the failure that it looks for is described.
     needs_rows : bool
     run : Patient → Finding
+    takes : detector → seconds
+        What it will take, where that is known to be long: it is not begun unless as much is left of the budget.
     """
 
     name: str
@@ -49,6 +57,7 @@ class Check(NamedTuple):
     paper: str
     needs_rows: bool
     run: Callable[[Patient], Finding]
+    takes: Callable[[OutlierDetector], float] = lambda detector: 0.0
 
 
 def _graded(value: float, *, warn: float, fail: float) -> Grade:
@@ -129,14 +138,14 @@ def calibration(patient: Patient) -> Finding:
     excess = float(betabinom.sf(count - 1, len(scores), allowed, len(known) + 1 - allowed)) if allowed else 1.0
     details: dict[str, Any] = {
         "asked": rate, "alarms": alarms.to_json(), "p_of_so_many_alarms": excess, "p_stranger": too_small,
-        "p_more_normal": too_large, "smallest_rate": smallest_rate(len(known)), "drifted": _drifted(patient),
+        "p_more_normal": too_large, "smallest_rate": smallest_rate(len(known)),
     }  # fmt: skip
     told = f"{alarms.value:.1%} false alarms [{alarms.low:.1%}, {alarms.high:.1%}] where {rate:.1%} were asked for."
     advice = ""
     grade: Grade = "fine"
     if min(excess, too_small) < 0.001:
         grade = "fail" if alarms.value > 1.5 * rate else "warn"
-        where = ", ".join(details["drifted"][:3])
+        where = ", ".join(patient.moved[:3])
         told += " These rows are stranger than those of calibration" + (f": {where} have moved." if where else ".")
         advice = "Fit again with rows as they come now, or find out what changed."
     elif too_large < 0.001:
@@ -150,20 +159,21 @@ def calibration(patient: Patient) -> Finding:
     return Finding("calibration", grade, told, alarms, "false alarms", advice, details)
 
 
-def _drifted(patient: Patient) -> list[str]:
-    """Return the columns whose mean differs from training's beyond chance (Bonferroni, 1 %), the farthest first."""
-    known = patient.detector._standardiser
-    if patient.is_image or known is None:
-        return []
-    rows = patient.scaler.inverse(np.concatenate([patient.reference, patient.normal]).astype(np.float64))
-    if isinstance(known, Preparation):
-        rows = known.standardiser.inverse(known.transform(rows).astype(np.float64))
-    # Training's mean has an error of its own.
-    error = math.sqrt(1 / len(rows) + 1 / patient.detector.rows_["training"])
-    z = np.abs(rows.mean(0) - known.mean) / known.scale / error
-    limit = float(norm.isf(0.005 / len(z)))
-    names = patient.detector.spec_.names
-    return list(dict.fromkeys(names[patient.column_of[i]] for i in np.argsort(-z) if z[i] > limit))
+def drift(patient: Patient) -> Finding:
+    """Do these rows come from where the training rows came from?"""
+    found = patient.shift
+    if found is None:
+        return Finding("drift", "not applicable", "The model's file does not say what its training rows were like.")
+    details = {"p_value": found.p_value, "moved": patient.moved}
+    if found.p_value >= 0.001 or found.size.value < LEAST_SHIFT:
+        told = f"Means differ from those of the training rows as chance has it (p = {found.p_value:.2g})."
+        return Finding("drift", "fine", told, found.size, "standard deviations", details=details)
+    told = f"Means lie {found.size.value:.2f} standard deviations farther from the training rows' than chance explains"
+    where = ", ".join(patient.moved[:3])
+    return Finding(
+        "drift", "warn", f"{told}{': ' if where else ''}{where}.", found.size, "standard deviations",
+        "Find out what changed, or whether outliers were among the training rows that are not among these.", details,
+    )  # fmt: skip
 
 
 def red_team(patient: Patient) -> Finding:
@@ -216,6 +226,15 @@ def _beside_plain(patient: Patient, made: Mapping[str, Any]) -> dict[str, dict[s
 
 def _to_json(table: Mapping[str, Mapping[str, Estimate]]) -> dict[str, Any]:
     return {family: {name: found.to_json() for name, found in row.items()} for family, row in table.items()}
+
+
+def agreement(patient: Patient) -> Finding:
+    """Does it find the same normal rows unusual as nearest neighbours do?"""
+    number = rank_correlation(patient.scores, patient.neighbours.score_samples(patient.normal))
+    told = f"Rank correlation with nearest neighbours' scores of normal rows: {number.value:+.2f}."
+    grade = _graded(number.value, warn=0.3, fail=0.0)
+    advice = "" if grade == "fine" else "Look at rows on which both disagree; use neighbours beside it."
+    return Finding("agreement", grade, told, number, "rank correlation", advice)
 
 
 def identity(patient: Patient) -> Finding:
@@ -375,6 +394,38 @@ def _parts(patient: Patient) -> Mapping[str, Any]:
     }
 
 
+def _refits_take(detector: OutlierDetector) -> float:
+    return 2 * detector.training_seconds
+
+
+def refits(patient: Patient) -> Finding:
+    """Would another fit, on other rows of the same kind, say the same?
+
+    Two new detectors of the same settings learn from two random parts of the reference. That says nothing about the
+    weights at hand, so it never fails, and the combination does not read it.
+    """
+    detector = patient.detector
+    settings, spec = detector.settings_, detector.spec_
+    labels = settings.get("labels", {})
+    if "given" in settings.get("negatives", {}) or labels.get("classes") or labels.get("kind") == "continuous":
+        return Finding("refits", "not applicable", "It learned from more than normal rows, and that is not at hand.")
+    rng = np.random.default_rng(patient.seed)
+    reference = patient.rows[: len(patient.reference)]
+    kinds = None if spec.details is None else {column.name: column.kind for column in spec.details}
+    scores = []
+    for seed in (patient.seed, patient.seed + 1):
+        rows = spec.present(reference[rng.permutation(len(reference))[: round(REFITTED * len(reference))]])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # so few rows have much to warn of
+            again = clone(detector).set_params(random_state=seed, verbose=False).fit(rows, columns=kinds)
+        scores.append(again.score_samples(patient.users(patient.normal)))
+    number = rank_correlation(*scores)
+    told = f"Rank correlation of two refits' scores of normal rows: {number.value:+.2f}."
+    grade: Grade = "fine" if number.value >= STEADY else "warn"
+    advice = "" if grade == "fine" else "What it says depends on chance: give more rows, or use a smaller network."
+    return Finding("refits", grade, told, number, "rank correlation", advice)
+
+
 def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:] + "."
 
@@ -383,10 +434,13 @@ CHECKS = (
     Check("training", "Did training go well?", "P0 §3.2, P3 §4", False, training),
     Check("latents", "Are its latents used?", "P0 §4.2, P4", False, latents),
     Check("calibration", "Does its false-alarm rate hold?", "–", True, calibration),
+    Check("drift", "Are these rows like those it learned from?", "–", True, drift),
     Check("red team", "Does it see synthetic outliers?", "P3 §5", True, red_team),
+    Check("agreement", "Does it agree with neighbours?", "–", True, agreement),
     Check("identity", "Does it copy whatever comes?", "P3 §1", True, identity),
     Check("stability", "Does one part decide everything?", "–", True, stability),
     Check("complexity", "Does it measure complexity alone?", "P3 §5.2", True, complexity),
     Check("attack", "Can it be fooled?", "P3 §3", True, attack),
     Check("manifold", "Is what it makes up near the data?", "P3 Fig. 7", True, manifold),
+    Check("refits", "Would another fit say the same?", "–", True, refits, _refits_take),
 )

@@ -28,6 +28,10 @@ def _value(finding: Finding) -> float:
     return finding.number.value if finding.number else math.nan
 
 
+def _shift(finding: Finding) -> float:
+    return min(_value(finding), FARTHEST)
+
+
 def _against_neighbours(finding: Finding) -> float:
     families = finding.details["families"].values()
     differences = [row["detector"]["value"] - row["kNN"]["value"] for row in families]
@@ -36,16 +40,18 @@ def _against_neighbours(finding: Finding) -> float:
 
 # Means, scales and weights are those that `offmanifold study show doctor` ends with, and docs/studies.md.
 TERMS: Mapping[str, Term] = MappingProxyType({
-    "red team against neighbours": Term("red team", _against_neighbours, -0.0494, 0.2143, -0.5859),
-    "identity": Term("identity", _value, 0.7964, 0.2584, -0.6880),
-    "attack": Term("attack", _value, 0.1649, 0.3208, 0.2819),
+    "red team against neighbours": Term("red team", _against_neighbours, -0.0477, 0.2137, -1.0220),
+    "agreement": Term("agreement", _value, 0.5496, 0.3843, -1.0945),
+    "drift": Term("drift", _shift, 0.0268, 0.0554, 0.6375),
 })  # fmt: skip
-BIAS = -0.9074
+# Shifts of more standard deviations count as this one.
+FARTHEST = 0.5
+BIAS = -0.9273
 # Above the first: distrust; above the second: care. In the zoo one in twenty of the honest detectors that are good is
 # above the first, and one in six above the second.
-DISTRUST, CARE = 0.25, 0.2
+DISTRUST, CARE = 0.3, 0.2
 # Checks whose failure decides by itself: the zoo's detectors were all calibrated on rows of the same kind.
-DECISIVE = ("training", "latents", "calibration")
+DECISIVE = ("training", "latents", "calibration", "drift")
 
 
 def features(findings: Sequence[Finding]) -> dict[str, float]:

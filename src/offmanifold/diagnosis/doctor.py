@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from sklearn.utils.validation import check_is_fitted
 
+from offmanifold import parameters
 from offmanifold.detectors.base import OutlierDetector
 from offmanifold.diagnosis.checks import CHECKS, FEWEST
 from offmanifold.diagnosis.combination import combine
@@ -27,6 +28,7 @@ def diagnose(
     X_normal: Any = None,
     *,
     budget: str | float = "auto",
+    checks: Collection[str] | None = None,
     random_state: int = 0,
     report: Callable[[str], None] = lambda text: None,
 ) -> Diagnosis:
@@ -42,6 +44,8 @@ def diagnose(
     budget : str or float
         Seconds, or text such as "90s", "2min", "1h". Checks that no longer fit are "not examined". "auto" is a quarter
         of the training time, 10 seconds at least and two minutes at most.
+    checks : collection of str, optional
+        The names of those to make; all unless told.
     random_state : int
         The same one gives the same diagnosis, unless the budget runs out.
     report : callable
@@ -57,17 +61,26 @@ def diagnose(
         For rows that the detector does not take, or a budget that cannot be read.
     """
     check_is_fitted(detector, "module_")
+    names = [check.name for check in CHECKS]
+    wanted = {parameters.choice("checks", name, names) for name in (names if checks is None else checks)}
     began = time.monotonic()
     seconds = _seconds(budget, detector)
     most = MOST_ROWS[detector.spec_.kind] * (4 if budget != "auto" and seconds > LONGEST else 1)
     patient = Patient(detector, X_normal, most=most, seed=random_state)
     findings = []
     for check in CHECKS:
+        if check.name not in wanted:
+            continue
         reason = None
         if check.needs_rows and patient.count < FEWEST:
             reason = f"It needs at least {FEWEST} normal rows; got {patient.count}."
-        elif check.needs_rows and time.monotonic() - began > seconds:
-            reason = f"The budget of {seconds:g} seconds was used up."
+        elif check.needs_rows and (spent := time.monotonic() - began) + check.takes(detector) > seconds:
+            reason = (
+                f"The budget of {seconds:g} seconds was used up."
+                if spent > seconds
+                else f"It takes about {check.takes(detector):.0f} seconds, and {seconds - spent:.0f} are left of the "
+                "budget: give more."
+            )
         if reason is None:
             report(check.question)
             findings.append(check.run(patient))
@@ -80,8 +93,7 @@ def diagnose(
 
 def _seconds(budget: str | float, detector: OutlierDetector) -> float:
     if budget == "auto":
-        trained = float(sum(phase["seconds"] for phase in detector.training_summary().values()))
-        return min(max(trained / 4, SHORTEST), LONGEST)
+        return min(max(detector.training_seconds / 4, SHORTEST), LONGEST)
     if isinstance(budget, str):
         found = re.fullmatch(r"\s*([0-9.]+)\s*(s|min|h|)\s*", budget)
         try:

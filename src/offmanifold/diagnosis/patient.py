@@ -16,6 +16,7 @@ from offmanifold.detectors.base import OutlierDetector
 from offmanifold.detectors.explanations import energy_and_slope
 from offmanifold.detectors.latent import LatentMixin
 from offmanifold.measures.plain import Components, Neighbours
+from offmanifold.measures.shift import PATCHES, Shift, compared_parts, shift
 from offmanifold.probability.latents import prior_sample, project
 
 
@@ -48,6 +49,7 @@ class Patient:
             self.given = len(rows)
             block = rows.take(evenly(len(rows), most)).astype(np.float64)
             block = block[np.random.default_rng(seed).permutation(len(block))]
+        self.rows = block
         self.count = len(block)
         self._made: dict[str, Any] = {}
         half = len(block) // 2
@@ -88,6 +90,24 @@ class Patient:
         if family not in self._made:
             self._made[family] = outliers.make(family, torch.from_numpy(self.normal), self.generator()).numpy()
         return self._made[family]
+
+    @functools.cached_property
+    def shift(self) -> Shift | None:
+        """How far the rows given lie from those of training; None where the model's file does not know these."""
+        known = self.detector.training_moments_
+        return None if known is None else shift(known, compared_parts(self.detector._prepare(self.rows)))
+
+    @property
+    def moved(self) -> list[str]:
+        """The columns, or patches, whose means differ from those of the training rows, the farthest first."""
+        if self.shift is None:
+            return []
+        if self.is_image:
+            names = [f"patch {1 + i // PATCHES}, {1 + i % PATCHES} of {PATCHES} × {PATCHES}" for i in range(PATCHES**2)]
+            return list(dict.fromkeys(names[part % PATCHES**2] for part in self.shift.moved))
+        known, columns = self.detector._standardiser, self.detector.spec_.names
+        owner = known.owner if isinstance(known, Preparation) else range(len(columns))
+        return list(dict.fromkeys(columns[owner[part]] for part in self.shift.moved))
 
     # --- the plain methods ------------------------------------------------------------------------------
 

@@ -1,0 +1,110 @@
+"""Whether rows come from where others came from, told from a summary of the others alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch.nn.functional as F
+from scipy.stats import gamma, norm
+from torch import Tensor
+
+from offmanifold.measures.estimates import Estimate
+
+Float64Array = npt.NDArray[np.float64]
+# An image is told by the brightness of so many patches each way.
+PATCHES = 4
+# Rows summed up at a time.
+BLOCK = 1024
+# Differences of so much of a part's size are rounding.
+ROUNDING = 1e-6
+
+
+def compared_parts(prepared: Tensor) -> npt.NDArray[np.float32]:
+    """Return what is compared of rows: a table's cells ``(n, d)``; of images the patches' means ``(n, C · 4 · 4)``."""
+    if prepared.ndim > 2:
+        prepared = F.adaptive_avg_pool2d(prepared, PATCHES).flatten(1)
+    return prepared.cpu().numpy()
+
+
+@dataclasses.dataclass(frozen=True)
+class Moments:
+    """Mean and standard deviation of each part of rows, and of how many rows: ``(k,)`` float64 each.
+
+    A model file keeps those of its training rows: enough to tell whether others are like them, too little to tell
+    what they were.
+    """
+
+    mean: Float64Array
+    spread: Float64Array
+    count: Float64Array
+
+    @classmethod
+    def of(cls, rows: npt.NDArray[Any]) -> Self:
+        """Learn them from rows ``(n, k)``, as far as cells are not missing (NaN), a block at a time."""
+        blocks = [rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK)]
+        count: Float64Array = np.sum([np.isfinite(block).sum(0) for block in blocks], axis=0, dtype=np.float64)
+        some = np.maximum(count, 1)
+        mean = np.sum([np.nansum(block, 0, dtype=np.float64) for block in blocks], axis=0) / some
+        squares = np.sum([np.nansum(np.square(block - mean), 0, dtype=np.float64) for block in blocks], axis=0)
+        return cls(mean, np.sqrt(squares / some), count)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shift:
+    """How far the means of some rows lie from those of others.
+
+    Attributes
+    ----------
+    size : Estimate
+        Root mean square over the parts, in standard deviations, beyond what chance gives.
+    p_value : float
+        Of means so far apart if both came from the same place.
+    moved : (m,) int
+        The parts whose means differ beyond chance (1 % over all of them), the farthest first.
+    """
+
+    size: Estimate
+    p_value: float
+    moved: npt.NDArray[np.intp]
+
+
+def shift(known: Moments, rows: npt.NDArray[Any]) -> Shift:
+    """Compare rows ``(n, k)`` with the moments of others.
+
+    Σ z² over the parts' z is compared with a gamma law of the same mean and variance, which parts that are correlated
+    widen (Satterthwaite); their correlation is estimated from ``rows`` (its square's trace without bias, as Bai and
+    Saranadasa do).
+    """
+    new = Moments.of(rows)
+    both = np.maximum(known.count + new.count, 1)
+    pooled = np.sqrt((known.count * known.spread**2 + new.count * new.spread**2) / both)
+    unit = np.maximum(pooled, ROUNDING * np.maximum(np.abs(known.mean), 1))
+    gap = (new.mean - known.mean) / unit
+    told = (np.minimum(known.count, new.count) > 0) & ((pooled > 0) | (np.abs(gap) > 1))
+    if not told.any():
+        return Shift(Estimate(0.0, 0.0, 0.0), 1.0, np.zeros(0, np.intp))
+    chance = 1 / known.count[told] + 1 / new.count[told]
+    z = gap[told] / np.sqrt(chance)
+    total, k = float(z @ z), len(z)
+    spread = np.where(new.spread > 0, new.spread, 1)[told]
+    standard: Any = np.nan_to_num((rows[:, told] - new.mean[told]) / spread)
+    n = len(standard)
+    gram = standard.T @ standard if k < n else standard @ standard.T
+    squared = (float((gram**2).sum()) / n**2 - k**2 / n) * n**2 / max((n - 1) * (n + 2), 1)
+    squared = max(squared, float(k))
+    p_value = float(gamma.sf(total, k**2 / (2 * squared), scale=2 * squared / k))
+    # Var Σ z² = 2 tr C² + 4 μᵀCμ where the z have means μ.
+    drawn = float(np.square(standard @ z).sum()) / n - squared
+    root = math.sqrt(total)  # whose error hardly depends on itself
+    half = float(norm.ppf(0.975)) * math.sqrt(2 * squared + 4 * max(drawn, 0.0)) / max(2 * root, 1e-12)
+    typical = float(chance.mean())
+    ends = (root, max(root - half, 0.0), root + half)
+    size = Estimate(*(math.sqrt(max(end**2 / k - 1, 0.0) * typical) for end in ends))
+    limit = float(norm.isf(0.005 / k))
+    places = np.flatnonzero(told)
+    order = np.argsort(-np.abs(z))
+    return Shift(size, p_value, places[order[np.abs(z)[order] > limit]])

@@ -1,0 +1,74 @@
+"""Shifts of means: exact where nothing moved, found where something did."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import kstest, ttest_ind
+
+from offmanifold.measures.shift import Moments, compared_parts, shift
+
+RNG = np.random.default_rng(0)
+
+
+def correlated(n: int, d: int) -> np.ndarray:
+    mixing = np.random.default_rng(d).normal(size=(d, d)) * np.geomspace(1, 0.05, d)
+    return RNG.normal(size=(n, d)) @ mixing.T
+
+
+def test_moments_are_those_of_the_cells_seen() -> None:
+    rows = RNG.normal(3, 2, size=(2500, 4)).astype(np.float32)
+    rows[RNG.uniform(size=rows.shape) < 0.2] = np.nan
+    rows[:, 3] = np.nan
+    found = Moments.of(rows)
+    np.testing.assert_allclose(found.mean[:3], np.nanmean(rows[:, :3].astype(float), 0), rtol=1e-12)
+    np.testing.assert_allclose(found.spread[:3], np.nanstd(rows[:, :3].astype(float), 0), rtol=1e-9)
+    np.testing.assert_array_equal(found.count, (~np.isnan(rows)).sum(0))
+
+
+def test_of_one_column_it_is_the_t_test() -> None:
+    a, b = RNG.normal(size=(4000, 1)), RNG.normal(0.05, 1, size=(3000, 1))
+    assert shift(Moments.of(a), b).p_value == pytest.approx(ttest_ind(a, b).pvalue[0], rel=0.02)
+
+
+@pytest.mark.parametrize("dimensions", [1, 5, 60, 400])
+def test_p_values_are_uniform_where_nothing_moved(dimensions: int) -> None:
+    """For many more columns than rows as well, and for correlated ones."""
+    p = [
+        shift(Moments.of(correlated(300, dimensions)), correlated(150, dimensions)).p_value
+        for _ in range(40 if dimensions == 400 else 200)
+    ]
+    assert kstest(p, "uniform").pvalue > 0.01
+    assert np.mean(np.array(p) < 0.05) < 0.13
+
+
+def test_the_size_is_in_standard_deviations_and_its_interval_holds() -> None:
+    truth, inside, sizes = 0.5 / 6**0.5, 0, []
+    for _ in range(100):
+        rows = 7 * RNG.normal(size=(400, 6))
+        rows[:, 4] += 3.5
+        found = shift(Moments.of(7 * RNG.normal(size=(1000, 6))), rows)
+        inside += found.size.low <= truth <= found.size.high
+        sizes.append(found.size.value)
+        assert found.moved[0] == 4
+    assert inside >= 88 and np.mean(sizes) == pytest.approx(truth, rel=0.05)
+
+
+def test_columns_that_are_constant_or_empty() -> None:
+    known = np.tile([1.0, 2.0, np.nan, 0.0], (50, 1))
+    known[:, 3] = RNG.normal(size=50)
+    same = known[:30].copy()
+    assert shift(Moments.of(known[:, :3]), same[:, :3]).p_value == 1
+    assert shift(Moments.of(known), same).size.low == 0
+    same[:, 1] = 2.5
+    found = shift(Moments.of(known), same)
+    assert found.p_value < 1e-10 and found.moved.tolist() == [1]
+
+
+def test_images_are_told_by_the_brightness_of_patches() -> None:
+    images = torch.zeros(2, 3, 8, 12)
+    images[1, 2, 2:4, 9:] = 1
+    parts = compared_parts(images)
+    assert parts.shape == (2, 48) and parts.sum() == 1
+    assert parts[1].reshape(3, 4, 4)[2, 1, 3] == 1
