@@ -338,7 +338,7 @@ def examined(difference: float, agreement: float, drift: float, **grades: str) -
     return [
         *(finding(check, grades.get(check, "fine")) for check in ("training", "latents", "calibration")),
         finding("red team", value=0.8 + difference, families=families),
-        finding("agreement", value=agreement), finding("drift", value=drift),
+        finding("agreement", value=agreement), finding("drift", "warn" if drift else "fine", value=drift),
     ]  # fmt: skip
 
 
@@ -346,7 +346,8 @@ def test_the_probability_is_the_regressions() -> None:
     for values in ((0.05, 0.9, 0.0), (-0.3, 0.1, 0.4)):
         _, probability, _ = combine(examined(*values))
         exponent = BIAS + sum(
-            term.weight * (value - term.mean) / term.scale for term, value in zip(TERMS.values(), values, strict=True)
+            term.weight * (value - term.mean) / term.scale
+            for term, value in zip(TERMS.values(), (*values[:2], bool(values[2])), strict=True)
         )
         assert probability == pytest.approx(1 / (1 + np.exp(-exponent)))
     assert [term.weight < 0 for term in TERMS.values()] == [True, True, False]

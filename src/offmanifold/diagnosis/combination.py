@@ -28,8 +28,9 @@ def _value(finding: Finding) -> float:
     return finding.number.value if finding.number else math.nan
 
 
-def _shift(finding: Finding) -> float:
-    return min(_value(finding), FARTHEST)
+def _warned(finding: Finding) -> float:
+    """Whether there is more than chance gives: what chance gives must not weigh."""
+    return float(finding.verdict == "warn")
 
 
 def _against_neighbours(finding: Finding) -> float:
@@ -40,15 +41,13 @@ def _against_neighbours(finding: Finding) -> float:
 
 # Means, scales and weights are those that `offmanifold study show doctor` ends with, and docs/studies.md.
 TERMS: Mapping[str, Term] = MappingProxyType({
-    "red team against neighbours": Term("red team", _against_neighbours, -0.0477, 0.2137, -1.0220),
-    "agreement": Term("agreement", _value, 0.5496, 0.3843, -1.0945),
-    "drift": Term("drift", _shift, 0.0268, 0.0554, 0.6375),
+    "red team against neighbours": Term("red team", _against_neighbours, -0.0472, 0.2129, -1.2170),
+    "agreement": Term("agreement", _value, 0.5541, 0.3833, -1.0141),
+    "drift": Term("drift", _warned, 0.0437, 0.2045, 0.9274),
 })  # fmt: skip
-# Shifts of more standard deviations count as this one.
-FARTHEST = 0.5
-BIAS = -0.9273
-# Above the first: distrust; above the second: care. In the zoo one in twenty of the honest detectors that are good is
-# above the first, and one in six above the second.
+BIAS = -0.8762
+# Above the first: distrust; above the second: care. In the zoo one in a hundred of the honest detectors that are good
+# is above the first, and one in eleven above the second.
 DISTRUST, CARE = 0.3, 0.2
 # Checks whose failure decides by itself: the zoo's detectors were all calibrated on rows of the same kind.
 DECISIVE = ("training", "latents", "calibration", "drift")
