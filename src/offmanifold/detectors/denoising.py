@@ -89,6 +89,10 @@ class DenoisingModel(nn.Module, abc.ABC):
     def learned(self, flat: Tensor) -> Tensor:
         """Return what speaks against rows to the learned denoiser, above 0: ``(n, learned_features)``."""
 
+    def learned_from(self, held_out: Tensor) -> Tensor:
+        """Return :meth:`learned` for rows held out of training, after learning from them what it takes."""
+        return torch.cat([self.learned(self.flat(part)) for part in torch.split(held_out, PART)])
+
     def flat(self, rows: Tensor) -> Tensor:
         """Return rows ``(n, d)`` of about unit variance."""
         return (rows.flatten(1) - self.shift) / self.unit
@@ -114,7 +118,7 @@ class DenoisingModel(nn.Module, abc.ABC):
 
     def standardise(self, held_out: Tensor) -> None:
         """Learn how the features of rows that were not learned from are distributed."""
-        parts = [torch.cat([self.learned(self.flat(part)) for part in torch.split(held_out, PART)])]
+        parts = [self.learned_from(held_out)]
         if len(self.rows):
             # Each stored row against all others: as good as a row that is not among them.
             some = torch.from_numpy(evenly(len(self.rows), STANDARDISED)).to(held_out.device)
@@ -131,7 +135,8 @@ class DenoisingModel(nn.Module, abc.ABC):
         ones, ``own`` ``(n,)`` says at which place, and each is left out of its own neighbours.
         """
         parts = []
-        norms = self.rows.square().sum(1)
+        squares = self.rows.square()
+        norms = squares.sum(1)
         # One product gives the weights' sums as well as the weighted means.
         stored = torch.cat([self.rows, self.rows.new_ones(len(self.rows), 1)], 1)
         size = max(1, CELLS // len(self.rows))
@@ -142,7 +147,7 @@ class DenoisingModel(nn.Module, abc.ABC):
             # −‖x − xᵢ‖²/2, but for what is the same for all i.
             exponents = torch.addmm(norms, part, self.rows.T, beta=-0.5)
             if missing is not None:
-                exponents.addmm_(missing.to(part.dtype), self.rows.square().T, alpha=0.5).div_(share)
+                exponents.addmm_(missing.to(part.dtype), squares.T, alpha=0.5).div_(share)
             if own is not None:
                 exponents.scatter_(1, own[start : start + size, None], -1e30)
             exponents = exponents - exponents.detach().amax(1, keepdim=True)
@@ -242,16 +247,20 @@ class ImageModel(DenoisingModel):
             found.append(torch.stack(errors).mean(0))
         return (torch.stack(found, 1) + TINY).log()
 
-    def standardise(self, held_out: Tensor) -> None:
-        """Learn mean and covariance of the errors from images that were not learned from, and the features' spreads."""
-        found = torch.cat([self.errors(self.flat(part)) for part in torch.split(held_out, PART)]).double()
+    def learned_from(self, held_out: Tensor) -> Tensor:
+        """Return :meth:`learned` for images held out of training, after learning their errors' mean and covariance."""
+        errors = torch.cat([self.errors(self.flat(part)) for part in torch.split(held_out, PART)])
+        found = errors.double()
         self.mean = found.mean(0).to(self.mean)
         covariance = torch.eye(found.shape[1], dtype=torch.float64) * SMALLEST_VARIANCE
         if len(found) > 1:
             covariance += torch.from_numpy(LedoitWolf().fit(found.cpu().numpy()).covariance_)
         self.whitening = torch.linalg.cholesky(torch.linalg.inv(covariance)).to(self.whitening)
-        super().standardise(held_out)
+        return self._distance(errors)
 
     def learned(self, flat: Tensor) -> Tensor:
         """Return Mahalanobis' distance of the errors, squared, a noise level: ``(n, 1)``, about 1 for normal images."""
-        return ((self.errors(flat) - self.mean) @ self.whitening).square().mean(1, keepdim=True)
+        return self._distance(self.errors(flat))
+
+    def _distance(self, errors: Tensor) -> Tensor:
+        return ((errors - self.mean) @ self.whitening).square().mean(1, keepdim=True)
