@@ -94,6 +94,7 @@ def test_foreign_newer_and_missing_files(model_file: Path, tmp_path: Path) -> No
         (lambda h, t: t["calibration/scores"].copy_(t["calibration/scores"].flip(0)), "not a sorted list"),
         (lambda h, t: t.pop("probes/rows"), "inconsistent: 'probes/rows'"),
         (lambda h, t: t["standardiser/scale"].zero_(), "standardisation does not fit"),
+        (lambda h, t: t.update({"training_moments/mean": torch.zeros(1)}), "about its training rows does not fit"),
         (lambda h, t: t["module/decoder.body.0.weight"].mul_(1.1), "probe rows score differently here"),
         (lambda h, t: t.update({"module/other": torch.zeros(1)}), "inconsistent"),
     ],

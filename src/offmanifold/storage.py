@@ -24,7 +24,7 @@ from offmanifold.data.inputs import InputSpec
 from offmanifold.data.tables import Preparation, Standardiser
 from offmanifold.detectors import DETECTORS, OutlierDetector
 from offmanifold.detectors.levelling import Levelling
-from offmanifold.measures.shift import Moments
+from offmanifold.measures.shift import Moments, compared_parts
 
 FORMAT = "offmanifold"
 # The highest that is read; tables of numbers and images are written as 1, which earlier releases read.
@@ -156,7 +156,6 @@ def _rebuild(header: dict[str, Any], tensors: dict[str, Tensor], device: str) ->
     detector.history_, detector.rows_ = header["history"], header["rows"]
     detector.fit_report_ = header.get("fit_report", {})  # files of before it was kept
     detector._standardiser = _preparation(header, tensors, detector)
-    detector.training_moments_ = _moments(tensors)
     detector._set_input_attributes()
     detector._levelling = _levelling(tensors)
     detector._load_weights(_below("module/", tensors))
@@ -164,6 +163,7 @@ def _rebuild(header: dict[str, Any], tensors: dict[str, Tensor], device: str) ->
     if scores.ndim != 1 or len(scores) == 0 or (np.diff(scores) < 0).any():
         raise ValueError("its calibration scores are not a sorted list.")
     detector._calibrate(scores)
+    detector.training_moments_ = _moments(tensors)
     expected = tensors["probes/scores"].numpy()
     found = detector._probe_scores(tensors["probes/rows"])
     if not np.allclose(found, expected, rtol=PROBE_TOLERANCE, atol=PROBE_TOLERANCE):
@@ -201,7 +201,12 @@ def _levelling(tensors: dict[str, Tensor]) -> Levelling | None:
 def _moments(tensors: dict[str, Tensor]) -> Moments | None:
     """Return what the rows of training were like; files of before it was kept do not say."""
     held = _below("training_moments/", tensors)
-    return Moments(**{name: tensor.numpy() for name, tensor in held.items()}) if held else None
+    if not held:
+        return None
+    parts = compared_parts(tensors["probes/rows"]).shape[1:]
+    if any(tensor.shape != parts for tensor in held.values()):
+        raise ValueError("what it says about its training rows does not fit its input.")
+    return Moments(**{name: tensor.numpy() for name, tensor in held.items()})
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from conftest import quick
 from scipy.stats import kstest
 
-from offmanifold import AE, VAE, NegativeVAE, OutlierDetector, SemiSupervisedVAE, diagnose
+from offmanifold import AE, IGEBM, VAE, NegativeVAE, OutlierDetector, SemiSupervisedVAE, diagnose, load
 from offmanifold.detectors.latent import LatentMixin
 from offmanifold.diagnosis.checks import CHECKS, manifold
 from offmanifold.diagnosis.combination import BIAS, TERMS, combine
@@ -277,6 +278,21 @@ def test_refits_are_made_where_the_budget_allows(world: Any) -> None:
     noise = np.random.default_rng(0).normal(size=(500, 30))
     chance = made(AE, network="mlp", hidden=[], latent_dim=1, steps=1).fit(noise)
     assert diagnose(chance, noise, budget="1h", checks=["refits"])["refits"].number.value < 1
+
+
+def test_refits_that_cannot_be_made_are_told(world: Any) -> None:
+    rows = world(400, 1)
+    detector = made(IGEBM, steps=3).fit(rows)
+    rows[np.arange(400), np.arange(400) % 6] = np.nan  # which learns from complete rows alone
+    finding = diagnose(detector, rows, budget="1h", checks=["refits"])["refits"]
+    assert finding.verdict == "not applicable" and "learns from complete rows" in finding.told
+
+
+def test_drift_is_known_from_the_file(honest: OutlierDetector, world: Any, tmp_path: Path) -> None:
+    honest.save(tmp_path / "m.safetensors")
+    again = load(tmp_path / "m.safetensors")
+    rows = world(200, 2) + 0.2
+    assert diagnose(again, rows, checks=["drift"])["drift"] == diagnose(honest, rows, checks=["drift"])["drift"]
 
 
 def test_refits_of_labelled_detectors_are_not_made(world: Any) -> None:

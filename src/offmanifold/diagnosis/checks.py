@@ -20,6 +20,7 @@ from offmanifold.diagnosis.findings import Finding, Grade
 from offmanifold.diagnosis.patient import Patient
 from offmanifold.measures.detection import auroc, proportion
 from offmanifold.measures.estimates import Estimate, rank_correlation
+from offmanifold.training.loop import TrainingDiverged
 
 # A gap between training and held-out rows of so many standard deviations is a failure.
 LARGE_GAP = 1.5
@@ -417,7 +418,10 @@ def refits(patient: Patient) -> Finding:
         rows = spec.present(reference[rng.permutation(len(reference))[: round(REFITTED * len(reference))]])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # so few rows have much to warn of
-            again = clone(detector).set_params(random_state=seed, verbose=False).fit(rows, columns=kinds)
+            try:
+                again = clone(detector).set_params(random_state=seed, verbose=False).fit(rows, columns=kinds)
+            except (ValueError, TrainingDiverged) as error:
+                return Finding("refits", "not applicable", f"No other fit could be made of these rows: {error}")
         scores.append(again.score_samples(patient.users(patient.normal)))
     number = rank_correlation(*scores)
     told = f"Rank correlation of two refits' scores of normal rows: {number.value:+.2f}."

@@ -29,7 +29,11 @@ def _value(finding: Finding) -> float:
 
 
 def _warned(finding: Finding) -> float:
-    """Whether there is more than chance gives: what chance gives must not weigh."""
+    """Whether there is more than chance gives: what chance gives must not weigh.
+
+    In the zoo rows drift for one reason alone, outliers among those of training. Another reason weighs the same, for
+    then nothing measured here holds for the rows that come now either.
+    """
     return float(finding.verdict == "warn")
 
 
