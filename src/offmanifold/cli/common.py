@@ -192,7 +192,7 @@ def scores_of(detector: OutlierDetector, source: Source) -> npt.NDArray[np.float
     """Return the scores of a whole source."""
     import numpy as np
 
-    from offmanifold.detectors.base import sum_terms
+    from offmanifold.detectors.scorer import sum_terms
 
     return np.concatenate([sum_terms(terms) for _, terms in scored_chunks(detector, source)])
 

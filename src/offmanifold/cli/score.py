@@ -71,7 +71,7 @@ def _write(detector: OutlierDetector, source: Source, fdr: float | None, draft: 
     import polars as pl
 
     from offmanifold import atomic, calibration
-    from offmanifold.detectors.base import sum_terms
+    from offmanifold.detectors.scorer import sum_terms
 
     all_p: list[Any] = []
     rows, names = 0, []

@@ -15,7 +15,7 @@ from offmanifold.data.tables import Preparation
 from offmanifold.training.precision import computing_in
 
 if TYPE_CHECKING:
-    from offmanifold.detectors.base import OutlierDetector
+    from offmanifold.detectors.scorer import Scorer
 
 # A path's sum may miss the score's change by this share before it is cut finer, at most MOST_POINTS times.
 RESIDUAL, FEWEST_POINTS, MOST_POINTS = 0.01, 32, 512
@@ -118,8 +118,8 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def explain(detector: OutlierDetector, X: Any) -> Explanation:
-    """Explain the scores of rows: see :meth:`OutlierDetector.explain`."""
+def explain(detector: Scorer, X: Any) -> Explanation:
+    """Explain the scores of rows: see :meth:`Scorer.explain`."""
     rows = detector._fitted_rows(X)
     found: list[dict[str, Tensor]] = []
     with computing_in(detector._scoring_dtype, detector.module_):
@@ -148,7 +148,7 @@ def explain(detector: OutlierDetector, X: Any) -> Explanation:
     )
 
 
-def _explained(detector: OutlierDetector, rows: Tensor) -> dict[str, Tensor]:
+def _explained(detector: Scorer, rows: Tensor) -> dict[str, Tensor]:
     """Return by name what an explanation of prepared rows consists of."""
     with torch.no_grad():
         cells = detector._energy_cells(detector.module_, detector._shown(rows))
@@ -168,7 +168,7 @@ def _explained(detector: OutlierDetector, rows: Tensor) -> dict[str, Tensor]:
     return {**told, "contributions": contributions, "latent": rows.new_zeros(n, 0), "base": base}
 
 
-def energy_and_slope(detector: OutlierDetector, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+def energy_and_slope(detector: Scorer, rows: Tensor) -> tuple[Tensor, Tensor | None]:
     """Return energies ``(n,)`` of prepared rows and their gradient ``(n, *shape)``, None where there is none."""
     rows = rows.detach().to(detector._device).requires_grad_()
     with torch.enable_grad():
@@ -177,7 +177,7 @@ def energy_and_slope(detector: OutlierDetector, rows: Tensor) -> tuple[Tensor, T
     return energy.detach(), slope
 
 
-def _along_path(detector: OutlierDetector, start: Tensor, end: Tensor) -> Tensor:
+def _along_path(detector: Scorer, start: Tensor, end: Tensor) -> Tensor:
     """Return each cell's part of the score's change from ``start`` to ``end``."""
     change = (detector._energy(start) - detector._energy(end)).detach().double()
     parts = torch.zeros_like(end, dtype=torch.float64)
@@ -196,7 +196,7 @@ def _along_path(detector: OutlierDetector, start: Tensor, end: Tensor) -> Tensor
     return parts
 
 
-def _nearest_normal(detector: OutlierDetector, rows: Tensor) -> tuple[Tensor, Tensor]:
+def _nearest_normal(detector: Scorer, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Descend the energy from each row until its p-value is ordinary; return where, and whether it is."""
     image = detector.spec_.kind == "image"
     known = detector.calibration_scores_

@@ -9,7 +9,7 @@ from sklearn.base import TransformerMixin
 from torch import Tensor
 
 from offmanifold.data.inputs import Float64Array
-from offmanifold.detectors.base import joined
+from offmanifold.detectors.scorer import joined
 from offmanifold.probability.distances import distance
 
 

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from offmanifold import parameters
 from offmanifold.data.inputs import Float64Array, InputSpec, Rows, evenly
-from offmanifold.detectors.base import OutlierDetector, joined
+from offmanifold.detectors.base import OutlierDetector
 from offmanifold.detectors.configured import Settings
 from offmanifold.detectors.denoising import CELLS, PART, TINY, DenoisingModel, ImageModel, TableModel
+from offmanifold.detectors.scorer import joined
 from offmanifold.networks.denoiser import DenseDenoiser, UNetDenoiser
 from offmanifold.probability.distances import distance
 from offmanifold.probability.missing import filled

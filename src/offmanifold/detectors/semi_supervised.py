@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from offmanifold import parameters
 from offmanifold.data.inputs import Float64Array, InputSpec
-from offmanifold.detectors.base import joined
 from offmanifold.detectors.configured import Settings
 from offmanifold.detectors.labels import LabelPosterior, Labels, kind_of, missing
+from offmanifold.detectors.scorer import joined
 from offmanifold.detectors.training_bounds import bound_settings, settled
 from offmanifold.detectors.variational import (
     Draws,

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from offmanifold import parameters
 from offmanifold.data.inputs import Float64Array, InputSpec, Rows
 from offmanifold.data.tables import Preparation
-from offmanifold.detectors.base import OutlierDetector, joined
+from offmanifold.detectors.base import OutlierDetector
 from offmanifold.detectors.configured import Settings, latent_size
 from offmanifold.detectors.explanations import Cells
 from offmanifold.detectors.latent import LatentMixin
+from offmanifold.detectors.scorer import joined
 from offmanifold.measures.estimates import mean_of
 from offmanifold.measures.latents import ACTIVE, averaged_kl
 from offmanifold.networks import choose
