@@ -176,7 +176,7 @@ def test_diagnose_says_whether_to_trust(work: Path) -> None:
     assert found["verdict"] in ("trust", "care") and found["rows"] == 400
     assert [finding["check"] for finding in found["findings"]][:3] == ["training", "latents", "calibration"]
     shown = " ".join(run("diagnose", "model.safetensors", cwd=work).stdout.split())
-    assert "not examined" in shown and "offmanifold diagnose MODEL DATA" in shown
+    assert "Not examined: calibration, drift" in shown and "offmanifold diagnose MODEL DATA" in shown
     # Rows that are not those of training: the exit status says so to a pipeline.
     assert "Do not trust this detector" in run("diagnose", "model.safetensors", "odd.csv", cwd=work, status=3).stdout
     found = json.loads(run("diagnose", "model.safetensors", "odd.csv", "--json", cwd=work, status=3).stdout)

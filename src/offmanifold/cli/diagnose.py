@@ -64,13 +64,20 @@ def diagnose(
 
 
 def _show(model: Path, found: Diagnosis) -> None:
-    """Print findings as a table, and the verdict."""
+    """Print findings as a table, what could not be examined by reason, and the verdict."""
+    examined = [one for one in found.findings if one.verdict != "not examined"]
     rows = [
         [one.check, one.verdict, "" if one.number is None else str(one.number), f"{one.told} {one.advice}".strip()]
-        for one in found.findings
+        for one in examined
     ]
-    styles = [COLOURS.get(finding.verdict, "dim") for finding in found.findings]
+    styles = [COLOURS.get(one.verdict, "dim") for one in examined]
     common.table(str(model), ["check", "", "number [95 %]", "finding"], rows, styles)
+    left_out: dict[str, list[str]] = {}
+    for one in found.findings:
+        if one not in examined:
+            left_out.setdefault(f"{one.told} {one.advice}".strip(), []).append(one.check)
+    for reason, checks in left_out.items():
+        typer.echo(f"Not examined: {', '.join(checks)}. {reason}")
     colour = {"trust": "green", "care": "yellow", "distrust": "red"}[found.verdict]
     typer.secho(found.sentence, fg=colour, bold=True)
     if found.weighing_most:
