@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import norm
 
+from offmanifold import AE, VAE
 from offmanifold.data.worlds import WORLDS
-from offmanifold.measures import posterior_mismatch
+from offmanifold.measures import posterior_gap, posterior_mismatch
 
 SLOPE, BIAS = np.array([0.7, -1.5, 0.2]), np.array([0.0, 1.0, -0.5])
 
@@ -81,3 +83,29 @@ def test_bad_arguments_are_named(arguments: dict[str, Any], message: str) -> Non
     }  # fmt: skip
     with pytest.raises(ValueError, match=message):
         posterior_mismatch(**(given | arguments))
+
+
+def test_a_fitted_models_gap_rises_to_the_quadrature() -> None:
+    """By sampling as by quadrature, row by row; one latent that is told little of a circle leaves a gap to find."""
+    rng = np.random.default_rng(0)
+    angle = rng.uniform(0, 2 * np.pi, 300)
+    x = np.column_stack([np.cos(angle), np.sin(angle)]) + 0.1 * rng.normal(size=(300, 2))
+    detector = VAE(latent_dim=1, gamma=0.1, steps=150, random_state=0, verbose=False).fit(x)
+
+    def decode(z: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            return detector._decoded(torch.from_numpy(z).float(), torch.Generator()).double().numpy()
+
+    rows = x[:20]
+    exact = posterior_mismatch(*detector.posterior(rows), detector.prepared(rows), decode, 0.1)
+    assert exact.mean() > 0.02
+    few, many = (detector.posterior_gaps(rows, samples=samples) for samples in (5, 20_000))
+    # Where q misses a mode of the posterior, few draws hit it and weigh much.
+    assert np.median(np.abs(many - exact)) < 0.01
+    np.testing.assert_allclose(many, exact, atol=0.2)
+    assert (few >= 0).all() and few.mean() < exact.mean()
+    some = posterior_gap(detector, x, samples=5, most_rows=20, random_state=1)
+    assert some.low < some.value < some.high
+    assert some == posterior_gap(detector, x[np.linspace(0, 299, 20).astype(int)], samples=5, random_state=1)
+    with pytest.raises(TypeError, match="AE has no posterior"):
+        posterior_gap(AE(steps=1, random_state=0, verbose=False).fit(x), x)

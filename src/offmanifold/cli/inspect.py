@@ -119,7 +119,8 @@ def _flat(measured: dict[str, Any]) -> dict[str, Any]:
         for key, name in names.items()
         if key in latents
     }
-    return {name: value for name, value in measured.items() if name != "latents"} | lines
+    told = {"posterior_gap": "posterior gap: log p(x) less the ELBO (nats)"}
+    return {told.get(name, name): value for name, value in measured.items() if name != "latents"} | lines
 
 
 def _shown(value: Any) -> str:

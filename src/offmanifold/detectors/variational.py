@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from offmanifold import parameters
-from offmanifold.data.inputs import Float64Array, InputSpec, Rows
+from offmanifold.data.inputs import Float64Array, InputSpec, Rows, evenly
 from offmanifold.data.tables import Preparation
 from offmanifold.detectors.base import OutlierDetector
 from offmanifold.detectors.configured import Settings, latent_size
@@ -316,8 +316,27 @@ class VariationalDetector(LatentMixin, OutlierDetector):
         tables it is the density of standardised columns.
         """
         parameters.integer("samples", samples)
-        draws = self._importance(X, samples, self._generator(random_state))
+        draws = self._importance(self._fitted_rows(X), samples, self._generator(random_state))
         return joined(bounds.iwae(part.log_weights) for part in draws)
+
+    def posterior_gaps(
+        self,
+        X: Any,
+        *,
+        samples: int = 1000,
+        most_rows: int | None = None,
+        random_state: int | np.random.RandomState | None = 0,
+    ) -> Float64Array:
+        """Estimate KL(q(z | x) ‖ p(z | x)), which the ELBO falls short of log p(x) by: ``(n,)`` nats (P2 Eq. 2).
+
+        :meth:`log_likelihood` minus the ELBO of the same draws: not below 0, and in expectation below the KL, towards
+        which it rises with ``samples``. Of all rows, or of ``most_rows`` of them, evenly spread.
+        """
+        parameters.integer("samples", samples, minimum=2)
+        rows, generator = self._fitted_rows(X), self._generator(random_state)
+        index = None if most_rows is None else evenly(len(rows), parameters.integer("most_rows", most_rows))
+        weights = (part.log_weights.double() for part in self._importance(rows, samples, generator, index))
+        return joined(bounds.iwae(own) - own.mean(0) for own in weights)
 
     def posterior_samples(
         self, X: Any, n: int = 1, *, samples: int = 1000, random_state: int | np.random.RandomState | None = 0
@@ -331,20 +350,21 @@ class VariationalDetector(LatentMixin, OutlierDetector):
         parameters.integer("samples", samples)
         generator = self._generator(random_state)
         chosen = []
-        for draws in self._importance(X, samples, generator):
+        for draws in self._importance(self._fitted_rows(X), samples, generator):
             weights = torch.softmax(draws.log_weights.double(), 0).T
             picked = torch.multinomial(weights, n, replacement=True, generator=generator)
             codes = draws.codes.transpose(0, 1)
             chosen.append(codes.gather(1, picked[..., None].expand(-1, -1, codes.shape[2])))
         return joined(iter(chosen))
 
-    def _importance(self, X: Any, samples: int, generator: torch.Generator) -> Iterator[Draws]:
+    def _importance(
+        self, rows: Rows, samples: int, generator: torch.Generator, index: npt.NDArray[np.intp] | None = None
+    ) -> Iterator[Draws]:
         """Yield so many draws of q(z | x) for each row, a pass at a time, from the same noise for every row."""
-        rows = self._fitted_rows(X)
         model: VariationalAutoencoder = self.module_
         noise = torch.randn(samples, 1, model.scoring_noise.shape[1], generator=generator, device=self._device)
         with torch.no_grad():
-            for part, real in self._passes(rows):
+            for part, real in self._passes(rows, index):
                 draws = [
                     model.draws(part[:real], some.expand(-1, real, -1)) for some in torch.split(noise, DRAWN_AT_ONCE)
                 ]

@@ -12,7 +12,7 @@ from offmanifold.measures.latents import (
     latent_kl,
     latent_report,
 )
-from offmanifold.measures.posterior import posterior_mismatch
+from offmanifold.measures.posterior import posterior_gap, posterior_mismatch
 from offmanifold.measures.robustness import pgd
 from offmanifold.measures.two_sample import TwoSample, smooth_knn_test
 
@@ -33,6 +33,7 @@ __all__ = [
     "latent_report",
     "optimal_gamma",
     "pgd",
+    "posterior_gap",
     "posterior_mismatch",
     "reconstruction_error",
     "smooth_knn_test",

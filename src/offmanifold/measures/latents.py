@@ -15,6 +15,7 @@ from offmanifold import parameters
 from offmanifold.measures.estimates import Estimate, mean_of
 from offmanifold.measures.fitting import optimal_gamma, reconstruction_error
 from offmanifold.measures.information import kraskov_with_each
+from offmanifold.measures.posterior import posterior_gap
 from offmanifold.probability.divergences import kl_to_standard_normal, mmd
 from offmanifold.probability.latents import prior_sample
 
@@ -219,8 +220,9 @@ def latent_report(
     Returns
     -------
     dict, JSON-able
-        ``reconstruction_error``, ``aggregate_mmd``, ``optimal_gamma`` (each with ``value``, ``low``, ``high``) and
-        ``latents`` (lists of :class:`LatentInformation`'s fields and the number ``active``), as far as they apply.
+        ``reconstruction_error``, ``aggregate_mmd``, ``optimal_gamma``, ``posterior_gap`` (each with ``value``, ``low``,
+        ``high``) and ``latents`` (lists of :class:`LatentInformation`'s fields and the number ``active``), as far as
+        they apply.
     """
     report: dict[str, Any] = {}
     if hasattr(detector, "reconstruction_errors"):
@@ -230,6 +232,7 @@ def latent_report(
     if getattr(detector, "gamma_", None) is not None:
         report["optimal_gamma"] = optimal_gamma(detector, X).to_json()
     if hasattr(detector, "posterior"):
+        report["posterior_gap"] = posterior_gap(detector, X, random_state=random_state).to_json()
         found = latent_information(detector, X, most_rows=most_rows, random_state=random_state)
         report["latents"] = {name: values.tolist() for name, values in dataclasses.asdict(found).items()}
         report["latents"]["active"] = int((found.kl > ACTIVE).sum())
