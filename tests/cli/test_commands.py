@@ -174,7 +174,7 @@ def test_diagnose_says_whether_to_trust(work: Path) -> None:
     run("fit", "normal.csv", "--set", "random_state=0", "-o", "good.safetensors", cwd=work)
     found = json.loads(run("diagnose", "good.safetensors", "normal.csv", "--json", cwd=work).stdout)
     assert found["verdict"] in ("trust", "care") and found["rows"] == 400
-    assert [finding["check"] for finding in found["findings"]][:3] == ["training", "latents", "calibration"]
+    assert [finding["check"] for finding in found["findings"]][:3] == ["training", "latents", "scaling"]
     shown = " ".join(run("diagnose", "model.safetensors", cwd=work).stdout.split())
     assert "Not examined: calibration, drift" in shown and "offmanifold diagnose MODEL DATA" in shown
     # Rows that are not those of training: the exit status says so to a pipeline.

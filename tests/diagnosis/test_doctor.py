@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from conftest import quick
@@ -109,8 +111,30 @@ def test_a_collapsed_posterior_is_named(world: Any) -> None:
 def test_a_column_that_drowns_the_others_is_named(world: Any) -> None:
     unit = np.array([1, 1, 1, 1e4, 1, 1])
     detector = made(AE, scale=None, noise=0).fit(world(600, 1) * unit)
-    finding = diagnose(detector, world(400, 2) * unit)["stability"]
-    assert finding.verdict in ("warn", "fail") and "column 3" in finding.told
+    diagnosis = diagnose(detector, world(400, 2) * unit)
+    assert diagnosis["stability"].verdict in ("warn", "fail") and "column 3" in diagnosis["stability"].told
+    assert diagnosis["scaling"].verdict == "fail" and diagnosis["scaling"].told.startswith("5 of 6 columns hardly")
+    assert diagnosis["scaling"].details["faint"][-1] != "column 3" and "'standard'" in diagnosis["scaling"].advice
+    assert diagnosis.verdict != "trust"
+
+
+def test_columns_that_hardly_count_are_named_whatever_they_are(world: Any) -> None:
+    frame = {f"c{i}": column for i, column in enumerate(world(300, 1).T)}
+    frame |= {"kind": np.array(list("abc") * 100), "same": np.ones(300)}
+
+    def scaling(scale: str | None, unit: float) -> Finding:
+        rows = pl.DataFrame(frame | {"c1": frame["c1"] * unit})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # a constant column
+            return diagnose(made(AE, scale=scale, steps=2).fit(rows))["scaling"]
+
+    assert scaling("standard", 1e-3).verdict == "fine"  # all weigh the same, a category's cells together
+    assert scaling(None, 1.0).verdict == "fine"
+    small = scaling(None, 1e-3)
+    assert (small.verdict, small.details) == ("fine", {"faint": ["c1"]}) and "1 of 7 columns" in small.told
+    assert scaling(None, 1e3).verdict == "fail"
+    pictures = diagnose(made(AE, steps=2).fit(np.zeros((30, 4, 4)) + np.linspace(0, 1, 30)[:, None, None]))
+    assert pictures["scaling"].verdict == "not applicable"
 
 
 def test_a_model_that_copies_whatever_comes_is_caught(world: Any) -> None:

@@ -1,4 +1,7 @@
-"""The checks of an examination: each is one function of the patient, with one number and one sentence of advice."""
+"""The checks of an examination: each is one function of the patient, with one number and one sentence of advice.
+
+Those of what a model's file records are in ``recorded.py``; these here look at how it takes normal rows.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +18,13 @@ from sklearn.base import clone
 from offmanifold.calibration import p_values, smallest_rate
 from offmanifold.data import outliers
 from offmanifold.detectors.base import OutlierDetector
-from offmanifold.diagnosis.answers import grew_without_reason, overfitted
-from offmanifold.diagnosis.findings import Finding, Grade
+from offmanifold.diagnosis.findings import Finding, Grade, graded
 from offmanifold.diagnosis.patient import Patient
+from offmanifold.diagnosis.recorded import latents, scaling, training
 from offmanifold.measures.detection import auroc, proportion
 from offmanifold.measures.estimates import Estimate, rank_correlation
 from offmanifold.training.loop import TrainingDiverged
 
-# A gap between training and held-out rows of so many standard deviations is a failure.
-LARGE_GAP = 1.5
 # Below this no check on rows says anything: half of them are the reference.
 FEWEST = 20
 # Attack: starts, steps, and the first step's length: in standard deviations, and in grey levels for pixels in [0, 1].
@@ -59,68 +60,6 @@ class Check(NamedTuple):
     needs_rows: bool
     run: Callable[[Patient], Finding]
     takes: Callable[[OutlierDetector], float] = lambda detector: 0.0
-
-
-def _graded(value: float, *, warn: float, fail: float) -> Grade:
-    """Grade a number: below ``warn`` and ``fail`` where these fall, above them where they rise; NaN fails."""
-    if math.isnan(value):
-        return "fail"
-    sign = 1 if warn >= fail else -1
-    return "fail" if sign * value < sign * fail else "warn" if sign * value < sign * warn else "fine"
-
-
-def training(patient: Patient) -> Finding:
-    """Did training go well, and does the model know its training rows better than others?"""
-    detector = patient.detector
-    summary = detector.training_summary()
-    report = detector.fit_report_.get("score")
-    problems: list[tuple[Grade, str, str]] = []
-    for phase, record in summary.items():
-        if record["weights_kept_from_step"] == 0:
-            problems.append(("fail", f"phase {phase} never got better than it began", "Lower learning_rate."))
-        elif record["rolled_back"]:
-            times = record["rolled_back"]
-            problems.append(("warn", f"phase {phase} was rolled back {times} times", "Lower learning_rate."))
-    if detector.fit_report_.get("gamma", {}).get("at_floor"):
-        problems.append(
-            ("warn", "the decoder's variance is at its floor", "Look for constant columns or repeated rows.")
-        )
-    if grew_without_reason(detector):
-        problems.append(("warn", "gradients grew more than γ explains", "Lower learning_rate."))
-    number, details = None, {"phases": summary}
-    if report is not None:
-        if report["spread"] > 0:
-            number = Estimate(*(report["gap"][name] / report["spread"] for name in ("value", "low", "high")))
-        if number is not None and overfitted(report):
-            grade: Grade = "fail" if number.low > LARGE_GAP else "warn"
-            told = f"training rows score {number.value:.2f} standard deviations above held-out ones"
-            problems.append((grade, told, "Use a smaller network, fewer steps, or more rows."))
-    if not problems:
-        return Finding("training", "fine", "Training went as it should.", number, "gap, in deviations", details=details)
-    worst: Grade = "fail" if any(grade == "fail" for grade, _, _ in problems) else "warn"
-    told = "; ".join(text for _, text, _ in problems)
-    advice = " ".join(dict.fromkeys(text for _, _, text in problems))
-    return Finding("training", worst, _sentence(told), number, "gap, in deviations", advice, details)
-
-
-def latents(patient: Patient) -> Finding:
-    """Are latents used, and are there enough of them?"""
-    report = patient.detector.fit_report_.get("latents")
-    if report is None:
-        return Finding("latents", "not applicable", "The detector has no posterior over latents.")
-    active, total = report["active"], len(report["kl"])
-    told = f"{active} of {total} latents carry more than {report['threshold']:g} nats about a row."
-    if active == 0:
-        return Finding(
-            "latents", "fail", f"The posterior has collapsed: {told}", None, "",
-            "Lower beta or gamma, train for longer, or raise learning_rate.", report,
-        )  # fmt: skip
-    if active == total:
-        return Finding(
-            "latents", "warn", f"{told} There may be too few.", None, "",
-            f"Compare with latent_dim={2 * total}, or fit with --capacity auto.", report,
-        )  # fmt: skip
-    return Finding("latents", "fine", told, details=report)
 
 
 def calibration(patient: Patient) -> Finding:
@@ -204,7 +143,7 @@ def red_team(patient: Patient) -> Finding:
     told += f" (nearest neighbours {means['kNN']:.2f}, principal components {means['PCA']:.2f})."
     if missed:
         told += f" They see what it does not: {', '.join(missed[:4])}."
-    grade = _graded(means["detector"], warn=0.75, fail=0.6)
+    grade = graded(means["detector"], warn=0.75, fail=0.6)
     advice = ""
     if means["detector"] < means["kNN"] - 0.05:
         grade = "fail" if means["detector"] < means["kNN"] - 0.15 or grade == "fail" else "warn"
@@ -233,7 +172,7 @@ def agreement(patient: Patient) -> Finding:
     """Does it find the same normal rows unusual as nearest neighbours do?"""
     number = rank_correlation(patient.scores, patient.neighbours.score_samples(patient.normal))
     told = f"Rank correlation with nearest neighbours' scores of normal rows: {number.value:+.2f}."
-    grade = _graded(number.value, warn=0.3, fail=0.0)
+    grade = graded(number.value, warn=0.3, fail=0.0)
     advice = "" if grade == "fine" else "Look at rows on which both disagree; use neighbours beside it."
     return Finding("agreement", grade, told, number, "rank correlation", advice)
 
@@ -258,7 +197,7 @@ def identity(patient: Patient) -> Finding:
         for name, rows in (("along", along), ("off", off))
     }
     found = auroc(-drops["along"], -drops["off"])
-    grade = _graded(found.value, warn=0.6, fail=0.5)
+    grade = graded(found.value, warn=0.6, fail=0.5)
     told = (
         f"A random step costs more than a step of the same length to the nearest normal row in {found.value:.0%} of "
         "comparisons."
@@ -278,7 +217,7 @@ def complexity(patient: Patient) -> Finding:
     pixels = np.round(patient.normal * 255).astype(np.uint8)
     number = rank_correlation([len(zlib.compress(image.tobytes(), 9)) for image in pixels], patient.scores)
     value = number.value
-    grade = _graded(abs(value), warn=0.7, fail=0.9)
+    grade = graded(abs(value), warn=0.7, fail=0.9)
     told = f"Rank correlation of the score with the compressed size of normal images: {value:+.2f}."
     advice = "" if grade == "fine" else "Simple images will pass as normal: see the red team's constant images."
     return Finding("complexity", grade, told, number, "rank correlation", advice)
@@ -302,7 +241,7 @@ def attack(patient: Patient) -> Finding:
     ends = patient.from_prepared(rows)
     fooled = patient.far(ends) & (patient.score(ends) > np.median(patient.scores))
     number = proportion(int(fooled.sum()), len(fooled))
-    grade = _graded(number.value, warn=0.3, fail=0.9)
+    grade = graded(number.value, warn=0.3, fail=0.9)
     told = f"{number.value:.0%} of {len(ends)} searches ended on rows that score as normal, far from every normal one."
     advice = "" if grade == "fine" else "Whoever wants to pass will: use detector='nae', or neighbours beside it."
     return Finding("attack", grade, told, number, "share of searches", advice)
@@ -368,7 +307,7 @@ def stability(patient: Patient) -> Finding:
     draws = [shares(rng.integers(n, size=n))[worst] for _ in range(200)]
     number = Estimate(float(value[worst]), *(float(end) for end in np.quantile(draws, [0.025, 0.975])))
     name = list(parts)[worst]
-    grade = _graded(number.value, warn=0.7, fail=0.9)
+    grade = graded(number.value, warn=0.7, fail=0.9)
     told = f"Of how far scores move when one part is another row's, {name} has a share of {number.value:.0%}."
     advice = "" if grade == "fine" else f"Look at {name}: its scale, or outliers in training, may drown the others."
     details = {"shares": dict(zip(parts, value.tolist(), strict=True))}
@@ -430,13 +369,10 @@ def refits(patient: Patient) -> Finding:
     return Finding("refits", grade, told, number, "rank correlation", advice)
 
 
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:] + "."
-
-
 CHECKS = (
     Check("training", "Did training go well?", "P0 §3.2, P3 §4", False, training),
     Check("latents", "Are its latents used?", "P0 §4.2, P4", False, latents),
+    Check("scaling", "Do all columns count?", "–", False, scaling),
     Check("calibration", "Does its false-alarm rate hold?", "–", True, calibration),
     Check("drift", "Are these rows like those it learned from?", "–", True, drift),
     Check("red team", "Does it see synthetic outliers?", "P3 §5", True, red_team),

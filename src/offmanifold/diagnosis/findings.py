@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, Literal
 
 from offmanifold.measures.estimates import Estimate
 
 Grade = Literal["fine", "warn", "fail", "not applicable", "not examined"]
 Verdict = Literal["trust", "care", "distrust"]
+
+
+def graded(value: float, *, warn: float, fail: float) -> Grade:
+    """Grade a number: below ``warn`` and ``fail`` where these fall, above them where they rise; NaN fails."""
+    if math.isnan(value):
+        return "fail"
+    sign = 1 if warn >= fail else -1
+    return "fail" if sign * value < sign * fail else "warn" if sign * value < sign * warn else "fine"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -55,13 +55,11 @@ class Patient:
         half = len(block) // 2
         details = detector.spec_.details
         self.scaler: Standardiser | Preparation = (
-            Standardiser.identity(1)
-            if self.is_image
-            else Preparation.fit(block[:half], details)
-            if details is not None
+            Standardiser.identity(1 if self.is_image else empty.shape[1])
+            if self.is_image or not half
             else Standardiser.fit(block[:half])
-            if half
-            else Standardiser.identity(empty.shape[1])
+            if details is None
+            else Preparation.fit(block[:half], details)
         )
         self.reference, self.normal = (
             np.nan_to_num(self.scaler.transform(part)) for part in (block[:half], block[half:])
@@ -105,9 +103,25 @@ class Patient:
         if self.is_image:
             names = [f"patch {1 + i // PATCHES}, {1 + i % PATCHES} of {PATCHES} × {PATCHES}" for i in range(PATCHES**2)]
             return list(dict.fromkeys(names[part % PATCHES**2] for part in self.shift.moved))
+        owner = self._owner
+        return list(dict.fromkeys(owner[part] for part in self.shift.moved))
+
+    @property
+    def variances(self) -> dict[str, float] | None:
+        """The variance of each column that varies, as the network sees it; None of images, and where none is known."""
+        known = self.detector.training_moments_
+        if self.is_image or known is None:
+            return None
+        found: dict[str, float] = {}
+        for name, spread in zip(self._owner, known.spread, strict=True):
+            found[name] = found.get(name, 0.0) + float(spread) ** 2
+        return {name: variance for name, variance in found.items() if variance > 0}
+
+    @property
+    def _owner(self) -> list[str]:
+        """The name of the column that each cell, as the network sees it, belongs to."""
         known, columns = self.detector._standardiser, self.detector.spec_.names
-        owner = known.owner if isinstance(known, Preparation) else range(len(columns))
-        return list(dict.fromkeys(columns[owner[part]] for part in self.shift.moved))
+        return [columns[i] for i in (known.owner if isinstance(known, Preparation) else range(len(columns)))]
 
     # --- the plain methods ------------------------------------------------------------------------------
 
