@@ -96,12 +96,20 @@ class Levelling:
         absent = _absent(missing, self.owner, columns)
         count = absent.sum(1)
         features = _features(absent.to(energies.dtype))
-        t = _t(energies, self.centre, self.unit) - features @ self.mean
-        t = t / (features @ self.spread).clamp(min=NARROWEST)
+        spread = (features @ self.spread).clamp(min=NARROWEST)
+        t = (_t(energies, self.centre, self.unit) - features @ self.mean) / spread
         if len(self.found):
-            t = _mapped(t, self.found[_group(count, columns, len(self.found))], self.wanted)
+            t = _mapped(t, self.found[_group(count, columns, len(self.found))], self.wanted, spread)
         t = torch.where(missing.all(1), 0.0, t).clamp(-MOST, MOST)
         return torch.where(count > 0, self.centre + self.unit * t.sinh(), energies)
+
+    def fits(self, owner: Tensor) -> bool:
+        """Say whether it is for rows whose cells belong to these columns."""
+        columns = int(owner[-1]) + 1
+        features = _features(torch.zeros(1, columns)).shape[1:]
+        shapes = [(), (), features, features, (min(GROUPS, columns - 1), len(QUANTILES)), (len(QUANTILES),)]
+        others = [self.centre, self.unit, self.mean, self.spread, self.found, self.wanted]
+        return torch.equal(self.owner.cpu(), owner) and [tensor.shape for tensor in others] == shapes
 
     def to(self, device: torch.device) -> Levelling:
         """Return it on a device."""
@@ -160,16 +168,19 @@ def _ridge(features: Tensor, t: Tensor) -> Tensor:
     return found
 
 
-def _mapped(t: Tensor, found: Tensor, wanted: Tensor) -> Tensor:
-    """Take t from quantiles ``found (n, q)`` to ``wanted (q,)``: linear in between; beyond, by the ratio of widths."""
+def _mapped(t: Tensor, found: Tensor, wanted: Tensor, spread: Tensor) -> Tensor:
+    """Take t from quantiles ``found (n, q)`` to ``wanted (q,)``: linear in between.
+
+    Beyond them t goes on as it did before it was divided by ``spread``, so that far off a row's energy is a fixed
+    multiple of what it was: any other slope is a power of it there, which nothing seen supports.
+    """
     step = torch.arange(found.shape[1], device=found.device) * 1e-6
     found, wanted = found + step, wanted + step  # equal quantiles (repeated rows) stay in order
     upper = torch.searchsorted(found, t.detach()[:, None]).clamp(1, found.shape[1] - 1)
     low, high = found.gather(1, upper - 1)[:, 0], found.gather(1, upper)[:, 0]
     to_low, to_high = wanted[upper[:, 0] - 1], wanted[upper[:, 0]]
     inside = to_low + (t - low) * (to_high - to_low) / (high - low)
-    slope = (wanted[-1] - wanted[0]) / (found[:, -1] - found[:, 0])
-    below, above = wanted[0] + (t - found[:, 0]) * slope, wanted[-1] + (t - found[:, -1]) * slope
+    below, above = wanted[0] + (t - found[:, 0]) * spread, wanted[-1] + (t - found[:, -1]) * spread
     return torch.where(t < found[:, 0], below, torch.where(t > found[:, -1], above, inside))
 
 
