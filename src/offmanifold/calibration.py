@@ -44,9 +44,9 @@ def rows_needed(rate: float) -> int:
 
 
 def threshold(calibration: npt.ArrayLike, rate: float) -> float:
-    """Return t such that score < t exactly where the p-value is at most ``rate``; −inf if none can be."""
+    """Return t such that score < t exactly where the p-value is at most ``rate`` (+ 1e-9); −inf if none can be."""
     ordered = np.sort(np.asarray(calibration, dtype=np.float64))
-    position = math.floor(rate * (len(ordered) + 1) + 1e-9)
+    position = min(math.floor(rate * (len(ordered) + 1) + 1e-9), len(ordered))
     return float(ordered[position - 1]) if position >= 1 else -math.inf
 
 
@@ -71,7 +71,9 @@ def discovery_threshold(p: npt.ArrayLike, rate: float) -> float:
     """Return the largest p-value that Benjamini–Hochberg rejects, or −1 where it rejects none."""
     real("rate", rate, above=0, below=1)
     ordered = np.sort(np.asarray(p, dtype=np.float64))
-    allowed = np.flatnonzero(ordered <= rate * np.arange(1, len(ordered) + 1) / max(1, len(ordered)))
+    # Conformal p-values lie on a lattice, where the two sides can be equal but for rounding.
+    bounds = rate * np.arange(1, len(ordered) + 1) / max(1, len(ordered))
+    allowed = np.flatnonzero(ordered <= bounds * (1 + 1e-9))
     return float(ordered[allowed[-1]]) if len(allowed) else -1.0
 
 

@@ -98,7 +98,7 @@ def load(path: str | os.PathLike[str], *, device: str = "auto") -> OutlierDetect
         detector = _rebuild(header, tensors, device)
     except ValueError as error:
         raise ValueError(f"{path} cannot be loaded: {error}") from error
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except (LookupError, TypeError, AttributeError, RuntimeError) as error:
         raise ValueError(f"{path} is inconsistent: {error}") from error
     return detector
 
@@ -157,7 +157,7 @@ def _rebuild(header: dict[str, Any], tensors: dict[str, Tensor], device: str) ->
     detector.fit_report_ = header.get("fit_report", {})  # files of before it was kept
     detector._standardiser = _preparation(header, tensors, detector)
     detector._set_input_attributes()
-    detector._levelling = _levelling(tensors)
+    detector._levelling = _levelling(tensors, detector)
     detector._load_weights(_below("module/", tensors))
     scores = tensors["calibration/scores"].numpy()
     if scores.ndim != 1 or len(scores) == 0 or (np.diff(scores) < 0).any():
@@ -165,6 +165,8 @@ def _rebuild(header: dict[str, Any], tensors: dict[str, Tensor], device: str) ->
     detector._calibrate(scores)
     detector.training_moments_ = _moments(tensors)
     expected = tensors["probes/scores"].numpy()
+    if len(expected) == 0:
+        raise ValueError("it has no probe rows to be tried on.")
     found = detector._probe_scores(tensors["probes/rows"])
     if not np.allclose(found, expected, rtol=PROBE_TOLERANCE, atol=PROBE_TOLERANCE):
         worst = float(np.abs(found - expected).max())
@@ -192,10 +194,16 @@ def _preparation(
     return found
 
 
-def _levelling(tensors: dict[str, Tensor]) -> Levelling | None:
+def _levelling(tensors: dict[str, Tensor], detector: OutlierDetector) -> Levelling | None:
     """Return what compares rows with missing cells to complete ones; files of before it was kept have none."""
     held = _below("levelling/", tensors)
-    return Levelling(**held) if held else None
+    if not held:
+        return None
+    levelling, known = Levelling(**held), detector._standardiser
+    owner = known.owner if isinstance(known, Preparation) else np.arange(detector.spec_.dimensions)
+    if not levelling.fits(torch.from_numpy(owner)):
+        raise ValueError("what compares rows with missing cells does not fit its input.")
+    return levelling
 
 
 def _moments(tensors: dict[str, Tensor]) -> Moments | None:

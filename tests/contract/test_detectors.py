@@ -19,7 +19,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
-from offmanifold import auroc, load
+from offmanifold import AE, auroc, load
 from offmanifold.detectors import OutlierDetector
 from offmanifold.detectors.base import labelled
 
@@ -142,6 +142,21 @@ def test_pickle_and_clone(fitted: OutlierDetector, plane: Any) -> None:
         fresh.score_samples(plane[1])
     with pytest.raises(NotFittedError):
         fresh.save("never.safetensors")
+
+
+def test_a_fit_that_fails_leaves_no_mixture_of_two(plane: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is wrong with the arguments leaves the detector as it was; what fails later leaves it unfitted."""
+    normal, odd = plane
+    detector = AE(steps=5, hidden=(8,), random_state=0, verbose=False).fit(normal)
+    before = detector.score_samples(odd)
+    with pytest.raises(ValueError, match="needs at least 4 rows"):
+        detector.fit(normal[:2])
+    np.testing.assert_array_equal(detector.score_samples(odd), before)
+    with pytest.raises(TypeError, match="takes no negatives"):
+        detector.fit(normal * 50 + 7, negatives=odd)
+    with pytest.raises(NotFittedError):
+        detector.score_samples(odd)
+    np.testing.assert_array_equal(detector.fit(normal).score_samples(odd), before)
 
 
 def test_works_in_a_pipeline(detector_class: type[OutlierDetector], plane: Any) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from conftest import quick
@@ -133,8 +134,11 @@ def test_the_density_integrates_to_one_in_the_users_units(tmp_path: Path) -> Non
     assert again.temperature_ == pytest.approx(0.3)
     np.testing.assert_array_equal(again.log_prob(rows[:9]), detector.log_prob(rows[:9]))
     np.testing.assert_array_equal(again.sample(5, random_state=0), detector.sample(5, random_state=0))
-    with pytest.raises(ValueError, match="integrates over two columns; .* a table of 3 columns"):
+    with pytest.raises(ValueError, match="integrates over two columns of numbers; .* a table of 3 columns"):
         made(NAE).fit(rng.normal(size=(60, 3))).log_prob(rng.normal(size=(2, 3)))
+    mixed = pl.DataFrame({"a": rng.normal(size=60), "b": list("xyz") * 20})
+    with pytest.raises(ValueError, match="integrates over two columns of numbers"):
+        made(NAE).fit(mixed).log_prob(mixed)
 
 
 def test_the_chains_of_samples_can_be_left_out(digits: Any) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from offmanifold import VAE, NegativeVAE, SemiSupervisedVAE, TrainingDiverged, auroc
+from offmanifold import VAE, MultiscaleDenoiser, NegativeVAE, SemiSupervisedVAE, TrainingDiverged, auroc
 from offmanifold.cli.main import app
 from offmanifold.diagnosis.negatives import rate_negatives
 from offmanifold.training import loop
@@ -132,6 +132,16 @@ def test_headroom_is_what_the_model_does_not_know_yet(plain: VAE, sevens: dict[s
         rate_negatives(plain, sevens["held_out"][:5], sets)
     with pytest.raises(ValueError, match="candidates is empty"):
         rate_negatives(plain, sevens["held_out"], {})
+
+
+def test_any_detector_and_rows_with_gaps_can_be_rated(sevens: dict[str, np.ndarray], plane: Any) -> None:
+    """A denoiser has no encoder of its own, and candidates may miss cells."""
+    images = MultiscaleDenoiser(steps=2, verbose=False, random_state=0).fit(sevens["normal"][:80])
+    assert rate_negatives(images, sevens["held_out"], {"ones": sevens["ones"]})[0].separable > 0.9
+    normal, odd = plane
+    table = MultiscaleDenoiser(steps=2, hidden=(16,), verbose=False, random_state=0).fit(normal[:200])
+    gappy = np.where(np.random.default_rng(0).random(odd.shape) < 0.2, np.nan, odd)
+    assert np.isfinite(rate_negatives(table, normal[200:], {"gappy": gappy})[0].headroom)
 
 
 def test_on_the_command_line(sevens: dict[str, np.ndarray], tmp_path: Path) -> None:

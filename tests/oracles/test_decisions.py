@@ -30,6 +30,10 @@ def test_the_threshold_is_the_p_value_rule(rate: float, rows: int) -> None:
     np.testing.assert_array_equal(below, calibration.p_values(held, scores) <= rate + 1e-12)
 
 
+def test_a_rate_of_nearly_one_has_a_threshold() -> None:
+    assert calibration.threshold(np.arange(4.0), 1 - 1e-12) == 3.0
+
+
 def test_p_values_hold_their_rate_over_repeated_draws() -> None:
     """P(p ≤ α) is ⌊α(n + 1)⌋/(n + 1) exactly; the count over independent draws is binomial."""
     rng = np.random.default_rng(0)
@@ -57,6 +61,9 @@ def test_benjamini_hochberg_by_the_book_and_its_rate() -> None:
     p = np.array([0.01, 0.02, 0.03, 0.5, 0.04])
     assert calibration.false_discoveries(p, 0.05).tolist() == [True, True, True, False, True]
     assert not calibration.false_discoveries(np.array([0.5, 0.9]), 0.1).any()
+    # p-values of 19 calibration rows lie on a lattice with 0.05 on it: equality must not depend on rounding.
+    for count in range(1, 60):
+        assert calibration.false_discoveries(np.full(count, 1 / 20), 0.05).all()
     rng = np.random.default_rng(2)
     shares = []
     for _ in range(300):

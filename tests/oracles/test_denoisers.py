@@ -116,6 +116,8 @@ def test_rows_can_be_left_out_of_the_file(plane: Any, tmp_path: Path) -> None:
     assert auroc(again.score_samples(normal[300:]), again.score_samples(odd)).value > 0.95
     few = MultiscaleDenoiser(most_rows=50, **settings).fit(normal)
     assert few.settings_["stored"] == 50
+    # Fewer than ten would say how far they lie from each other, and drown what was learned.
+    assert MultiscaleDenoiser(most_rows=9, **{**settings, "steps": 2}).fit(normal).settings_["stored"] == 0
 
 
 def test_noise_levels_reach_down_to_the_distance_between_neighbours() -> None:

@@ -43,6 +43,25 @@ def test_p_values_are_uniform_where_nothing_moved(dimensions: int) -> None:
     assert np.mean(np.array(p) < 0.05) < 0.13
 
 
+@pytest.mark.parametrize("together", [False, True], ids=["each-cell", "rows-at-once"])
+def test_p_values_are_uniform_where_cells_are_missing(together: bool) -> None:
+    """Of columns that all lean on one, a half of whose cells miss, one by one or in the same rows."""
+
+    def rows(n: int) -> np.ndarray:
+        found = 0.85 * RNG.normal(size=(n, 1)) + 0.5 * RNG.normal(size=(n, 12))
+        return np.where(RNG.uniform(size=(n, 1 if together else 12)) < 0.5, np.nan, found)
+
+    p = np.array([shift(Moments.of(rows(600)), rows(200)).p_value for _ in range(400)])
+    assert (p < 0.05).mean() < 0.09 and (p < 0.001).mean() < 0.02
+
+
+def test_p_values_are_uniform_for_far_more_columns_than_rows() -> None:
+    p = [shift(Moments.of(RNG.normal(size=(300, 600))), RNG.normal(size=(20, 600))).p_value for _ in range(150)]
+    assert kstest(p, "uniform").pvalue > 0.01
+    # Two rows say nothing of how parts hang together: their p-value is that of one part.
+    assert shift(Moments.of(RNG.normal(size=(300, 9))), np.full((2, 9), 1.0)).p_value > 0.05
+
+
 def test_the_size_is_in_standard_deviations_and_its_interval_holds() -> None:
     truth, inside, sizes = 0.5 / 6**0.5, 0, []
     for _ in range(100):

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from offmanifold import calibration
 from offmanifold.data.columns import Column
-from offmanifold.data.inputs import Float64Array, InputSpec, Rows, evenly
+from offmanifold.data.inputs import InputSpec, Rows, evenly
 from offmanifold.data.tables import Preparation, Standardiser
 from offmanifold.detectors.configured import Settings
 from offmanifold.detectors.levelling import Levelling
@@ -49,8 +49,8 @@ def labelled(prepared: Tensor, labels: Tensor | None, index: npt.NDArray[np.intp
 class OutlierDetector(Scorer, abc.ABC):
     """Base of all detectors: scikit-learn's outlier-detector interface over a PyTorch density model.
 
-    A concrete detector stores its hyper-parameters in ``__init__`` and writes :meth:`_settings`,
-    :meth:`_build`, :meth:`_phases` and :meth:`_energy_terms`; concrete detectors are final.
+    A concrete detector stores its hyper-parameters in ``__init__`` and writes :meth:`_settings`, :meth:`_build`,
+    :meth:`_phases`, :meth:`_energy_terms` and :attr:`score_unit`; concrete detectors are final.
 
     Attributes
     ----------
@@ -153,6 +153,8 @@ class OutlierDetector(Scorer, abc.ABC):
 
         Notes
         -----
+        A fit that ends in an error once training has been prepared leaves the detector unfitted.
+
         The rows are split at random: a tenth chooses the weights to keep, a fifth (see
         ``calibration_fraction``) calibrates and does nothing else, the rest is trained on. Standardisation
         uses the training rows alone.
@@ -173,11 +175,15 @@ class OutlierDetector(Scorer, abc.ABC):
         )
         for_calibration, for_stopping, for_training = self.split(len(rows), seed=seed)
 
+        # From here on this is no longer the detector that an earlier fit made, should this one fail.
+        self.__dict__.pop("module_", None)
         self._device = choose_device(self.device)
         self._check_room(len(rows), rows.spec.dimensions)
         rows.learn(for_training)
         self.spec_ = rows.spec
         training_rows = rows.take(for_training)
+        if np.isnan(training_rows).all():
+            raise ValueError("Every cell of every row to learn from is missing: there is nothing to learn.")
         self._standardiser = self._fit_preparation(training_rows)
         settings = self._resolved(self._network_spec, len(rows))
         self.settings_ = settings
@@ -344,16 +350,6 @@ class OutlierDetector(Scorer, abc.ABC):
                 f"A network of {weights:.3g} weights takes {needed / 2**30:,.0f} GiB to train; this device has "
                 f"{there / 2**30:,.0f} GiB. Use a smaller capacity, hidden or latent_dim."
             )
-
-    def _set_input_attributes(self) -> None:
-        if self.spec_.kind == "table":
-            self.n_features_in_ = self.spec_.shape[0]
-            if self.spec_.columns is not None:
-                self.feature_names_in_ = np.array(self.spec_.columns, dtype=object)
-
-    def _calibrate(self, scores: Float64Array) -> None:
-        self.calibration_scores_ = scores
-        self.offset_ = calibration.threshold(scores, self.false_alarm_rate)
 
     def _warn_if_too_few(self) -> None:
         n = len(self.calibration_scores_)

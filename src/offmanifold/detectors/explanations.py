@@ -103,14 +103,17 @@ class Explanation:
     def beside(self, row: int) -> dict[str, float]:
         """Return by name what a row's score is the sum of beside its columns."""
         found = {"latents": float(self.latent[row].sum())} if self.latent.shape[1] else {}
-        return found if self.exact else {**found, "where the path begins": float(self.base[row])}
+        base = float(self.base[row])
+        if not self.exact:
+            return {**found, "the normal row compared with": base}
+        return {**found, "what its missing cells are counted for": base} if base else found
 
 
 def cell(value: Any) -> str:
     """Show a cell of a table; nothing where it is missing."""
     if value is None or value != value:
         return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _plain(value: Any) -> Any:

@@ -28,6 +28,8 @@ from offmanifold.training.progress import Verbosity
 # where the empirical one sees the nearest row and no more.
 LEVELS, LARGEST = 5, 3.0
 LEARNED_FROM, EMPIRICAL_FROM = (0.01, 0.05), (0.01, 0.2)
+# Fewer stored rows are none: how far they lie from each other says nothing of what is normal.
+FEWEST_STORED = 10
 # Of images, whose smallest structures are far below their standard deviation.
 IMAGE_LEVELS, IMAGE_SMALLEST = 8, 0.03
 # Weights are averaged, and training ends after so many checks in a row that were no better: on few rows, soon.
@@ -66,7 +68,8 @@ class MultiscaleDenoiser(OutlierDetector):
         Keep training rows (in the model file, too) for the empirical denoiser. False leaves that part out, where data
         must not travel.
     most_rows : int
-        Keep at most so many of them; of images, two million pixels at most, too.
+        Keep at most so many of them; of images, two million pixels at most, too. Fewer than 10 are as good as none,
+        and none are kept.
     network : {"auto", "resmlp", "unet"}
         "auto" is a U-Net for images of at least 8 pixels a side.
     hidden : sequence of int or "auto"
@@ -231,8 +234,9 @@ calibration_fraction, device, precision, random_state, verbose
             # What the network was stopped by, the other denoiser may well know.
             known = torch.cat([training, held_out])
             kept = evenly(len(known), settings["most_rows"])
-            model.store(known[kept])
-            settings["stored"] = len(kept)
+            if len(kept) >= FEWEST_STORED:
+                model.store(known[kept])
+                settings["stored"] = len(kept)
         model.standardise(held_out)
 
     def _energy_terms(self, model: DenoisingModel, rows: Tensor) -> dict[str, Tensor]:

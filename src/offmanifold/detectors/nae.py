@@ -506,9 +506,9 @@ random_state, verbose
         rows = self._fitted_rows(X)
         parameters.choice("normalise", normalise, ("grid",))
         parameters.integer("points", points, minimum=2)
-        if self.spec_.shape != (2,):
+        if self.spec_.shape != (2,) or self._network_spec.shape != (2,):
             raise ValueError(
-                f"log_prob integrates over two columns; the detector was trained on {self.spec_.describe()}."
+                f"log_prob integrates over two columns of numbers; the detector was trained on {self.spec_.describe()}."
             )
         if bounds is None:
             low, high = self.settings_["bounds"]

@@ -145,6 +145,16 @@ class Scorer(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
         tags.input_tags.allow_nan = True
         return tags
 
+    def _set_input_attributes(self) -> None:
+        if self.spec_.kind == "table":
+            self.n_features_in_ = self.spec_.shape[0]
+            if self.spec_.columns is not None:
+                self.feature_names_in_ = np.array(self.spec_.columns, dtype=object)
+
+    def _calibrate(self, scores: Float64Array) -> None:
+        self.calibration_scores_ = scores
+        self.offset_ = calibration.threshold(scores, self.false_alarm_rate)
+
     # --- scoring ---------------------------------------------------------------------------------------
 
     def _passes(self, rows: Rows, index: npt.NDArray[np.intp] | None = None) -> Iterator[tuple[Tensor, int]]:

@@ -137,8 +137,8 @@ class SemiSupervisedAutoencoder(VariationalAutoencoder):
     def _scoring_noise(self, rows: Tensor) -> Tensor:
         return self.scoring_noise[:, None].expand(-1, len(rows), -1)
 
-    def draws(self, rows: Tensor, noise: Tensor, *, learning: bool = True) -> Draws:
-        """Draw z from q(z | x), with log p(x | z)."""
+    def draws(self, rows: Tensor, noise: Tensor, *, learning: bool = True, completing: bool = True) -> Draws:
+        """Draw z from q(z | x), with log p(x | z); what is missing of x is always completed first."""
         return self._drawn(rows, noise)[0]
 
     def scored(self, rows: Tensor) -> Draws:

@@ -139,12 +139,13 @@ class VariationalAutoencoder(nn.Module):
     def _once(self, rows: Tensor) -> Tensor:
         return self.likelihood.mean(self.decoder(self.encode(rows)))
 
-    def draws(self, rows: Tensor, noise: Tensor, *, learning: bool = True) -> Draws:
+    def draws(self, rows: Tensor, noise: Tensor, *, learning: bool = True, completing: bool = False) -> Draws:
         """Encode once, and decode z = mean + std · noise for noise ``(samples, n, latent_dim)``.
 
-        Without ``learning`` a γ that follows the errors does not follow these.
+        Without ``learning`` a γ that follows the errors does not follow these; ``completing`` what is missing first is
+        what scores do.
         """
-        mean, log_std = self.posterior(rows)
+        mean, log_std = self.posterior(self.completed(rows) if completing else rows)
         codes = mean + log_std.exp() * noise
         decoded = self.decoder(codes.flatten(0, 1))
         repeated = rows if len(noise) == 1 else rows.repeat(len(noise), *[1] * (rows.ndim - 1))
@@ -335,7 +336,9 @@ class VariationalDetector(LatentMixin, OutlierDetector):
         parameters.integer("samples", samples, minimum=2)
         rows, generator = self._fitted_rows(X), self._generator(random_state)
         index = None if most_rows is None else evenly(len(rows), parameters.integer("most_rows", most_rows))
-        weights = (part.log_weights.double() for part in self._importance(rows, samples, generator, index))
+        # Draws of their own for each row: errors of draws that all share would not average out over rows.
+        draws = self._importance(rows, samples, generator, index, shared=False)
+        weights = (part.log_weights.double() for part in draws)
         return joined(bounds.iwae(own) - own.mean(0) for own in weights)
 
     def posterior_samples(
@@ -358,16 +361,26 @@ class VariationalDetector(LatentMixin, OutlierDetector):
         return joined(iter(chosen))
 
     def _importance(
-        self, rows: Rows, samples: int, generator: torch.Generator, index: npt.NDArray[np.intp] | None = None
+        self,
+        rows: Rows,
+        samples: int,
+        generator: torch.Generator,
+        index: npt.NDArray[np.intp] | None = None,
+        *,
+        shared: bool = True,
     ) -> Iterator[Draws]:
-        """Yield so many draws of q(z | x) for each row, a pass at a time, from the same noise for every row."""
+        """Yield so many draws of q(z | x) for each row, a pass at a time, from the same noise for every row or not."""
         model: VariationalAutoencoder = self.module_
-        noise = torch.randn(samples, 1, model.scoring_noise.shape[1], generator=generator, device=self._device)
+        latents = model.scoring_noise.shape[1]
+
+        def drawn(count: int) -> Tensor:
+            return torch.randn(samples, count, latents, generator=generator, device=self._device)
+
+        common = drawn(1) if shared else None
         with torch.no_grad():
             for part, real in self._passes(rows, index):
-                draws = [
-                    model.draws(part[:real], some.expand(-1, real, -1)) for some in torch.split(noise, DRAWN_AT_ONCE)
-                ]
+                noise = drawn(real) if common is None else common.expand(-1, real, -1)
+                draws = [model.draws(part[:real], some, completing=True) for some in torch.split(noise, DRAWN_AT_ONCE)]
                 codes = torch.cat([some.codes for some in draws])
                 log_likelihoods = torch.cat([some.log_likelihoods for some in draws])
                 used = torch.cat([some.noise for some in draws])

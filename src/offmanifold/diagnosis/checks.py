@@ -66,7 +66,7 @@ def calibration(patient: Patient) -> Finding:
     """Are p-values of fresh normal rows uniform, so that the false-alarm rate holds?"""
     detector = patient.detector
     known = detector.calibration_scores_
-    scores = np.concatenate([patient.scores, patient.score(patient.reference)])
+    scores = patient.scores_as_given
     # Fewer calibration rows fluctuate as well: both tests are of two samples.
     too_small, too_large = (
         float(ks_2samp(scores, known, alternative=alternative).pvalue) for alternative in ("greater", "less")
@@ -123,7 +123,7 @@ def red_team(patient: Patient) -> Finding:
         odd = patient.made(family)
         # A family may leave some rows as they are (a constant image is constant when blurred).
         odd = odd[np.abs(odd - patient.normal).reshape(len(odd), -1).max(1) > 0]
-        if len(odd):
+        if len(odd) >= FEWEST // 4:
             made[family] = odd
     if not made:
         return Finding("red team", "not applicable", "All rows are alike: no family makes anything else of them.")
@@ -179,13 +179,14 @@ def agreement(patient: Patient) -> Finding:
 
 def identity(patient: Patient) -> Finding:
     """Is a step off the data noticed more than an equal step along them, or does the model copy whatever comes?"""
-    distances, nearest = patient.own_nearest
+    towards = (patient.own_nearest[1] - patient.normal) * patient.steppable
     # A row that has an equal in the reference has no direction along the data.
-    kept = distances > 0
-    if kept.sum() < FEWEST // 2 or patient.normal[0].size == 1:
+    kept = np.abs(towards).reshape(len(towards), -1).max(1) > 0
+    if kept.sum() < FEWEST // 2 or patient.steppable.sum() == 1:
         return Finding("identity", "not applicable", "Rows repeat, or there is one column: no direction leads off.")
-    normal, towards, distances = patient.normal[kept], (nearest - patient.normal)[kept], distances[kept]
-    random = np.random.default_rng(patient.seed).normal(size=normal.shape)
+    normal, towards = patient.normal[kept], towards[kept]
+    distances = _lengths(towards)
+    random = np.random.default_rng(patient.seed).normal(size=normal.shape) * patient.steppable
     shape = (-1, *[1] * (normal.ndim - 1))
     off = normal + random * (distances / _lengths(random)).reshape(shape)
     if patient.is_image:
@@ -202,8 +203,13 @@ def identity(patient: Patient) -> Finding:
         f"A random step costs more than a step of the same length to the nearest normal row in {found.value:.0%} of "
         "comparisons."
     )
-    advice = "" if grade == "fine" else "Use fewer latents, noise in training (AE's noise), or detector='nae'."
+    advice = "" if grade == "fine" else f"Use fewer latents, noise in training (AE's noise), or {_other(patient)}."
     return Finding("identity", grade, told, found, "share of comparisons", advice)
+
+
+def _other(patient: Patient) -> str:
+    """Name what does not have the weakness of reconstructing what it never saw."""
+    return "neighbours beside it" if patient.detector.key == "nae" else "detector='nae', or neighbours beside it"
 
 
 def _lengths(rows: Any) -> Any:
@@ -219,7 +225,8 @@ def complexity(patient: Patient) -> Finding:
     value = number.value
     grade = graded(abs(value), warn=0.7, fail=0.9)
     told = f"Rank correlation of the score with the compressed size of normal images: {value:+.2f}."
-    advice = "" if grade == "fine" else "Simple images will pass as normal: see the red team's constant images."
+    passing, shown = ("Complex", "noise") if value > 0 else ("Simple", "constant images")
+    advice = "" if grade == "fine" else f"{passing} images will pass as normal: see the red team's {shown}."
     return Finding("complexity", grade, told, number, "rank correlation", advice)
 
 
@@ -243,7 +250,7 @@ def attack(patient: Patient) -> Finding:
     number = proportion(int(fooled.sum()), len(fooled))
     grade = graded(number.value, warn=0.3, fail=0.9)
     told = f"{number.value:.0%} of {len(ends)} searches ended on rows that score as normal, far from every normal one."
-    advice = "" if grade == "fine" else "Whoever wants to pass will: use detector='nae', or neighbours beside it."
+    advice = "" if grade == "fine" else f"Whoever wants to pass will: use {_other(patient)}."
     return Finding("attack", grade, told, number, "share of searches", advice)
 
 
@@ -274,7 +281,7 @@ def manifold(patient: Patient) -> Finding:
         "wide": {family: share.to_json() for family, share in shares.items()},
     }
     grade: Grade = "warn" if number.low > WIDE else "fine"
-    advice = "" if grade == "fine" else "Use fewer latents, detector='nae', or neighbours beside it."
+    advice = "" if grade == "fine" else f"Use fewer latents, or {_other(patient)}."
     return Finding(
         "manifold",
         grade,

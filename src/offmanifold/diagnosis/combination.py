@@ -89,7 +89,8 @@ def combine(findings: Sequence[Finding]) -> tuple[Verdict, float | None, tuple[s
         verdict, named = "care", [*failed, *wanting]
     else:
         verdict, named = "trust", []
-    # Only what pushed towards the verdict is told.
+    # Only what pushed towards the verdict is told, checks that failed before those that did not.
     towards = {name: -push if verdict == "trust" else push for name, push in pushes.items()}
-    named += [TERMS[name].check for name in sorted(towards, key=lambda name: -towards[name]) if towards[name] > 0]
+    order = sorted(towards, key=lambda name: (grades[TERMS[name].check] != "fail", -towards[name]))
+    named += [TERMS[name].check for name in order if towards[name] > 0]
     return verdict, probability, tuple(dict.fromkeys(named))[:2]

@@ -79,7 +79,7 @@ def diagnose(
                 f"The budget of {seconds:g} seconds was used up."
                 if spent > seconds
                 else f"It takes about {check.takes(detector):.0f} seconds, and {seconds - spent:.0f} are left of the "
-                "budget: give more."
+                f"budget: give more, such as budget='{spent + check.takes(detector) + 5:.0f}s'."
             )
         if reason is None:
             report(check.question)
@@ -101,7 +101,7 @@ def _seconds(budget: str | float, detector: OutlierDetector) -> float:
         except ValueError:
             value = 0.0
     else:
-        value = float(budget)
+        value = float(budget) if isinstance(budget, int | float) else 0.0
     if not value > 0:
         raise ValueError(
             f"budget must be 'auto', seconds above 0, or text such as '90s', '2min', '1h'; got {budget!r}."

@@ -102,7 +102,10 @@ class Diagnosis:
         }[self.verdict]
         if self.failure_probability is None:
             return f"{words}; too little could be examined to say how likely it is to miss outliers."
-        return (
-            f"{words}: that it misses outliers which nearest neighbours see has a probability of "
-            f"{self.failure_probability:.0%}."
-        )
+        p = self.failure_probability
+        shown = "less than 1%" if p < 0.01 else "more than 99%" if p > 0.99 else f"{p:.0%}"
+        return f"{words}: that it misses outliers which nearest neighbours see has a probability of {shown}."
+
+    def __str__(self) -> str:
+        lines = [f"{one.check}: {one.verdict}. {one.told} {one.advice}".strip() for one in self.findings]
+        return "\n".join([self.sentence, *lines])

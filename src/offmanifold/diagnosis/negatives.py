@@ -119,7 +119,8 @@ def rate_negatives(
         if len(rows) < 4:
             raise ValueError(f"candidates[{name!r}] has {len(rows)} rows; at least 4 are needed.")
         given = rows.take(evenly(len(rows), MOST_ROWS)).astype(np.float64)
-        block = patient.scaler.transform(given[np.random.default_rng(random_state).permutation(len(given))])
+        given = given[np.random.default_rng(random_state).permutation(len(given))]
+        block = np.nan_to_num(patient.scaler.transform(given))
         half = len(block) // 2
         probe = _taught(detector, patient.reference, block[:half], random_state)
         normal = probe(held_out)
@@ -154,9 +155,11 @@ def _taught(
 ) -> Callable[[Any], Float64Array]:
     """Train a classifier of the detector's encoder; return what gives its logits (high = normal)."""
     settings = detector.settings_
+    # A denoiser's network has no encoder.
+    known = settings["network"] in choose.NETWORKS
     with torch.random.fork_rng(devices=[]):
         network, _ = choose.build(
-            settings["network"],
+            settings["network"] if known else choose.for_images(normal.shape[1:]),
             normal.shape[1:],
             into_latent=1,
             latent_dim=1,

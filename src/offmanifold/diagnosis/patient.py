@@ -75,8 +75,19 @@ class Patient:
 
     def score(self, rows: Any) -> Float64Array:
         """Return the detector's scores of standardised rows; what is not finite counts as most abnormal."""
-        scores: Float64Array = np.nan_to_num(self.detector.score_samples(self.users(rows)), nan=-np.finfo(float).max)
-        return scores
+        return _finite(self.detector.score_samples(self.users(rows)))
+
+    def possible(self, rows: Any) -> Any:
+        """Return standardised rows as the detector will see them: a category is one of its levels, and no mixture."""
+        if not isinstance(self.scaler, Preparation):
+            return rows
+        whole = Rows(self.users(rows), self.detector.spec_, "the detector").take(slice(None)).astype(np.float64)
+        return np.nan_to_num(self.scaler.transform(whole))
+
+    @functools.cached_property
+    def scores_as_given(self) -> Float64Array:
+        """The detector's scores of all rows as they came, with what is missing of them."""
+        return _finite(self.detector.score_samples(self.detector.spec_.arrange(self.rows)))
 
     @functools.cached_property
     def scores(self) -> Float64Array:
@@ -86,7 +97,8 @@ class Patient:
     def made(self, family: str) -> Any:
         """Return synthetic outliers of a family, as many as there are normal rows; several checks look at them."""
         if family not in self._made:
-            self._made[family] = outliers.make(family, torch.from_numpy(self.normal), self.generator()).numpy()
+            made = outliers.make(family, torch.from_numpy(self.normal), self.generator()).numpy()
+            self._made[family] = self.possible(made)
         return self._made[family]
 
     @functools.cached_property
@@ -101,7 +113,7 @@ class Patient:
         if self.shift is None:
             return []
         if self.is_image:
-            names = [f"patch {1 + i // PATCHES}, {1 + i % PATCHES} of {PATCHES} × {PATCHES}" for i in range(PATCHES**2)]
+            names = [f"the patch in row {1 + i // PATCHES}, column {1 + i % PATCHES}" for i in range(PATCHES**2)]
             return list(dict.fromkeys(names[part % PATCHES**2] for part in self.shift.moved))
         owner = self._owner
         return list(dict.fromkeys(owner[part] for part in self.shift.moved))
@@ -185,6 +197,13 @@ class Patient:
         return np.arange(self.normal.shape[1])
 
     @property
+    def steppable(self) -> Any:
+        """Which standardised cells a row can be moved in a little: all but those of categories, booleans and dates."""
+        if isinstance(self.scaler, Preparation):
+            return np.array([self.scaler.columns[i].kind == "number" for i in self.scaler.owner])
+        return np.ones(self.normal.shape[1:], dtype=bool)
+
+    @property
     def units(self) -> Tensor:
         """How much one of our standard deviations is in what the network takes: 1, or a column's own."""
         if self.is_image or self.detector._standardiser is not None:
@@ -201,3 +220,10 @@ class Patient:
         if self.detector._standardiser is not None:
             block = self.detector._standardiser.inverse(block)
         return self.scaler.transform(block)
+
+
+def _finite(scores: Float64Array) -> Float64Array:
+    """Return scores with what is not finite as the most abnormal."""
+    worst = -np.finfo(np.float64).max
+    found: Float64Array = np.nan_to_num(scores, nan=worst, posinf=worst, neginf=worst)
+    return found

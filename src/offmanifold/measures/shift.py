@@ -88,13 +88,19 @@ def shift(known: Moments, rows: npt.NDArray[Any]) -> Shift:
     if not told.any():
         return Shift(Estimate(0.0, 0.0, 0.0), 1.0, np.zeros(0, np.intp))
     chance = 1 / known.count[told] + 1 / new.count[told]
-    z = gap[told] / np.sqrt(chance)
+    # Spreads are estimated: of N normal rows in all, z² would be N/(N − 4) on average.
+    z = gap[told] / np.sqrt(chance) * np.sqrt(np.maximum(both[told] - 4, 1) / both[told])
     total, k = float(z @ z), len(z)
     spread = np.where(new.spread > 0, new.spread, 1)[told]
     standard: Any = np.nan_to_num((rows[:, told] - new.mean[told]) / spread)
     n = len(standard)
+    standard *= np.sqrt(n / new.count[told])  # what is missing adds nothing: the rest stands for it
     gram = standard.T @ standard if k < n else standard @ standard.T
-    squared = (float((gram**2).sum()) / n**2 - k**2 / n) * n**2 / max((n - 1) * (n + 2), 1)
+    free = n - 1
+    # tr C², of C the parts' correlation; two rows say nothing of it, and then it counts as perfect.
+    squared = (
+        (float((gram**2).sum()) / n**2 - k**2 / free) * free**2 / ((free - 1) * (free + 2)) if n > 2 else float(k**2)
+    )
     squared = max(squared, float(k))
     p_value = float(gamma.sf(total, k**2 / (2 * squared), scale=2 * squared / k))
     # Var Σ z² = 2 tr C² + 4 μᵀCμ where the z have means μ.

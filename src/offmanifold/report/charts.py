@@ -59,7 +59,7 @@ class Axes:
 
     def upright(self, x: float, text: str) -> None:
         """Draw a dashed line across the chart with a word beside it."""
-        across = float(self._at(x, 10 ** self.y[0] if self.logarithmic else self.y[0])[0])
+        across = float(self._at(x, self.y[0])[0])
         end = across > WIDTH - 90
         line = Markup('<line class="mark" x1="{0:.1f}" x2="{0:.1f}" y1="{1}" y2="{2}"/>')
         self.parts.append(line.format(across, TOP, HEIGHT - BOTTOM))
@@ -143,7 +143,7 @@ def bars(title: str, values: Sequence[tuple[str, float, str]]) -> Markup:
                 "odd" if value < 0 else "normal", zero - width if value < 0 else zero, y, max(width, 1.0)
             )
         )
-        parts.append(_text(name_width + 2 * room + 6, y + 13, text, "start"))
+        parts.append(_text(name_width + 2 * room + 6, y + 13, text if len(text) < 28 else text[:26] + "…", "start"))
     return Markup("").join([*parts, Markup("</svg>")])
 
 
@@ -192,10 +192,9 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def _decades(low: float, high: float) -> list[float]:
-    """Return the logarithms of powers of ten between the ends, or of the ends' round neighbours where there is none."""
-    whole = [float(value) for value in range(math.ceil(low), math.floor(high) + 1)]
-    return whole or [math.log10(float(f"{10**end:.1g}")) for end in (low, high)]
+    """Return the logarithms of powers of ten between the ends."""
+    return [float(value) for value in range(math.ceil(low), math.floor(high) + 1)]
 
 
 def _number(value: float) -> str:
-    return f"{value:g}"
+    return f"{value + 0.0:g}"  # no minus before a zero
