@@ -6,14 +6,16 @@ python examples/tables.py
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import polars as pl
 from sklearn.datasets import load_breast_cancer
 
 import offmanifold
 from offmanifold import AE, auroc, false_discoveries
 
-data = load_breast_cancer(as_frame=True)
-benign, malignant = data.data[data.target == 1], data.data[data.target == 0]
-normal, held_back = benign.iloc[:250], benign.iloc[250:]
+data = load_breast_cancer()
+rows = pl.DataFrame(data.data, schema=list(data.feature_names))  # a pandas frame would do as well
+benign, malignant = rows.filter(data.target == 1), rows.filter(data.target == 0)
+normal, held_back = benign[:250], benign[250:]
 
 # Malignant samples are never seen in training.
 detector = AE(false_alarm_rate=0.05, random_state=0).fit(normal)
@@ -28,5 +30,5 @@ print("called among normal rows at FDR 10 %:", int(false_discoveries(p, 0.1).sum
 with TemporaryDirectory() as folder:
     detector.save(Path(folder) / "benign.safetensors")
     again = offmanifold.load(Path(folder) / "benign.safetensors")
-    shuffled = malignant[sorted(malignant.columns)]  # columns are matched by name
+    shuffled = malignant.select(sorted(malignant.columns))  # columns are matched by name
     assert (again.score_samples(shuffled) == detector.score_samples(malignant)).all()

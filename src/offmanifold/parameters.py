@@ -11,7 +11,7 @@ from typing import Any
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` where a known name is close, else the list of known names."""
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1)
+    close = [own for own in known if own.lower() == name.lower()] or difflib.get_close_matches(name, known, n=1)
     return f" Did you mean {close[0]!r}?" if close else f" Known: {', '.join(known)}."
 
 

@@ -152,5 +152,5 @@ def test_levelling_takes_quantiles_to_quantiles() -> None:
         assert (levelled[order].diff() >= 0).all()  # of one pattern the order stays
         # Far beyond what was seen an energy is a fixed multiple of what it was, and of no power of it.
         far = 1e3 * (1 + energy(rows))
-        torch.testing.assert_close(levels(2 * far, rows), 2 * levels(far, rows), rtol=1e-3, atol=0)
+        torch.testing.assert_close(levels(2 * far, rows), 2 * levels(far, rows), rtol=5e-3, atol=0)
         assert bool((levels(far, rows) / far < 10).all())

@@ -126,6 +126,10 @@ def test_columns_that_say_nothing_are_named() -> None:
         (remark,) = [text for text in told if f"'{name}'" in text]
         assert word in remark and f"--drop {name}" in remark
     assert len(told) == 5
+    # One cell that is no number makes a category of a column of numbers.
+    slip = learned(pl.DataFrame({"x": ["foo", *(f"{value:.3f}" for value in rng.normal(size=n - 1))]}))
+    (remark,) = slip.remarks(slip.take(slice(None)))
+    assert "most of them are numbers" in remark and "identifier" not in remark
     assert Rows(rng.normal(size=(60, 2))).remarks(np.ones((60, 2))) == []
 
 

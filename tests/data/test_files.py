@@ -125,6 +125,7 @@ def test_bad_folders(tmp_path: Path, how: str, message: str) -> None:
         ("data.txt", b"1,2", "unknown type. Known: .csv"),
         ("ragged.csv", b"a,b\n1,2\n3,4,5\n", "ragged.csv cannot be read as a table"),
         ("empty.csv", b"", "empty.csv is empty"),
+        ("semicolons.csv", b"a;b\n1;2\n", "one column, called 'a;b': are its cells separated by ';'"),
         ("bad.parquet", b"PAR1 nothing", "bad.parquet cannot be read as a table"),
         ("bad.npy", b"\x93NUMPY\x01\x00oops", "bad.npy cannot be read"),
         ("short.npy", b"", "short.npy cannot be read"),

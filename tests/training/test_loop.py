@@ -383,3 +383,11 @@ def test_metrics_that_are_functions_are_called_at_checks_alone() -> None:
     history = train(model, [Phase("p", (update,), 40, 10, checks=4)], ROWS[:30], ROWS[30:], seed=0)
     assert len(calls) == len(history) == 4
     assert all(record["dear"] > record["cheap"] for record in history)
+
+
+def test_without_a_terminal_there_is_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr("offmanifold.training.progress.LINES_EVERY", 0.0)
+    for verbose, shown in ((True, True), ("auto", False), (False, False)):
+        AE(steps=3, hidden=(4,), random_state=0, verbose=verbose).fit(np.random.default_rng(0).normal(size=(60, 2)))
+        told = capsys.readouterr().err
+        assert ("autoencoder: step 3 of 3, " in told and "held-out" in told) == shown == bool(told)

@@ -70,7 +70,7 @@ def _explained(detector: OutlierDetector, X: Any, worst: int, chosen: list[int],
     p = calibration.p_values(detector.calibration_scores_, explanation.score)
     told = []
     for i, place in enumerate(places):
-        because = [_plain(reason._asdict()) for reason in explanation.top(i, top)]
+        because = [_plain(reason._asdict()) for reason in explanation.top(i, top) if reason.contribution]
         one = {"row": int(place), "score": float(explanation.score[i]), "p_value": float(p[i])}
         told.append({**one, "because": because, "beside_columns": explanation.beside(i)})
     return told
@@ -90,5 +90,6 @@ def _because(one: dict[str, Any]) -> str:
     from offmanifold.detectors.explanations import cell
 
     normal = cell(one["nearest_normal"])
-    shown = f" (normal: {normal})" if normal else ""
-    return f"{one['column']} = {cell(one['value']) or 'missing'}{shown}: {one['contribution']:+.3g}"
+    found = cell(one["value"])
+    shown = f" (normal: {normal})" if normal and normal != found else ""
+    return f"{one['column']} = {found or 'missing'}{shown}: {one['contribution']:+.3g}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import time
 import tomllib
 import warnings
@@ -139,8 +140,10 @@ def fit(
         if key not in known:
             raise common.UsageError(f"{name} has no parameter {key!r}.{did_you_mean(key, known)}")
     make: Callable[..., OutlierDetector] = DETECTORS[name]
-    model = make(**{"verbose": False if quiet else "auto", **values})
+    model = make(**{"verbose": not quiet, **values})
     rows, told = source.load(), None if negatives is None else opened(negatives).load()
+    if len(rows) == 0:
+        raise ValueError(f"{data} holds no rows.")
     began = time.monotonic()
     if not resume:
         search.unlink(missing_ok=True)
@@ -196,7 +199,8 @@ def fit(
         inside = model.fit_report_.get("rows_in_the_model_file")
         if inside:
             typer.echo(f"{inside:,} of the rows are part of the model; --set store_rows=false leaves them out.")
-        typer.echo(f"Wrote {out}. Next:  offmanifold score {out} NEW_DATA --out scores.csv")
+        again = "".join(f" --drop {shlex.quote(name)}" for name in drop or ())
+        typer.echo(f"Wrote {out}. Next:  offmanifold score {out} NEW_DATA{again} --out scores.csv")
 
 
 def _choose_capacity(

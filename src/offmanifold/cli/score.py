@@ -100,7 +100,7 @@ def _write(detector: OutlierDetector, source: Source, fdr: float | None, draft: 
         else:
             frame_out.sink_csv(part)
     outliers = int(pl.scan_csv(draft, schema_overrides=types).select(outlier.sum()).collect().item())
-    return {"rows": rows, "outliers": outliers, "p_value_limit": limit, "scores": str(out)}
+    return {"rows": rows, "outliers": outliers, "p_value_limit": limit if limit > 0 else None, "scores": str(out)}
 
 
 def _prefixed(terms: dict[str, Any]) -> dict[str, Any]:

@@ -283,8 +283,11 @@ def remarks(columns: Sequence[Column], rows: Float64Array, distinct: Sequence[in
             column.kind == "category" and len(there) >= FEWEST_TO_IDENTIFY and distinct[i] > 0.9 * len(there)
         ):
             told.append(
-                f"Column {name!r} looks like an identifier, a value of its own for each row: nothing can be learned "
-                f"from it, and every new one is odd. Leave it out (--drop {name})."
+                f"Column {name!r} is a category with a level for each row, though most of them are numbers: is one of "
+                "its cells not? Mend it, or leave the column out."
+                if column.kind == "category" and _mostly_numbers(column)
+                else f"Column {name!r} looks like an identifier, a value of its own for each row: nothing can be "
+                f"learned from it, and every new one is odd. Leave it out (--drop {name})."
             )
         elif (there == there[0]).all():
             told.append(
@@ -306,3 +309,16 @@ def _counts_up(column: Column, there: Float64Array, rows: int) -> bool:
     steps = np.diff(there)
     # Rows of training are most of all rows, in their order.
     return bool((there == np.round(there)).all() and (steps > 0).all() and there[-1] - there[0] < 2 * rows)
+
+
+def _mostly_numbers(column: Column) -> bool:
+    """Say whether most levels of a category, those that count as others apart, can be read as numbers."""
+
+    def number(level: str) -> bool:
+        try:
+            return math.isfinite(float(level))
+        except ValueError:
+            return False
+
+    levels = [level for level in column.levels if level != OTHER]
+    return bool(levels) and sum(map(number, levels)) > len(levels) / 2

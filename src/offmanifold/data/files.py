@@ -133,6 +133,11 @@ def _scan(path: Path, columns: Sequence[str] | None = None, text: Sequence[str] 
     twice = [name for name in names if re.fullmatch(".*_duplicated_[0-9]+", name)]  # polars' own new names
     if twice:
         raise ValueError(f"{path}: two columns are called {twice[0].rsplit('_duplicated_', 1)[0]!r}. Rename one.")
+    other = next((mark for mark in (";", "\t", "|") if len(names) == 1 and mark in names[0]), None)
+    if other is not None:
+        raise ValueError(
+            f"{path} has one column, called {names[0]!r}: are its cells separated by {other!r}? Use commas instead."
+        )
     known: dict[str, pl.DataType] = {name: pl.Float64() for name in columns or () if name in names}
     known |= {name: pl.String() for name in text if name in names}
     # Types from all rows, not the first hundred: a decimal point may turn up late.

@@ -251,7 +251,8 @@ def _frame_spec(frame: nw.DataFrame[Any], expected: InputSpec | None, asked: Map
         if absent or extra:
             problems = [f"missing: {_list(absent)}"] if absent else []
             problems += [f"not seen in training: {_list(extra)}"] if extra else []
-            raise ValueError(f"The columns differ from those of training; {'; '.join(problems)}.")
+            advice = "" if absent else " Leave out what was left out there, on the command line with --drop NAME."
+            raise ValueError(f"The columns differ from those of training; {'; '.join(problems)}.{advice}")
         names = list(expected.columns)
     details = guess(frame, asked) if expected is None else expected.details
     if details is not None and all(column.kind == "number" for column in details):

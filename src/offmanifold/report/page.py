@@ -110,7 +110,8 @@ def _judged(detector: OutlierDetector, X: Any, names: list[str] | None) -> dict[
     return {
         "headline": f"{called:,} of {len(scores):,} rows do not belong",
         "told": (
-            f"At a false-alarm rate of {detector.false_alarm_rate:.3g}: so many normal rows may be among them."
+            f"At a false-alarm rate of {detector.false_alarm_rate:.3g}: of so many normal rows about "
+            f"{detector.false_alarm_rate * len(scores):,.0f} would be called abnormal, too."
             if np.isfinite(detector.offset_)
             else "There are too few calibration rows for this false-alarm rate: no row can be called an outlier."
         ),
@@ -128,8 +129,10 @@ def _judged(detector: OutlierDetector, X: Any, names: list[str] | None) -> dict[
 def _columns(explanation: Explanation, i: int, name: str) -> Markup:
     values = []
     for column, contribution, value, nearest in explanation.top(i, COLUMNS):
-        normal = f" → {cell(nearest)}" if cell(nearest) else ""
-        values.append((column, contribution, f"{cell(value) or 'missing'}{normal}"))
+        found, normal = cell(value), cell(nearest)
+        if contribution:
+            text = f"{found or 'missing'} → {normal}" if normal and normal != found else found or "missing"
+            values.append((column, contribution, text))
     values += [(name, value, f"{value:+.4g}") for name, value in explanation.beside(i).items()]
     return charts.bars(f"{name}: what columns add to its score", values)
 

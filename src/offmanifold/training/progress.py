@@ -1,4 +1,4 @@
-"""A progress bar on a terminal, silence elsewhere."""
+"""A progress bar on a terminal; elsewhere silence, or a line from time to time."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any, Literal
 from offmanifold.training.phases import Phase
 
 Verbosity = bool | Literal["auto"]
+# Seconds between two lines where there is no terminal.
+LINES_EVERY = 30.0
 
 
 class Progress:
@@ -18,17 +20,20 @@ class Progress:
     Parameters
     ----------
     verbose : bool or "auto"
-        "auto" shows it where standard error is a terminal.
+        "auto" shows a bar where standard error is a terminal, and nothing elsewhere; True a line every half a minute
+        there.
     """
 
     def __init__(self, verbose: Verbosity = "auto") -> None:
         self._bar: Any = None
         self._task: Any = None
         self._shown = 0.0
-        self.enabled = sys.stderr.isatty() if verbose == "auto" else bool(verbose)
+        self.terminal = sys.stderr.isatty()
+        self.enabled = self.terminal if verbose == "auto" else bool(verbose)
 
     def __enter__(self) -> Progress:
-        if self.enabled:
+        self._shown = time.monotonic()
+        if self.enabled and self.terminal:
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar
@@ -53,26 +58,29 @@ class Progress:
 
     def start(self, phase: Phase, step: int) -> None:
         """Begin a phase at ``step``."""
+        self._phase = phase
+        self._began = (time.monotonic(), step)
         if self._bar is not None:
             self._task = self._bar.add_task(phase.name, total=phase.steps, completed=step, rate="", state="")
-            self._began = (time.monotonic(), step)
 
     def advance(self, step: int, record: dict[str, Any] | None) -> None:
         """Move the bar; ``record`` is the latest entry of the history."""
-        if self._bar is None:
-            return
         now = time.monotonic()
-        if now - self._shown < 0.1:
+        if not self.enabled or now - self._shown < (0.1 if self.terminal else LINES_EVERY):
             return
         self._shown = now
         began, first = self._began
-        rate = f"{(step - first) / max(now - began, 1e-9):.0f} steps/s"
+        rate = f"{(step - first) / max(now - began, 1e-9):.3g} steps/s"
         state = ""
         if record is not None and "rolled_back_to" in record:
             state = f"rolled back to step {record['rolled_back_to']}"
         elif record is not None:
             state = f"loss {record['loss']:.4g}, held-out {record['validation']:.4g}"
-        self._bar.update(self._task, completed=step, rate=rate, state=state)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, rate=rate, state=state)
+        else:
+            told = ", ".join(filter(None, (f"{self._phase.name}: step {step:,} of {self._phase.steps:,}", rate, state)))
+            print(told, file=sys.stderr, flush=True)
 
     def finish(self, step: int) -> None:
         """End the phase, which may have stopped early."""
