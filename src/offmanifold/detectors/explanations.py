@@ -105,15 +105,15 @@ class Explanation:
         found = {"latents": float(self.latent[row].sum())} if self.latent.shape[1] else {}
         base = float(self.base[row])
         if not self.exact:
-            return {**found, "the normal row compared with": base}
-        return {**found, "what its missing cells are counted for": base} if base else found
+            return {**found, "nearest normal row": base}
+        return {**found, "missing cells": base} if base else found
 
 
 def cell(value: Any) -> str:
-    """Show a cell of a table; nothing where it is missing."""
+    """Show a cell of a table; nothing where it is missing, and a date without a time that is none."""
     if value is None or value != value:
         return ""
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    return f"{value:.6g}" if isinstance(value, float) else str(value).removesuffix(" 00:00:00")
 
 
 def _plain(value: Any) -> Any:

@@ -136,7 +136,7 @@ def bars(title: str, values: Sequence[tuple[str, float, str]]) -> Markup:
     for i, (name, value, text) in enumerate(values):
         width = min(abs(value) / most, 1.0) * reach
         y = 4 + i * row
-        shown = name if len(name) < 23 else name[:21] + "…"
+        shown = name if len(name) < 21 else name[:19] + "…"
         parts.append(_text(name_width - 6, y + 13, shown, "end"))
         parts.append(
             Markup('<rect class="{}" x="{:.1f}" y="{}" width="{:.1f}" height="15"/>').format(
