@@ -73,6 +73,16 @@ def test_fit_says_what_it_did_and_what_to_do_next(work: Path) -> None:
     assert shown["rows"] == {"training": 280, "stopping": 40, "calibration": 80}
 
 
+def test_a_fit_can_be_repeated_from_what_its_file_says(work: Path) -> None:
+    run("fit", "normal.csv", *QUICK[:4], "--detector", "ae", "-o", "first.safetensors", cwd=work)
+    seed = offmanifold.load(work / "first.safetensors").random_state
+    command = ("fit", "normal.csv", "--detector", "ae", "-o", "repeated.safetensors", "--set", f"random_state={seed}")
+    run(*command, *QUICK[:4], cwd=work)
+    rows = pl.read_csv(work / "normal.csv")
+    one, other = (offmanifold.load(work / f"{name}.safetensors") for name in ("first", "repeated"))
+    np.testing.assert_array_equal(one.score_samples(rows), other.score_samples(rows))
+
+
 def test_score_writes_what_the_library_says(work: Path) -> None:
     run("score", "model.safetensors", "odd.csv", "--out", "scores.csv", cwd=work)
     table = pl.read_csv(work / "scores.csv")

@@ -104,8 +104,9 @@ def test_a_missing_cell_is_in_no_loss(cls: type[OutlierDetector], plane: Any) ->
 def test_chains_learn_from_complete_rows(cls: type[OutlierDetector], plane: Any) -> None:
     rows = plane[0].copy()
     rows[::4, 1] = np.nan
-    with pytest.warns(UserWarning, match="learns from complete rows alone: .* are left out"):
+    with pytest.warns(UserWarning, match="learns from complete rows alone: .* rows to learn from, .* are left out"):
         detector = cls(**quick(cls)).fit(rows)
+    assert detector.rows_["training"] < 0.9 * len(detector.split(len(rows))[2])  # a quarter was left out
     assert np.isfinite(detector.score_samples(rows)).all()
     with pytest.raises(ValueError, match="in every row of these a cell is missing"):
         cls(**quick(cls)).fit(np.c_[rows, np.full(len(rows), np.nan)])

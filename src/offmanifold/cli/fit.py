@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import secrets
 import shlex
 import time
 import tomllib
@@ -139,6 +140,8 @@ def fit(
     for key in values:
         if key not in known:
             raise common.UsageError(f"{name} has no parameter {key!r}.{did_you_mean(key, known)}")
+    if not resume:  # a run that is continued keeps its own seed
+        values.setdefault("random_state", secrets.randbelow(2**31))  # known, so that the fit can be repeated
     make: Callable[..., OutlierDetector] = DETECTORS[name]
     model = make(**{"verbose": not quiet, **values})
     rows, told = source.load(), None if negatives is None else opened(negatives).load()

@@ -192,7 +192,8 @@ class OutlierDetector(Scorer, abc.ABC):
         prepared = self._prepare(training_rows)
         self.training_moments_ = Moments.of(compared_parts(prepared))
         data = self._learnable(labelled(prepared, labels, for_training))
-        held_out = self._learnable(labelled(self._prepare(rows.take(for_stopping)), labels, for_stopping))
+        held_out = self._prepare(rows.take(for_stopping))
+        held_out = self._learnable(labelled(held_out, labels, for_stopping), "rows to stop by")
         self._settle(data, settings)
         self._take_negatives(negatives, data)
         rows.take(for_calibration)  # a bad value among them is better found now than after training
@@ -228,8 +229,8 @@ class OutlierDetector(Scorer, abc.ABC):
             without_labels = held_out if labels is None else held_out[:, : -labels.shape[1]]
             self._levelling = self._learn_levels(without_labels.to(self._device))
         self.rows_ = {
-            "training": len(for_training),
-            "stopping": len(for_stopping),
+            "training": len(data),
+            "stopping": len(held_out),
             "calibration": len(for_calibration),
         }
         self._set_input_attributes()
@@ -301,7 +302,7 @@ class OutlierDetector(Scorer, abc.ABC):
             return Preparation.fit(rows.astype(np.float64), columns, self.scale)
         return Standardiser.fit(rows.astype(np.float64))
 
-    def _learnable(self, rows: Tensor) -> Tensor:
+    def _learnable(self, rows: Tensor, which: str = "rows to learn from") -> Tensor:
         """Return the prepared rows that the detector can learn from."""
         if self.gaps == "learned" or not bool((gaps := rows.flatten(1).isnan().any(1)).any()):
             return rows
@@ -311,7 +312,7 @@ class OutlierDetector(Scorer, abc.ABC):
                 "them, leave columns out, or use AE, VAE or MultiscaleDenoiser."
             )
         warnings.warn(
-            f"{type(self).__name__} learns from complete rows alone: {int(gaps.sum()):,} of {len(rows):,} rows, in "
+            f"{type(self).__name__} learns from complete rows alone: {int(gaps.sum()):,} of {len(rows):,} {which}, in "
             "which a cell is missing, are left out. AE, VAE and MultiscaleDenoiser learn from such rows, too.",
             UserWarning,
             stacklevel=3,

@@ -203,7 +203,7 @@ class NegativeVAE(VariationalDetector):
         self._negatives = None
         if negatives is not None:
             found = sources.rows_given(negatives, self.spec_)
-            self._negatives = self._learnable(self._prepare(found.take(slice(None))))
+            self._negatives = self._learnable(self._prepare(found.take(slice(None))), "negatives")
             shared = sources.overlap(self._negatives, rows)
             if shared:
                 warnings.warn(
