@@ -96,12 +96,23 @@ class Levelling:
         absent = _absent(missing, self.owner, columns)
         count = absent.sum(1)
         features = _features(absent.to(energies.dtype))
-        spread = (features @ self.spread).clamp(min=NARROWEST)
-        t = (_t(energies, self.centre, self.unit) - features @ self.mean) / spread
-        if len(self.found):
-            t = _mapped(t, self.found[_group(count, columns, len(self.found))], self.wanted, spread)
-        t = torch.where(missing.all(1), 0.0, t).clamp(-MOST, MOST)
-        return torch.where(count > 0, self.centre + self.unit * t.sinh(), energies)
+        shift, spread = features @ self.mean, (features @ self.spread).clamp(min=NARROWEST)
+        t = (_t(energies, self.centre, self.unit) - shift) / spread
+        if not len(self.found):
+            levelled = self._energy(t)
+        else:
+            group = _group(count, columns, len(self.found))
+            levelled = self._energy(_mapped(t, self.found[group], self.wanted))
+            # Beyond the quantiles an energy is what it was but for what it is off at the last of them: any other slope,
+            # in t above all, multiplies energies far off, which nothing seen supports.
+            for end, beyond in ((0, t < self.found[group, 0]), (-1, t > self.found[group, -1])):
+                off = self._energy(self.wanted[end]) - self._energy(self.found[group, end] * spread + shift)
+                levelled = torch.where(beyond, energies + off, levelled)
+        levelled = torch.where(missing.all(1), self.centre, levelled)
+        return torch.where(count > 0, levelled, energies)
+
+    def _energy(self, t: Tensor) -> Tensor:
+        return self.centre + self.unit * t.clamp(-MOST, MOST).sinh()
 
     def fits(self, owner: Tensor) -> bool:
         """Say whether it is for rows whose cells belong to these columns."""
@@ -168,20 +179,15 @@ def _ridge(features: Tensor, t: Tensor) -> Tensor:
     return found
 
 
-def _mapped(t: Tensor, found: Tensor, wanted: Tensor, spread: Tensor) -> Tensor:
-    """Take t from quantiles ``found (n, q)`` to ``wanted (q,)``: linear in between.
-
-    Beyond them t goes on as it did before it was divided by ``spread``, so that far off a row's energy is a fixed
-    multiple of what it was: any other slope is a power of it there, which nothing seen supports.
-    """
+def _mapped(t: Tensor, found: Tensor, wanted: Tensor) -> Tensor:
+    """Take t from quantiles ``found (n, q)`` to ``wanted (q,)``: linear in between, the outermost beyond."""
     step = torch.arange(found.shape[1], device=found.device) * 1e-6
     found, wanted = found + step, wanted + step  # equal quantiles (repeated rows) stay in order
     upper = torch.searchsorted(found, t.detach()[:, None]).clamp(1, found.shape[1] - 1)
     low, high = found.gather(1, upper - 1)[:, 0], found.gather(1, upper)[:, 0]
     to_low, to_high = wanted[upper[:, 0] - 1], wanted[upper[:, 0]]
     inside = to_low + (t - low) * (to_high - to_low) / (high - low)
-    below, above = wanted[0] + (t - found[:, 0]) * spread, wanted[-1] + (t - found[:, -1]) * spread
-    return torch.where(t < found[:, 0], below, torch.where(t > found[:, -1], above, inside))
+    return inside.clamp(wanted[0], wanted[-1])
 
 
 def _in_parts(energy: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
