@@ -24,6 +24,9 @@ PART, CELLS = 256, 2**20
 # Features beyond so many spreads of normal rows say no more.
 MOST = 20.0
 TINY = 1e-9
+# Products are of so many columns, or a multiple: of narrower ones some processors' libraries round a row otherwise by
+# its place among the others, and a score is the row's alone to the last bit.
+WIDTH = 8
 # Logarithm of the smallest weight of a stored row beside the largest: smaller ones would count for nothing, and cost a
 # tenfold where they leave the normal range of float32.
 FAINT = -60.0
@@ -138,7 +141,9 @@ class DenoisingModel(nn.Module, abc.ABC):
         squares = self.rows.square()
         norms = squares.sum(1)
         # One product gives the weights' sums as well as the weighted means.
-        stored = torch.cat([self.rows, self.rows.new_ones(len(self.rows), 1)], 1)
+        count, columns = self.rows.shape
+        idle = self.rows.new_zeros(count, -(columns + 1) % WIDTH)
+        stored = torch.cat([self.rows, self.rows.new_ones(count, 1), idle], 1)
         size = max(1, CELLS // len(self.rows))
         for start in range(0, len(flat), size):
             whole = flat[start : start + size]
@@ -154,7 +159,7 @@ class DenoisingModel(nn.Module, abc.ABC):
             found = []
             for sigma in self.empirical_levels:
                 sums = (exponents / sigma**2).clamp_(min=FAINT).exp_() @ stored
-                residual = part - sums[:, :-1] / sums[:, -1:]
+                residual = part - sums[:, :columns] / sums[:, columns, None]
                 found.append(without(missing, residual.square()).mean(1) / share[:, 0])
             parts.append(torch.stack(found, 1))
         return torch.cat(parts)
