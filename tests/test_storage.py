@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import safetensors.torch
 import torch
@@ -73,8 +74,8 @@ def test_foreign_newer_and_missing_files(model_file: Path, tmp_path: Path) -> No
     path.write_bytes(safetensors.torch.save({"a": torch.zeros(2)}))
     with pytest.raises(ValueError, match="is not an offmanifold model"):
         load(path)
-    path.write_bytes(sealed(header, tensors, version="3"))
-    with pytest.raises(ValueError, match="format version 3; this offmanifold .* reads up to 2. Upgrade"):
+    path.write_bytes(sealed(header, tensors, version="4"))
+    with pytest.raises(ValueError, match="format version 4; this offmanifold .* reads up to 3. Upgrade"):
         load(path)
     path.write_bytes(sealed(header, tensors))
     assert load(path).key == "ae"
@@ -92,6 +93,8 @@ def test_foreign_newer_and_missing_files(model_file: Path, tmp_path: Path) -> No
         (lambda h, t: h["parameters"].update(batch_size=-1), "batch_size"),
         (lambda h, t: t["calibration/scores"].fill_(float("nan")), "'calibration/scores' is not finite"),
         (lambda h, t: t["calibration/scores"].copy_(t["calibration/scores"].flip(0)), "not a sorted list"),
+        (lambda h, t: t["calibration/rows"].fill_(float("inf")), "'calibration/rows' is not finite"),
+        (lambda h, t: t.update({"calibration/rows": torch.zeros(3, 4)}), "rows that it holds do not fit"),
         (lambda h, t: t.pop("probes/rows"), "inconsistent: 'probes/rows'"),
         (lambda h, t: t["standardiser/scale"].zero_(), "standardisation does not fit"),
         (lambda h, t: t.update({"training_moments/mean": torch.zeros(1)}), "about its training rows does not fit"),
@@ -142,8 +145,6 @@ def test_atomic_writes_keep_ordinary_permissions(tmp_path: Path) -> None:
 
 
 def test_models_of_images_and_of_frames_come_back(tmp_path: Path, plane: Any, digits: Any) -> None:
-    import polars as pl
-
     images = digits[0][:200]
     detector = VAE(**QUICK, likelihood="bernoulli").fit(images)
     detector.save(tmp_path / "i.safetensors")
@@ -157,6 +158,36 @@ def test_models_of_images_and_of_frames_come_back(tmp_path: Path, plane: Any, di
     assert loaded.n_features_in_ == 5
     with pytest.raises(ValueError, match="missing: 'a'"):
         loaded.score_samples(frame.drop("a"))
+
+
+def test_calibration_rows_come_along_unless_they_must_not(tmp_path: Path, plane: Any, digits: Any) -> None:
+    """As numbers, with what is missing of them; a file that holds gaps is one that older releases do not read."""
+    gappy = np.where(np.random.default_rng(0).random(plane[0].shape) < 0.1, np.nan, plane[0])
+    mixed = pl.DataFrame({"a": plane[0][:, 0], "kind": np.array(list("abcd") * 100)})
+    for rows, version in ((plane[0], "1"), (gappy, "3"), (mixed, "2"), (digits[0][:200], "1")):
+        detector = AE(**QUICK).fit(rows)
+        kept = detector.calibration_rows_
+        assert kept is not None and len(kept) == detector.stored_rows == detector.rows_["calibration"]
+        np.testing.assert_array_equal(
+            np.sort(detector.score_samples(detector.spec_.arrange(kept))), detector.calibration_scores_
+        )
+        detector.save(tmp_path / "m.safetensors")
+        assert saved_version(tmp_path / "m.safetensors") == version
+        np.testing.assert_array_equal(load(tmp_path / "m.safetensors").calibration_rows_, kept)
+        detector = AE(**QUICK, store_rows=False).fit(rows)
+        detector.save(tmp_path / "m.safetensors")
+        assert detector.stored_rows == 0 and load(tmp_path / "m.safetensors").calibration_rows_ is None
+    wide = AE(**QUICK | {"steps": 1}).fit(np.zeros((40, 1, 300, 300), np.uint8))
+    assert wide.stored_rows == 2**20 // 300**2 < wide.rows_["calibration"]
+    with pytest.raises(TypeError, match="store_rows must be True or False"):
+        AE(store_rows="no").fit(plane[0])
+
+
+def saved_version(path: Path) -> str:
+    """Return the format version that a file says it has."""
+    content = path.read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return str(header["__metadata__"]["version"])
 
 
 def test_a_random_state_object_is_not_stored(tmp_path: Path, plane: Any) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
@@ -27,8 +28,11 @@ from offmanifold.detectors.levelling import Levelling
 from offmanifold.measures.shift import Moments, compared_parts
 
 FORMAT = "offmanifold"
-# The highest that is read; tables of numbers and images are written as 1, which earlier releases read.
-VERSION = 2
+# The highest that is read. Tables of numbers and images are written as 1, which earlier releases read, mixed tables as
+# 2, and what holds rows with missing cells as 3.
+VERSION = 3
+# Cells of these may be missing.
+ROWS = "calibration/rows"
 # How far a probe row's score may be off on another machine: other kernels round differently.
 PROBE_TOLERANCE = 1e-3
 
@@ -44,6 +48,10 @@ def save(detector: OutlierDetector, path: str | os.PathLike[str]) -> None:
     check_is_fitted(detector, "module_")
     tensors = {f"module/{name}": tensor for name, tensor in detector.module_.state_dict().items()}
     tensors["calibration/scores"] = torch.from_numpy(detector.calibration_scores_)
+    gaps = False
+    if detector.calibration_rows_ is not None:
+        tensors[ROWS] = torch.from_numpy(detector.calibration_rows_)
+        gaps = bool(tensors[ROWS].isnan().any())
     if detector._standardiser is not None:
         tensors["standardiser/mean"] = torch.from_numpy(detector._standardiser.mean)
         tensors["standardiser/scale"] = torch.from_numpy(detector._standardiser.scale)
@@ -73,7 +81,8 @@ def save(detector: OutlierDetector, path: str | os.PathLike[str]) -> None:
         },
     }
     text = json.dumps(header)
-    metadata = {"format": FORMAT, "version": "2" if prepared else "1", "header": text, "digest": _digest(text, tensors)}
+    version = 3 if gaps else 2 if prepared else 1
+    metadata = {"format": FORMAT, "version": str(version), "header": text, "digest": _digest(text, tensors)}
     atomic.write(path, safetensors.torch.save(tensors, metadata))
 
 
@@ -148,7 +157,8 @@ def _rebuild(header: dict[str, Any], tensors: dict[str, Tensor], device: str) ->
         raise ValueError(f"it holds a detector {key!r}, which this version does not know.")
     detector = DETECTORS[key](**{**_tuples(header["parameters"]), "device": device})
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        known = tensor[~tensor.isnan()] if name == ROWS else tensor
+        if known.is_floating_point() and not bool(torch.isfinite(known).all()):
             raise ValueError(f"its tensor {name!r} is not finite.")
     detector._check_common()
     detector.spec_ = InputSpec.from_json(header["input"])
@@ -164,6 +174,7 @@ def _rebuild(header: dict[str, Any], tensors: dict[str, Tensor], device: str) ->
         raise ValueError("its calibration scores are not a sorted list.")
     detector._calibrate(scores)
     detector.training_moments_ = _moments(tensors)
+    detector.calibration_rows_ = _rows(tensors, detector)
     expected = tensors["probes/scores"].numpy()
     if len(expected) == 0:
         raise ValueError("it has no probe rows to be tried on.")
@@ -199,9 +210,8 @@ def _levelling(tensors: dict[str, Tensor], detector: OutlierDetector) -> Levelli
     held = _below("levelling/", tensors)
     if not held:
         return None
-    levelling, known = Levelling(**held), detector._standardiser
-    owner = known.owner if isinstance(known, Preparation) else np.arange(detector.spec_.dimensions)
-    if not levelling.fits(torch.from_numpy(owner)):
+    levelling = Levelling(**held)
+    if not levelling.fits(torch.from_numpy(detector._owner)):
         raise ValueError("what compares rows with missing cells does not fit its input.")
     return levelling
 
@@ -215,6 +225,16 @@ def _moments(tensors: dict[str, Tensor]) -> Moments | None:
     if any(tensor.shape != parts for tensor in held.values()):
         raise ValueError("what it says about its training rows does not fit its input.")
     return Moments(**{name: tensor.numpy() for name, tensor in held.items()})
+
+
+def _rows(tensors: dict[str, Tensor], detector: OutlierDetector) -> npt.NDArray[Any] | None:
+    """Return the calibration rows that the file holds."""
+    if ROWS not in tensors:
+        return None
+    rows = tensors[ROWS]
+    if rows.shape[1:] != detector.spec_.shape or not rows.is_floating_point():
+        raise ValueError("the rows that it holds do not fit its input.")
+    return rows.numpy()
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -98,7 +98,7 @@ def test_evidence_terms_and_score_fit_together(plane: Any, tmp_path: Path) -> No
     # Normal rows that took no part stand where the held-out rows stood; 30 of those place a median to ±.25.
     assert np.abs(np.median(detector.evidence(normal[300:]), 0)).max() < 0.8
     kept = detector.rows_["training"] + detector.rows_["stopping"]  # none that the decision is calibrated with
-    assert detector.fit_report_ == {"rows_in_the_model_file": kept}
+    assert detector.stored_rows == kept + detector.rows_["calibration"]
     detector.save(tmp_path / "with.safetensors")
     assert len(storage.read(tmp_path / "with.safetensors")[1]["module/rows"]) == kept
 
@@ -109,7 +109,7 @@ def test_rows_can_be_left_out_of_the_file(plane: Any, tmp_path: Path) -> None:
     detector = MultiscaleDenoiser(store_rows=False, **settings).fit(normal[:300])
     detector.save(tmp_path / "without.safetensors")
     tensors = storage.read(tmp_path / "without.safetensors")[1]
-    assert tensors["module/rows"].shape == (0, 5)
+    assert tensors["module/rows"].shape == (0, 5) and "calibration/rows" not in tensors
     again = load(tmp_path / "without.safetensors")
     np.testing.assert_array_equal(again.score_samples(odd), detector.score_samples(odd))
     assert list(again.score_terms(odd)) == ["learned"]
@@ -137,8 +137,6 @@ def test_what_it_cannot_take_is_said(plane: Any) -> None:
         MultiscaleDenoiser(network="unet").fit(plane[0])
     with pytest.raises(ValueError, match="hidden must be of one width"):
         MultiscaleDenoiser(hidden=(8, 16)).fit(plane[0])
-    with pytest.raises(TypeError, match="store_rows must be True or False"):
-        MultiscaleDenoiser(store_rows="no").fit(plane[0])
     with pytest.raises(ValueError, match="most_rows must be"):
         MultiscaleDenoiser(most_rows=0).fit(plane[0])
 
@@ -211,9 +209,9 @@ def test_an_image_can_be_too_smooth_and_too_rough() -> None:
     assert detector.evidence(images[:5]).shape == (5, 6)
     assert detector.reconstruct(images[:2], sigma=0.2).shape == (2, 16, 16)
     learned_from = detector.rows_["training"] + detector.rows_["stopping"]
-    assert detector.fit_report_ == {"rows_in_the_model_file": learned_from}
+    assert detector.settings_["stored"] == learned_from
     few = MultiscaleDenoiser(**settings | {"steps": 3, "most_rows": 10}).fit(images[:100])
-    assert few.fit_report_ == {"rows_in_the_model_file": 10}
+    assert few.settings_["stored"] == 10
     apart = MultiscaleDenoiser(**settings | {"steps": 3, "store_rows": False}).fit(images[:100])
     assert list(apart.score_terms(images[:5])) == ["learned"]
     alike = MultiscaleDenoiser(**settings | {"steps": 3}).fit(np.repeat(images[:1], 12, 0))

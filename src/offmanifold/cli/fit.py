@@ -199,9 +199,10 @@ def fit(
             f"Learned {summary['input']} with {name} in {seconds:.1f} s: {counts['training']:,} rows to train on, "
             f"{counts['stopping']:,} to stop by, {counts['calibration']:,} to calibrate with."
         )
-        inside = model.fit_report_.get("rows_in_the_model_file")
-        if inside:
-            typer.echo(f"{inside:,} of the rows are part of the model; --set store_rows=false leaves them out.")
+        if model.stored_rows:
+            typer.echo(
+                f"{model.stored_rows:,} of the rows are part of the model; --set store_rows=false leaves them out."
+            )
         again = "".join(f" --drop {shlex.quote(name)}" for name in drop or ())
         typer.echo(f"Wrote {out}. Next:  offmanifold score {out} NEW_DATA{again} --out scores.csv")
 

@@ -67,6 +67,7 @@ def _facts(detector: OutlierDetector, header: dict[str, Any]) -> dict[str, Any]:
         "input": detector.spec_.describe(),
         "columns": _columns(detector),
         "rows": detector.rows_,
+        "rows_in_the_model_file": detector.stored_rows,
         "settings": detector.settings_,
         "network_parameters": sum(p.numel() for p in detector.module_.parameters()),
         "training": detector.training_summary(),

@@ -74,6 +74,9 @@ class AE(LatentMixin, OutlierDetector):
         Share of normal rows that :meth:`predict` may call outliers.
     calibration_fraction : float, optional
         Share of the rows kept for calibration. Default: a fifth, or what the rate takes.
+    store_rows : bool
+        Keep some calibration rows with the model, in its file too, so that ``diagnose`` can examine it without being
+        given any. False where data must not travel.
     device : str
         "auto", "cpu", "cuda", …
     precision : {"auto", "float32", "bfloat16"}
@@ -119,6 +122,7 @@ class AE(LatentMixin, OutlierDetector):
         scale: str | None = "standard",
         false_alarm_rate: float = 0.05,
         calibration_fraction: float | None = None,
+        store_rows: bool = True,
         device: str = "auto",
         precision: str = "auto",
         random_state: int | np.random.RandomState | None = None,
@@ -138,6 +142,7 @@ class AE(LatentMixin, OutlierDetector):
             scale=scale,
             false_alarm_rate=false_alarm_rate,
             calibration_fraction=calibration_fraction,
+            store_rows=store_rows,
             device=device,
             precision=precision,
             random_state=random_state,

@@ -35,6 +35,9 @@ from offmanifold.training.threads import limited_to
 
 # One row each to calibrate with and to stop by, and two to learn from.
 FEWEST_ROWS = 4
+# Calibration rows kept with the model at most, as many as ``diagnose`` looks at, and their cells.
+EXAMINED_ROWS = {"table": 1000, "image": 400}
+STORED_CELLS = 2**20
 # Rows of training, and of stopping, that the report on a fit looks at.
 REPORTED = 1000
 # Of each weight in training: itself, its gradient, two moments, and the best one so far.
@@ -62,6 +65,8 @@ class OutlierDetector(Scorer, abc.ABC):
         The hyper-parameters with every "auto" replaced by what it became.
     calibration_scores_ : (n,) float64
         Sorted scores of the calibration rows.
+    calibration_rows_ : (m, d) float64 or (m, C, H, W) float32, or None
+        Some of the calibration rows, as numbers; None with ``store_rows=False`` and from old files.
     offset_ : float
         ``decision_function = score_samples − offset_``.
     history_ : list of dict
@@ -76,6 +81,7 @@ class OutlierDetector(Scorer, abc.ABC):
     """
 
     training_moments_: Moments | None = None
+    calibration_rows_: npt.NDArray[Any] | None = None
     # The user's negatives, prepared, while training lasts.
     _negatives: Tensor | None = None
 
@@ -182,7 +188,7 @@ class OutlierDetector(Scorer, abc.ABC):
         rows.learn(for_training)
         self.spec_ = rows.spec
         training_rows = rows.take(for_training)
-        if np.isnan(training_rows).all():
+        if rows.spec.kind == "table" and np.isnan(training_rows).all():
             raise ValueError("Every cell of every row to learn from is missing: there is nothing to learn.")
         self._standardiser = self._fit_preparation(training_rows)
         settings = self._resolved(self._network_spec, len(rows))
@@ -235,6 +241,7 @@ class OutlierDetector(Scorer, abc.ABC):
         }
         self._set_input_attributes()
         self._calibrate(np.sort(self._scores(rows, for_calibration)))
+        self.calibration_rows_ = self._kept(rows, for_calibration)
         self.fit_report_: dict[str, Any] = self._fit_report(
             rows, *(part[evenly(len(part), REPORTED)] for part in (for_training, for_stopping))
         )
@@ -254,6 +261,16 @@ class OutlierDetector(Scorer, abc.ABC):
         """
         seed = self._seed() if seed is None else seed
         return calibration.split(n, self.false_alarm_rate, self.calibration_fraction, seed)
+
+    def _kept(self, rows: Rows, index: npt.NDArray[np.intp]) -> npt.NDArray[Any] | None:
+        """Return the calibration rows that stay with the model."""
+        most = min(EXAMINED_ROWS[rows.spec.kind], STORED_CELLS // rows.spec.dimensions)
+        return rows.take(index[evenly(len(index), most)]) if self.store_rows and most else None
+
+    @property
+    def stored_rows(self) -> int:
+        """How many of the user's rows are part of the model, and of its file."""
+        return 0 if self.calibration_rows_ is None else len(self.calibration_rows_)
 
     def _fit_report(self, rows: Rows, training: npt.NDArray[np.intp], held_out: npt.NDArray[np.intp]) -> dict[str, Any]:
         """Return what the rows of training can tell about the fit, for the model's file: JSON-able.
@@ -324,12 +341,7 @@ class OutlierDetector(Scorer, abc.ABC):
         if self.spec_.kind == "image":
             return None
         with computing_in(self._scoring_dtype, self.module_):
-            owner = (
-                torch.from_numpy(self._standardiser.owner)
-                if isinstance(self._standardiser, Preparation)
-                else torch.arange(held_out.shape[1])
-            ).to(held_out.device)
-            return Levelling.fit(self._raw_energy, held_out, owner)
+            return Levelling.fit(self._raw_energy, held_out, torch.from_numpy(self._owner).to(held_out.device))
 
     @staticmethod
     def _check_room(rows: int, dimensions: int) -> None:

@@ -51,6 +51,7 @@ class Configured(BaseEstimator, abc.ABC):  # type: ignore[misc]
         scale: str | None,
         false_alarm_rate: float,
         calibration_fraction: float | None,
+        store_rows: bool,
         device: str,
         precision: str,
         random_state: int | np.random.RandomState | None,
@@ -69,6 +70,7 @@ class Configured(BaseEstimator, abc.ABC):  # type: ignore[misc]
         self.scale = scale
         self.false_alarm_rate = false_alarm_rate
         self.calibration_fraction = calibration_fraction
+        self.store_rows = store_rows
         self.device = device
         self.precision = precision
         self.random_state = random_state
@@ -94,6 +96,8 @@ class Configured(BaseEstimator, abc.ABC):  # type: ignore[misc]
         parameters.real("false_alarm_rate", self.false_alarm_rate, above=0, below=1)
         if self.calibration_fraction is not None:
             parameters.real("calibration_fraction", self.calibration_fraction, above=0, below=1)
+        if not isinstance(self.store_rows, bool | np.bool_):
+            raise TypeError(f"store_rows must be True or False; got {self.store_rows!r}.")
         parameters.choice("precision", self.precision, PRECISIONS)
         if not isinstance(self.device, str):
             raise TypeError(f"device must be 'auto', 'cpu', 'cuda' or another torch device name; got {self.device!r}.")
@@ -123,6 +127,7 @@ class Configured(BaseEstimator, abc.ABC):  # type: ignore[misc]
             "optimizer": self.optimizer,
             "weight_decay": float(self.weight_decay),
             "scale": self.scale if table else None,
+            "store_rows": bool(self.store_rows),
         }
 
     def _network_settings(

@@ -96,7 +96,7 @@ class IGEBM(OutlierDetector):
     watch : sequence of str or "auto"
         Families of synthetic outliers that judge training, as in :class:`~offmanifold.NAE`.
     steps, epochs, batch_size, learning_rate, optimizer, schedule, weight_decay, scale, false_alarm_rate, \
-calibration_fraction, device, precision, random_state, verbose
+calibration_fraction, store_rows, device, precision, random_state, verbose
         As in :class:`~offmanifold.AE`.
 
     Examples
@@ -136,6 +136,7 @@ calibration_fraction, device, precision, random_state, verbose
         scale: str | None = "standard",
         false_alarm_rate: float = 0.05,
         calibration_fraction: float | None = None,
+        store_rows: bool = True,
         device: str = "auto",
         precision: str = "auto",
         random_state: int | np.random.RandomState | None = None,
@@ -155,6 +156,7 @@ calibration_fraction, device, precision, random_state, verbose
             scale=scale,
             false_alarm_rate=false_alarm_rate,
             calibration_fraction=calibration_fraction,
+            store_rows=store_rows,
             device=device,
             precision=precision,
             random_state=random_state,

@@ -98,9 +98,8 @@ class Levelling:
         features = _features(absent.to(energies.dtype))
         shift, spread = features @ self.mean, (features @ self.spread).clamp(min=NARROWEST)
         t = (_t(energies, self.centre, self.unit) - shift) / spread
-        if not len(self.found):
-            levelled = self._energy(t)
-        else:
+        levelled = energies
+        if len(self.found):
             group = _group(count, columns, len(self.found))
             levelled = self._energy(_mapped(t, self.found[group], self.wanted))
             # Beyond the quantiles an energy is what it was but for what it is off at the last of them: any other slope,

@@ -65,8 +65,8 @@ class MultiscaleDenoiser(OutlierDetector):
     Parameters
     ----------
     store_rows : bool
-        Keep training rows (in the model file, too) for the empirical denoiser. False leaves that part out, where data
-        must not travel.
+        Keep training rows (in the model file, too) for the empirical denoiser, and some calibration rows for
+        ``diagnose``. False leaves both out, where data must not travel.
     most_rows : int
         Keep at most so many of them; of images, two million pixels at most, too. Fewer than 10 are as good as none,
         and none are kept.
@@ -105,7 +105,6 @@ calibration_fraction, device, precision, random_state, verbose
     def __init__(
         self,
         *,
-        store_rows: bool = True,
         most_rows: int = 50_000,
         network: str = "auto",
         hidden: str | int | Sequence[int] = "auto",
@@ -120,6 +119,7 @@ calibration_fraction, device, precision, random_state, verbose
         scale: str | None = "standard",
         false_alarm_rate: float = 0.05,
         calibration_fraction: float | None = None,
+        store_rows: bool = True,
         device: str = "auto",
         precision: str = "auto",
         random_state: int | np.random.RandomState | None = None,
@@ -139,12 +139,12 @@ calibration_fraction, device, precision, random_state, verbose
             scale=scale,
             false_alarm_rate=false_alarm_rate,
             calibration_fraction=calibration_fraction,
+            store_rows=store_rows,
             device=device,
             precision=precision,
             random_state=random_state,
             verbose=verbose,
         )
-        self.store_rows = store_rows
         self.most_rows = most_rows
 
     @property
@@ -153,8 +153,6 @@ calibration_fraction, device, precision, random_state, verbose
         return "spreads"
 
     def _settings(self, spec: InputSpec) -> Settings:
-        if not isinstance(self.store_rows, bool | np.bool_):
-            raise TypeError(f"store_rows must be True or False; got {self.store_rows!r}.")
         settings = self._network_settings(
             spec,
             for_tables="resmlp",
@@ -170,10 +168,7 @@ calibration_fraction, device, precision, random_state, verbose
             settings["hidden"] = [256, 256, 256]
         if len(set(settings["hidden"])) > 1:
             raise ValueError(f"hidden must be of one width, once for each block; got {tuple(settings['hidden'])}.")
-        return settings | {
-            "store_rows": bool(self.store_rows),
-            "most_rows": parameters.integer("most_rows", self.most_rows, minimum=1),
-        }
+        return settings | {"most_rows": parameters.integer("most_rows", self.most_rows, minimum=1)}
 
     def _settle(self, rows: Tensor, settings: Settings) -> None:
         """Choose the noise levels, and where pixels lie."""
@@ -243,8 +238,12 @@ calibration_fraction, device, precision, random_state, verbose
         return model.energies(rows)
 
     def _fit_report(self, rows: Rows, training: npt.NDArray[np.intp], held_out: npt.NDArray[np.intp]) -> dict[str, Any]:
-        # Stored rows are their own neighbours: their scores say nothing about the fit.
-        return {"rows_in_the_model_file": self.settings_["stored"]}
+        return {}  # stored rows are their own neighbours: their scores say nothing about the fit
+
+    @property
+    def stored_rows(self) -> int:
+        """How many of the user's rows are part of the model: those of the empirical denoiser, too."""
+        return super().stored_rows + int(self.settings_["stored"])
 
     def evidence(self, X: Any) -> Float64Array:
         """Return how abnormal each row is by each feature, in spreads of normal rows: ``(n, features)``.

@@ -148,8 +148,8 @@ class NAE(LatentMixin, OutlierDetector):
         Its peak learning rate.
     steps, epochs, learning_rate, schedule
         Of training against samples.
-    batch_size, optimizer, weight_decay, scale, false_alarm_rate, calibration_fraction, device, precision, \
-random_state, verbose
+    batch_size, optimizer, weight_decay, scale, false_alarm_rate, calibration_fraction, store_rows, \
+device, precision, random_state, verbose
         As in :class:`~offmanifold.AE`.
 
     Examples
@@ -200,6 +200,7 @@ random_state, verbose
         scale: str | None = "standard",
         false_alarm_rate: float = 0.05,
         calibration_fraction: float | None = None,
+        store_rows: bool = True,
         device: str = "auto",
         precision: str = "auto",
         random_state: int | np.random.RandomState | None = None,
@@ -219,6 +220,7 @@ random_state, verbose
             scale=scale,
             false_alarm_rate=false_alarm_rate,
             calibration_fraction=calibration_fraction,
+            store_rows=store_rows,
             device=device,
             precision=precision,
             random_state=random_state,

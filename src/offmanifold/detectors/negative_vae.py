@@ -80,7 +80,7 @@ class NegativeVAE(VariationalDetector):
         As for :class:`VAE`.
     hidden, capacity, epochs, batch_size, optimizer, schedule, weight_decay
         As for :class:`AE`.
-    scale, false_alarm_rate, calibration_fraction, device, precision, random_state, verbose
+    scale, false_alarm_rate, calibration_fraction, store_rows, device, precision, random_state, verbose
         As for :class:`AE`.
 
     Attributes
@@ -129,6 +129,7 @@ class NegativeVAE(VariationalDetector):
         scale: str | None = "standard",
         false_alarm_rate: float = 0.05,
         calibration_fraction: float | None = None,
+        store_rows: bool = True,
         device: str = "auto",
         precision: str = "auto",
         random_state: int | np.random.RandomState | None = None,
@@ -148,6 +149,7 @@ class NegativeVAE(VariationalDetector):
             scale=scale,
             false_alarm_rate=false_alarm_rate,
             calibration_fraction=calibration_fraction,
+            store_rows=store_rows,
             device=device,
             precision=precision,
             random_state=random_state,

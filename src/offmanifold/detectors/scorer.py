@@ -92,6 +92,13 @@ class Scorer(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
             return InputSpec("table", (len(self._standardiser.mean),), "columns")
         return self.spec_
 
+    @property
+    def _owner(self) -> npt.NDArray[np.int64]:
+        """Which of a table's columns each prepared cell belongs to."""
+        if isinstance(self._standardiser, Preparation):
+            return self._standardiser.owner
+        return np.arange(self.spec_.dimensions)
+
     def _prepare(self, block: npt.NDArray[Any]) -> Tensor:
         """Turn canonical rows into what the network takes: float32."""
         if self._standardiser is not None:

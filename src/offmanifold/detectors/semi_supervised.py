@@ -218,7 +218,7 @@ class SemiSupervisedVAE(VariationalDetector):
         α of P2 Eq. 4: weight of log q(y | x) of the labelled rows.
     network, hidden, capacity, steps, epochs, batch_size, learning_rate, optimizer, schedule, weight_decay
         As for :class:`VAE`.
-    scale, false_alarm_rate, calibration_fraction, device, precision, random_state, verbose
+    scale, false_alarm_rate, calibration_fraction, store_rows, device, precision, random_state, verbose
         As for :class:`AE`.
 
     Attributes
@@ -270,6 +270,7 @@ class SemiSupervisedVAE(VariationalDetector):
         scale: str | None = "standard",
         false_alarm_rate: float = 0.05,
         calibration_fraction: float | None = None,
+        store_rows: bool = True,
         device: str = "auto",
         precision: str = "auto",
         random_state: int | np.random.RandomState | None = None,
@@ -289,6 +290,7 @@ class SemiSupervisedVAE(VariationalDetector):
             scale=scale,
             false_alarm_rate=false_alarm_rate,
             calibration_fraction=calibration_fraction,
+            store_rows=store_rows,
             device=device,
             precision=precision,
             random_state=random_state,

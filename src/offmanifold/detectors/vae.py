@@ -64,7 +64,7 @@ class VAE(VariationalDetector):
         As for :class:`AE`, but "auto" is 5e-3 for tables.
     hidden, capacity, epochs, batch_size, optimizer, schedule, weight_decay
         As for :class:`AE`.
-    scale, false_alarm_rate, calibration_fraction, device, precision, random_state, verbose
+    scale, false_alarm_rate, calibration_fraction, store_rows, device, precision, random_state, verbose
         As for :class:`AE`.
 
     Attributes
@@ -112,6 +112,7 @@ class VAE(VariationalDetector):
         scale: str | None = "standard",
         false_alarm_rate: float = 0.05,
         calibration_fraction: float | None = None,
+        store_rows: bool = True,
         device: str = "auto",
         precision: str = "auto",
         random_state: int | np.random.RandomState | None = None,
@@ -131,6 +132,7 @@ class VAE(VariationalDetector):
             scale=scale,
             false_alarm_rate=false_alarm_rate,
             calibration_fraction=calibration_fraction,
+            store_rows=store_rows,
             device=device,
             precision=precision,
             random_state=random_state,

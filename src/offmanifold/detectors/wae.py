@@ -41,7 +41,7 @@ class WAE(LatentMixin, OutlierDetector):
         With the median heuristic's bandwidth, from each batch.
     network, hidden, capacity, steps, epochs, batch_size, learning_rate, optimizer, schedule, weight_decay
         As for :class:`AE`.
-    scale, false_alarm_rate, calibration_fraction, device, precision, random_state, verbose
+    scale, false_alarm_rate, calibration_fraction, store_rows, device, precision, random_state, verbose
         As for :class:`AE`.
 
     Examples
@@ -77,6 +77,7 @@ class WAE(LatentMixin, OutlierDetector):
         scale: str | None = "standard",
         false_alarm_rate: float = 0.05,
         calibration_fraction: float | None = None,
+        store_rows: bool = True,
         device: str = "auto",
         precision: str = "auto",
         random_state: int | np.random.RandomState | None = None,
@@ -96,6 +97,7 @@ class WAE(LatentMixin, OutlierDetector):
             scale=scale,
             false_alarm_rate=false_alarm_rate,
             calibration_fraction=calibration_fraction,
+            store_rows=store_rows,
             device=device,
             precision=precision,
             random_state=random_state,
