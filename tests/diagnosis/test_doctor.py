@@ -110,6 +110,52 @@ def test_a_collapsed_posterior_is_named(world: Any) -> None:
     assert diagnosis["latents"].verdict == "fail" and "collapsed" in diagnosis["latents"].told
 
 
+def test_latents_that_tell_of_noise_are_counted() -> None:
+    """Codes along a line, and across it, where rows that are near each other have nothing in common."""
+    rng = np.random.default_rng(0)
+    basis = np.linalg.qr(np.concatenate([np.ones((4, 1)), rng.normal(size=(4, 3))], 1))[0]
+    rows = (rng.normal(size=(1200, 4)) * [10, 0.01, 0.01, 0.01]) @ basis.T
+    detector = copying(rows, noise=0, scale=None)
+    with torch.no_grad():
+        (linear,) = (layer for layer in detector.module_.encoder.modules() if isinstance(layer, torch.nn.Linear))
+        linear.weight.copy_(torch.from_numpy(basis.T))
+    found = diagnose(detector, rows, checks=["latents"])["latents"]
+    assert [name for name, one in found.details["shared"].items() if one["high"] >= 0.2] == ["latent 1"]
+    assert found.verdict == "fine" and "3 of 4 codes differ between nearest rows as noise does" in found.told
+    # Codes that have a prior are compared with it.
+    gaussian = copying(rng.normal(size=(1200, 3)), VAE, scale=None)
+    found = diagnose(gaussian, rng.normal(size=(600, 3)), checks=["latents"])["latents"]
+    assert found.number is not None and found.number.low < 0.01 and found.meaning == "MMD² of codes and prior"
+    assert found.number.to_json() == found.details["aggregate_mmd"]
+
+
+def test_what_a_step_costs_is_told_by_direction(honest: OutlierDetector, world: Any) -> None:
+    costs = diagnose(honest, world(400, 2), checks=["identity"])["identity"].details["cost_of_a_step"]
+    assert set(costs) == {"at random", "towards the nearest", "away from it", "to another"}
+    assert costs["at random"] > max(costs["towards the nearest"], 0)
+
+
+def test_simple_images_that_pass_are_told(digits: Any) -> None:
+    detector: Any = made(AE, steps=2).fit(digits[0][:200])
+    detector._energy_terms = lambda model, rows: {"e": (rows - rows.mean((2, 3), keepdim=True)).abs().sum((1, 2, 3))}
+    found = diagnose(detector, digits[0][200:400], checks=["complexity"])["complexity"]
+    assert found.details["simple"]["constant"] == 1.0 and "Of constant images 100%" in found.told
+    assert found.verdict in ("warn", "fail") and "imple" in found.advice
+
+
+def test_how_much_hangs_on_the_calibration_rows_is_told(world: Any) -> None:
+    def changed(n: int) -> float:
+        detector = made(AE, steps=20).fit(world(n, 1))
+        details = diagnose(detector, world(500, 2), checks=["stability"])["stability"].details
+        assert set(details["order_kept"]) == set(details["shares"]) and max(details["order_kept"].values()) < 1
+        return float(details["decisions_that_change"])
+
+    # Of n calibration rows a threshold at a rate of .05 is off by about √(.05 · .95 / n).
+    few, many = changed(500), changed(10_000)
+    assert 0.4 * (0.0475 / 100) ** 0.5 < few < 1.6 * (0.0475 / 100) ** 0.5
+    assert many < 0.5 * few
+
+
 def test_a_column_that_drowns_the_others_is_named(world: Any) -> None:
     unit = np.array([1, 1, 1, 1e4, 1, 1])
     detector = made(AE, scale=None, noise=0).fit(world(600, 1) * unit)
@@ -293,9 +339,24 @@ def test_fresh_rows_of_the_same_kind_raise_no_alarm(world: Any) -> None:
     assert grades.count("fine") >= 11
 
 
+def test_the_rows_that_are_stored_do_where_none_are_given(honest: OutlierDetector, world: Any, tmp_path: Path) -> None:
+    """But they cannot tell whether the decision holds on rows that come now."""
+    honest.save(tmp_path / "m.safetensors")
+    diagnosis = diagnose(load(tmp_path / "m.safetensors"), budget="1h")
+    assert diagnosis.stored and (diagnosis.rows, diagnosis.given) == (200, 0)
+    unseen = {finding.check for finding in diagnosis.findings if finding.verdict == "not examined"}
+    assert unseen == {"calibration", "drift"} and "neither trained nor calibrated" in diagnosis["drift"].told
+    assert diagnosis.failure_probability is not None and diagnosis["red team"].number.value > 0.8
+    again = diagnose(honest, budget="1h")
+    assert dataclasses.replace(again, seconds=0) == dataclasses.replace(diagnosis, seconds=0)
+    assert not diagnose(honest, world(100, 2)).stored
+
+
 def test_without_enough_rows_what_was_recorded_is_examined(honest: OutlierDetector, world: Any) -> None:
+    alone = made(AE, store_rows=False).fit(world(200, 1))
     for rows, count in ((None, 0), (world(3, 2), 3)):
-        diagnosis = diagnose(honest, rows)
+        diagnosis = diagnose(alone, rows)
+        assert not diagnosis.stored
         assert diagnosis.verdict == "care" and diagnosis.failure_probability is None
         assert diagnosis["training"].verdict != "not examined"
         assert f"at least 20 normal rows; got {count}" in diagnosis["red team"].told
@@ -395,6 +456,7 @@ def test_many_rows_are_sampled(honest: OutlierDetector, world: Any) -> None:
 
 
 def test_a_budget_that_is_used_up_is_said(honest: OutlierDetector, world: Any) -> None:
+    assert diagnose(honest, world(100, 2), budget=np.int64(60), checks=["drift"])["drift"].verdict == "fine"
     diagnosis = diagnose(honest, world(100, 2), budget=1e-9)
     assert "budget of 1e-09 seconds was used up" in diagnosis["attack"].told
     for budget in ("soon", 0, "-2s", "1.2.3s", None):

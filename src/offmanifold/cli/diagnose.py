@@ -20,7 +20,7 @@ def diagnose(
     model: common.ModelArgument,
     data: Annotated[
         Path | None,
-        typer.Argument(metavar="[DATA]", help="Normal rows that the model was not trained on: a file or folder."),
+        typer.Argument(metavar="[DATA]", help="Normal rows that the model has not seen: a file or folder."),
     ] = None,
     array: common.ArrayOption = None,
     drop: common.DropOption = None,
@@ -38,11 +38,14 @@ def diagnose(
     """Say whether a model may be trusted, and why, without a single outlier.
 
     Synthetic outliers are made from the normal rows, searches try to fool the model, nearest neighbours and principal
-    components stand beside it. Without DATA only what was recorded in training is looked at.
+    components stand beside it. Without DATA the calibration rows in the model's file are looked at: whether the
+    false-alarm rate holds, and whether rows that come now are still like those of training, they cannot tell.
 
     Exit status 3: do not trust it.
 
     [bold]Examples[/bold]
+
+      offmanifold diagnose model.safetensors
 
       offmanifold diagnose model.safetensors held-out.csv
 
@@ -74,7 +77,7 @@ def _show(model: Path, found: Diagnosis) -> None:
     common.table(str(model), ["check", "", "number [95 %]", "finding"], rows, styles)
     left_out: dict[str, list[str]] = {}
     for one in found.findings:
-        if one not in examined:
+        if one.verdict == "not examined":
             left_out.setdefault(f"{one.told} {one.advice}".strip(), []).append(one.check)
     for reason, checks in left_out.items():
         typer.echo(f"Not examined: {', '.join(checks)}. {reason}")
@@ -84,5 +87,7 @@ def _show(model: Path, found: Diagnosis) -> None:
         typer.echo(f"What weighs most: {' and '.join(found.weighing_most)}.")
     if found.rows < found.given:
         typer.echo(f"Looked at {found.rows:,} of {found.given:,} rows, evenly spread.")
+    if found.stored:
+        typer.echo(f"Looked at {found.rows:,} calibration rows of the model's file.")
     if found.given == 0:
         typer.echo("Give normal rows for the rest:  offmanifold diagnose MODEL DATA")

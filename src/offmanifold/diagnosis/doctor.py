@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import re
 import time
 from collections.abc import Callable, Collection
@@ -10,17 +11,17 @@ from typing import Any
 from sklearn.utils.validation import check_is_fitted
 
 from offmanifold import parameters
-from offmanifold.detectors.base import OutlierDetector
-from offmanifold.diagnosis.checks import CHECKS, FEWEST
+from offmanifold.detectors.base import EXAMINED_ROWS, OutlierDetector
+from offmanifold.diagnosis.checks import CHECKS
 from offmanifold.diagnosis.combination import combine
 from offmanifold.diagnosis.findings import Diagnosis, Finding
-from offmanifold.diagnosis.patient import Patient
+from offmanifold.diagnosis.patient import FEWEST, Patient
 
 SECONDS = {"": 1.0, "s": 1.0, "min": 60.0, "h": 3600.0}
 # The budget unless one is given: a quarter of the training time, within these.
 SHORTEST, LONGEST = 10.0, 120.0
-# Normal rows looked at, tables and images; four times as many where the budget is given and above LONGEST.
-MOST_ROWS = {"table": 1000, "image": 400}
+# Where the budget is given and above LONGEST, so many times as many normal rows are looked at.
+MORE = 4
 
 
 def diagnose(
@@ -40,7 +41,9 @@ def diagnose(
         Fitted.
     X_normal : array-like or frame, optional
         Normal rows, best ones that it was not trained on: half of them become the reference of the plain methods
-        beside it. Without them only what was recorded at the fit is examined, and the verdict is "care" at best.
+        beside it. Without them the calibration rows stored with the detector are looked at, which cannot tell whether
+        its false-alarm rate holds on rows that come now. Where none are stored (``store_rows=False``) only what was
+        recorded at the fit is examined, and the verdict is "care" at best.
     budget : str or float
         Seconds, or text such as "90s", "2min", "1h". Checks that no longer fit are "not examined". "auto" is a quarter
         of the training time, 10 seconds at least and two minutes at most.
@@ -65,14 +68,16 @@ def diagnose(
     wanted = {parameters.choice("checks", name, names) for name in (names if checks is None else checks)}
     began = time.monotonic()
     seconds = _seconds(budget, detector)
-    most = MOST_ROWS[detector.spec_.kind] * (4 if budget != "auto" and seconds > LONGEST else 1)
+    most = EXAMINED_ROWS[detector.spec_.kind] * (MORE if budget != "auto" and seconds > LONGEST else 1)
     patient = Patient(detector, X_normal, most=most, seed=random_state)
     findings = []
     for check in CHECKS:
         if check.name not in wanted:
             continue
         reason = None
-        if check.needs_rows and patient.count < FEWEST:
+        if check.needs_new_rows and patient.stored:
+            reason = "It needs normal rows that the model was neither trained nor calibrated with: give some."
+        elif check.needs_rows and patient.count < FEWEST:
             reason = f"It needs at least {FEWEST} normal rows; got {patient.count}."
         elif check.needs_rows and (spent := time.monotonic() - began) + check.takes(detector) > seconds:
             reason = (
@@ -88,7 +93,8 @@ def diagnose(
             findings.append(Finding(check.name, "not examined", reason))
     verdict, probability, weighing = combine(findings)
     took = time.monotonic() - began
-    return Diagnosis(verdict, probability, tuple(findings), weighing, took, patient.count, patient.given)
+    looked_at = patient.count, patient.given, patient.stored
+    return Diagnosis(verdict, probability, tuple(findings), weighing, took, *looked_at)
 
 
 def _seconds(budget: str | float, detector: OutlierDetector) -> float:
@@ -101,7 +107,7 @@ def _seconds(budget: str | float, detector: OutlierDetector) -> float:
         except ValueError:
             value = 0.0
     else:
-        value = float(budget) if isinstance(budget, int | float) else 0.0
+        value = float(budget) if isinstance(budget, numbers.Real) else 0.0
     if not value > 0:
         raise ValueError(
             f"budget must be 'auto', seconds above 0, or text such as '90s', '2min', '1h'; got {budget!r}."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from offmanifold.measures.estimates import Estimate
@@ -18,6 +19,16 @@ def graded(value: float, *, warn: float, fail: float) -> Grade:
         return "fail"
     sign = 1 if warn >= fail else -1
     return "fail" if sign * value < sign * fail else "warn" if sign * value < sign * warn else "fine"
+
+
+def to_json(table: Mapping[str, Mapping[str, Estimate]]) -> dict[str, Any]:
+    """Return estimates by family and method as plain values."""
+    return {family: {name: found.to_json() for name, found in row.items()} for family, row in table.items()}
+
+
+def other_than(key: str) -> str:
+    """Name what does not reconstruct what it never saw, for who is told that detector ``key`` does."""
+    return "neighbours beside it" if key == "nae" else "detector='nae', or neighbours beside it"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +81,9 @@ class Diagnosis:
         The checks that moved the probability most.
     seconds : float
     rows, given : int
-        How many normal rows were looked at, and how many there were.
+        How many normal rows were looked at, and how many were given.
+    stored : bool
+        Whether they were those stored with the detector, for none were given.
     """
 
     verdict: Verdict
@@ -80,6 +93,7 @@ class Diagnosis:
     seconds: float
     rows: int
     given: int
+    stored: bool
 
     def __getitem__(self, check: str) -> Finding:
         """Return the finding of a check by its name."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,14 @@ from offmanifold.data.tables import Preparation, Standardiser
 from offmanifold.detectors.base import OutlierDetector
 from offmanifold.detectors.explanations import energy_and_slope
 from offmanifold.detectors.latent import LatentMixin
+from offmanifold.measures.detection import auroc
+from offmanifold.measures.estimates import Estimate
 from offmanifold.measures.plain import Components, Neighbours
 from offmanifold.measures.shift import PATCHES, Shift, compared_parts, shift
 from offmanifold.probability.latents import prior_sample, project
+
+# Below this no check on rows says anything: half of them are the reference.
+FEWEST = 20
 
 
 class Patient:
@@ -32,7 +38,7 @@ class Patient:
     detector : OutlierDetector
         Fitted.
     X : array-like or frame, optional
-        Normal rows.
+        Normal rows. Without them those that are stored with the detector, if there are any.
     most : int
         Of which so many at most are used, evenly spread.
     seed : int
@@ -43,12 +49,15 @@ class Patient:
         self.is_image = detector.spec_.kind == "image"
         self.given = 0
         empty = np.zeros((0, *detector.spec_.shape))
-        block = empty
+        found: Any = empty
+        self.stored = X is None and detector.calibration_rows_ is not None
         if X is not None:
             rows = Rows(X, detector.spec_, "the detector")
             self.given = len(rows)
-            block = rows.take(evenly(len(rows), most)).astype(np.float64)
-            block = block[np.random.default_rng(seed).permutation(len(block))]
+            found = rows.take(evenly(len(rows), most))
+        elif detector.calibration_rows_ is not None:
+            found = detector.calibration_rows_[evenly(len(detector.calibration_rows_), most)]
+        block = found.astype(np.float64)[np.random.default_rng(seed).permutation(len(found))]
         self.rows = block
         self.count = len(block)
         self._made: dict[str, Any] = {}
@@ -110,13 +119,20 @@ class Patient:
     @property
     def moved(self) -> list[str]:
         """The columns, or patches, whose means differ from those of the training rows, the farthest first."""
+        return [] if self.shift is None else list(dict.fromkeys(self._parts[part] for part in self.shift.moved))
+
+    @property
+    def gaps(self) -> dict[str, float]:
+        """How far the mean of each column, or patch, lies from the training rows' in standard deviations.
+
+        Of a column that has become several cells, and of a patch's channels, the farthest counts. The farthest first.
+        """
         if self.shift is None:
-            return []
-        if self.is_image:
-            names = [f"the patch in row {1 + i // PATCHES}, column {1 + i % PATCHES}" for i in range(PATCHES**2)]
-            return list(dict.fromkeys(names[part % PATCHES**2] for part in self.shift.moved))
-        owner = self._owner
-        return list(dict.fromkeys(owner[part] for part in self.shift.moved))
+            return {}
+        found: dict[str, float] = {}
+        for part, gap in zip(self._parts, self.shift.gaps, strict=True):
+            found[part] = max(found.get(part, 0.0), float(gap), key=abs)
+        return dict(sorted(found.items(), key=lambda item: -abs(item[1])))
 
     @property
     def variances(self) -> dict[str, float] | None:
@@ -125,15 +141,22 @@ class Patient:
         if self.is_image or known is None:
             return None
         found: dict[str, float] = {}
-        for name, spread in zip(self._owner, known.spread, strict=True):
+        for name, spread in zip(self._columns, known.spread, strict=True):
             found[name] = found.get(name, 0.0) + float(spread) ** 2
         return {name: variance for name, variance in found.items() if variance > 0}
 
-    @property
-    def _owner(self) -> list[str]:
+    @functools.cached_property
+    def _parts(self) -> list[str]:
+        """The name of each part of a row that :attr:`shift` compares."""
+        if not self.is_image:
+            return self._columns
+        patches = [f"the patch in row {1 + i // PATCHES}, column {1 + i % PATCHES}" for i in range(PATCHES**2)]
+        return patches * self.detector.spec_.shape[0]
+
+    @functools.cached_property
+    def _columns(self) -> list[str]:
         """The name of the column that each cell, as the network sees it, belongs to."""
-        known, columns = self.detector._standardiser, self.detector.spec_.names
-        return [columns[i] for i in (known.owner if isinstance(known, Preparation) else range(len(columns)))]
+        return [self.detector.spec_.names[i] for i in self.detector._owner]
 
     # --- the plain methods ------------------------------------------------------------------------------
 
@@ -160,6 +183,16 @@ class Patient:
     def far(self, rows: Any) -> Any:
         """Return which rows are farther from the reference than 99 of 100 normal ones ``(n,)``."""
         return self.nearest(rows)[0] > np.quantile(self.own_nearest[0], 0.99)
+
+    def beside_plain(self, made: Mapping[str, Any]) -> dict[str, dict[str, Estimate]]:
+        """Return for each family of rows the AUROC against normal ones, by method: the detector, "kNN", "PCA"."""
+        methods = {"kNN": self.neighbours.score_samples, "PCA": self.components.score_samples}
+        normal = {"detector": self.scores, **{name: score(self.normal) for name, score in methods.items()}}
+        methods = {"detector": self.score, **methods}
+        return {
+            family: {name: auroc(normal[name], score(rows)) for name, score in methods.items()}
+            for family, rows in made.items()
+        }
 
     # --- inside the detector ----------------------------------------------------------------------------
 

@@ -49,26 +49,6 @@ def training(patient: Patient) -> Finding:
     return Finding("training", worst, _sentence(told), number, "gap, in deviations", advice, details)
 
 
-def latents(patient: Patient) -> Finding:
-    """Are latents used, and are there enough of them?"""
-    report = patient.detector.fit_report_.get("latents")
-    if report is None:
-        return Finding("latents", "not applicable", "The detector has no posterior over latents.")
-    active, total = report["active"], len(report["kl"])
-    told = f"{active} of {total} latents carry more than {report['threshold']:g} nats about a row."
-    if active == 0:
-        return Finding(
-            "latents", "fail", f"The posterior has collapsed: {told}", None, "",
-            "Lower beta or gamma, train for longer, or raise learning_rate.", report,
-        )  # fmt: skip
-    if active == total:
-        return Finding(
-            "latents", "warn", f"{told} There may be too few.", None, "",
-            f"Compare with latent_dim={2 * total}, or fit with --capacity auto.", report,
-        )  # fmt: skip
-    return Finding("latents", "fine", told, details=report)
-
-
 def scaling(patient: Patient) -> Finding:
     """Do all columns count, or do some drown in the units of others?"""
     variances = patient.variances

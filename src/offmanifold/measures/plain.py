@@ -48,6 +48,11 @@ class Neighbours:
         distances, places = self._known.kneighbors(self.scaler.transform(_flat(rows)), n_neighbors=1)
         return distances[:, 0], places[:, 0]
 
+    def around(self, rows: npt.ArrayLike) -> npt.NDArray[np.intp]:
+        """Return the places of the k nearest training rows ``(n, k)``."""
+        places: npt.NDArray[np.intp] = self._known.kneighbors(self.scaler.transform(_flat(rows)))[1]
+        return places
+
 
 class Components:
     """Minus the squared error, summed over a row's cells, that principal components leave; nothing is standardised.

@@ -65,11 +65,14 @@ class Shift:
         Of means so far apart if both came from the same place.
     moved : (m,) int
         The parts whose means differ beyond chance (1 % over all of them), the farthest first.
+    gaps : (k,) float64
+        How far each part's mean lies from the others', in standard deviations; 0 where that is not known.
     """
 
     size: Estimate
     p_value: float
     moved: npt.NDArray[np.intp]
+    gaps: Float64Array
 
 
 def shift(known: Moments, rows: npt.NDArray[Any]) -> Shift:
@@ -86,7 +89,7 @@ def shift(known: Moments, rows: npt.NDArray[Any]) -> Shift:
     gap = (new.mean - known.mean) / unit
     told = (np.minimum(known.count, new.count) > 0) & ((pooled > 0) | (np.abs(gap) > 1))
     if not told.any():
-        return Shift(Estimate(0.0, 0.0, 0.0), 1.0, np.zeros(0, np.intp))
+        return Shift(Estimate(0.0, 0.0, 0.0), 1.0, np.zeros(0, np.intp), np.zeros(len(gap)))
     chance = 1 / known.count[told] + 1 / new.count[told]
     # Spreads are estimated: of N normal rows in all, z² would be N/(N − 4) on average.
     z = gap[told] / np.sqrt(chance) * np.sqrt(np.maximum(both[told] - 4, 1) / both[told])
@@ -113,4 +116,4 @@ def shift(known: Moments, rows: npt.NDArray[Any]) -> Shift:
     limit = float(norm.isf(0.005 / k))
     places = np.flatnonzero(told)
     order = np.argsort(-np.abs(z))
-    return Shift(size, p_value, places[order[np.abs(z)[order] > limit]])
+    return Shift(size, p_value, places[order[np.abs(z)[order] > limit]], np.where(told, gap, 0.0))
