@@ -206,7 +206,27 @@ def test_explain_names_columns(work: Path) -> None:
     shown = run(*command, "--row", 3, "--row", 7, "--top", 2, cwd=work).stdout
     # An ordinary row is its own nearest normal one: no column speaks for or against it.
     assert "because of" in shown and shown.count(" = ") == 2
+    assert "--out draws pictures" in complaint(*command, "--out", "why.png", cwd=work, status=2)
     assert "the data have rows 0 to 399" in complaint(*command, "--row", 400, cwd=work, status=1)
+
+
+def test_explain_draws_pictures(tmp_path: Path, digits: Any) -> None:
+    images = (digits[0] * 255).astype(np.uint8)
+    np.save(tmp_path / "normal.npy", images[:200])
+    folder = tmp_path / "new"
+    folder.mkdir()
+    for name, image in (("usual.png", images[200]), ("odd.png", 255 - images[201])):
+        Image.fromarray(image).save(folder / name)
+    run("fit", "normal.npy", "--set", "steps=30", "--set", "random_state=0", cwd=tmp_path)
+    told = run("explain", "model.safetensors", "new", "--worst", 1, cwd=tmp_path).stdout
+    assert "odd.png" in told and "usual.png" not in told and "Wrote explanation.png" in told
+    with Image.open(tmp_path / "explanation.png") as sheet:
+        assert sheet.width > sheet.height > 100
+    again = ("explain", "model.safetensors", "new", "--json")
+    assert "explanation.png exists" in complaint(*again, cwd=tmp_path, status=2)
+    found = json.loads(run(*again, "--row", 0, "--out", "why.png", cwd=tmp_path).stdout)
+    assert found["pictures"] == "why.png" and (tmp_path / "why.png").exists()
+    assert set(found["rows"][0]) == {"row", "score", "p_value", "beside_columns"}
 
 
 def test_a_table_of_all_kinds(tmp_path: Path) -> None:

@@ -57,9 +57,9 @@ def pages(tmp_path_factory: pytest.TempPathFactory, plane: Any, digits: Any) -> 
     images = (digits[0][:300] * 255).astype(np.uint8)
     detector = AE(**quick(AE)).fit(images)
     odd_images = 255 - images[:10]
-    write_report(detector, diagnose(detector, images), folder / "images.html", X=odd_images, names=["<b>.png"] * 10)
+    write_report(detector, diagnose(detector), folder / "images.html", X=odd_images, names=["<b>.png"] * 10)
     colour = np.random.default_rng(0).integers(0, 255, (60, 8, 8, 3), dtype=np.uint8)
-    detector = AE(**quick(AE)).fit(colour)
+    detector = AE(**quick(AE), store_rows=False).fit(colour)
     write_report(detector, diagnose(detector), folder / "colour.html", X=colour[:4], facts={"seed": HOSTILE})
     return {path.stem: path for path in folder.glob("*.html")}
 
@@ -89,6 +89,10 @@ def test_a_page_says_what_was_found(pages: dict[str, Path]) -> None:
     assert "rows do not belong" in table and "Synthetic outliers by family" in table
     assert table.count('class="row"') == 8
     assert images.count('class="row"') == 8 and images.count("<img") >= 3 * 8 and "&lt;b&gt;.png" in images
+    for page in (table, images):
+        assert "These rows beside those of training" in page and "farther from the training rows" in page
+    assert "– more than chance" in table and "patch in row " in images
+    assert "normal rows were looked at" in table and "calibration rows of the model" in images
     assert "not examined" in colour and "<code>--normal</code>" in colour and "Synthetic outliers" not in colour
 
 
@@ -105,6 +109,7 @@ def test_the_command(tmp_path: Path, plane: Any, monkeypatch: pytest.MonkeyPatch
     assert "Wrote page.html" in capsys.readouterr().out
     text = (tmp_path / "page.html").read_text()
     assert "offmanifold report model.safetensors odd.npy --normal normal.npy" in text and "column 0" in text
+    assert "offmanifold fit DATA --detector ae " in text and "hidden=[32]" in text and "--set random_state=0" in text
     with pytest.raises(SystemExit) as done:
         main()
     assert done.value.code == 2 and "--overwrite" in capsys.readouterr().err

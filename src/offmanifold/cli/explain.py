@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,6 +11,10 @@ from offmanifold.cli import common
 
 if TYPE_CHECKING:
     from offmanifold.detectors import OutlierDetector
+    from offmanifold.detectors.explanations import Explanation
+
+# The sheet of pictures, unless another is named.
+SHEET = Path("explanation.png")
 
 
 def explain(
@@ -20,45 +25,75 @@ def explain(
         list[int] | None, typer.Option("--row", min=0, metavar="N", help="Explain this row instead (repeatable).")
     ] = None,
     top: Annotated[int, typer.Option("--top", min=1, metavar="N", help="Columns to name for each row.")] = 3,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="FILE", help="Of pictures: the .png to draw.", show_default=str(SHEET)),
+    ] = None,
     array: common.ArrayOption = None,
     drop: common.DropOption = None,
+    overwrite: common.OverwriteOption = False,
     threads: common.ThreadsOption = None,
     as_json: common.JsonOption = False,
 ) -> None:
-    """Say why rows of a table are abnormal: the columns that speak against them, and what would be normal.
+    """Say why rows are abnormal: what speaks against them, and what would be normal.
 
-    Beside a column stands what it adds to the score. What the other columns add, and what a model adds beside columns
-    (latents, or the score where a path to the row begins), make up the rest. The value in brackets is that of the
-    nearest row that the model calls ordinary. Maps of pictures: detector.explain(images) in Python.
+    Of a table: beside a column stands what it adds to the score. What the other columns add, and what a model adds
+    beside columns (latents, or the score where a path to the row begins), make up the rest. The value in brackets is
+    that of the nearest row that the model calls ordinary.
+
+    Of pictures: a sheet with each picture as it came, as the model has it, its nearest normal version, and a map of
+    what its pixels add to the score.
 
     [bold]Examples[/bold]
 
       offmanifold explain model.safetensors new.csv
 
       offmanifold explain model.safetensors new.csv --row 17 --top 5 --json
+
+      offmanifold explain model.safetensors pictures/ --worst 8 --out why.png
     """
     from offmanifold.training.threads import limited_to
 
     detector = common.load_model(model)
-    if detector.spec_.kind != "table":
-        raise ValueError(
-            f"{model} was trained on {detector.spec_.describe()}, and explain names columns of tables. "
-            "In Python, detector.explain(images).contributions are maps."
-        )
-    rows = common.open_for(detector, data, array, drop).load()
+    pictured = detector.spec_.kind == "image"
+    if out is not None and not pictured:
+        raise common.UsageError(f"--out draws pictures; {model} was trained on {detector.spec_.describe()}.")
+    sheet = out or SHEET
+    if pictured:
+        common.check_output(sheet, overwrite, (".png",))
+    source = common.open_for(detector, data, array, drop)
+    rows = source.load()
     with limited_to(threads):
-        found = _explained(detector, rows, worst, row or [], top)
+        places, explanation = _explained(detector, rows, worst, row or [])
+    found = _told(detector, places, explanation, top)
+    names = [source.files[place] if source.files else f"row {place}" for place in places]
+    if pictured:
+        from offmanifold.report.pictures import explained, write_sheet
+
+        captions = [f"{name}\np = {one['p_value']:.3g}" for name, one in zip(names, found, strict=True)]
+        write_sheet(sheet, explained(detector, explanation), captions)
     if as_json:
-        common.print_json({"score_unit": detector.score_unit, "rows": found})
+        common.print_json({
+            "score_unit": detector.score_unit, "rows": found, **({"pictures": str(sheet)} if pictured else {})
+        })  # fmt: skip
         return
-    shown = [[str(one["row"]), f"{one['score']:.4g}", f"{one['p_value']:.3g}", "\n".join(_lines(one))] for one in found]
-    common.table(str(data), ["row", f"score ({detector.score_unit})", "p-value", "because of"], shown)
+    columns = ["row", f"score ({detector.score_unit})", "p-value"]
+    shown = [
+        [name.removeprefix("row "), f"{one['score']:.4g}", f"{one['p_value']:.3g}"]
+        for name, one in zip(names, found, strict=True)
+    ]
+    if not pictured:
+        columns.append("because of")
+        shown = [[*cells, "\n".join(_lines(one))] for cells, one in zip(shown, found, strict=True)]
+    common.table(str(data), columns, shown)
+    if pictured:
+        typer.echo(f"Wrote {sheet}: as they came, as the model has them, their nearest normal versions, maps.")
 
 
-def _explained(detector: OutlierDetector, X: Any, worst: int, chosen: list[int], top: int) -> list[dict[str, Any]]:
+def _explained(detector: OutlierDetector, X: Any, worst: int, chosen: list[int]) -> tuple[Any, Explanation]:
+    """Return the places of the rows that are explained, and what is to be said of them."""
     import numpy as np
 
-    from offmanifold import calibration
     from offmanifold.data.inputs import Rows
 
     rows = Rows(X, detector.spec_, detector.key)
@@ -66,13 +101,20 @@ def _explained(detector: OutlierDetector, X: Any, worst: int, chosen: list[int],
     if outside:
         raise ValueError(f"--row {outside[0]}: the data have rows 0 to {len(rows) - 1}.")
     places = np.array(chosen) if chosen else np.argsort(detector.score_samples(X), kind="stable")[:worst]
-    explanation = detector.explain(rows.take(places))
+    return places, detector.explain(detector.spec_.arrange(rows.take(places).astype(np.float64)))
+
+
+def _told(detector: OutlierDetector, places: Any, explanation: Explanation, top: int) -> list[dict[str, Any]]:
+    from offmanifold import calibration
+
     p = calibration.p_values(detector.calibration_scores_, explanation.score)
     told = []
     for i, place in enumerate(places):
-        because = [_plain(reason._asdict()) for reason in explanation.top(i, top) if reason.contribution]
-        one = {"row": int(place), "score": float(explanation.score[i]), "p_value": float(p[i])}
-        told.append({**one, "because": because, "beside_columns": explanation.beside(i)})
+        one: dict[str, Any] = {"row": int(place), "score": float(explanation.score[i]), "p_value": float(p[i])}
+        if detector.spec_.kind == "table":
+            reasons = explanation.top(i, top)
+            one["because"] = [_plain(reason._asdict()) for reason in reasons if reason.contribution]
+        told.append({**one, "beside_columns": explanation.beside(i)})
     return told
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,7 +22,7 @@ def report(
     ] = None,
     normal: Annotated[
         Path | None,
-        typer.Option("--normal", metavar="ROWS", help="Normal rows that the model was not trained on, to examine it."),
+        typer.Option("--normal", metavar="ROWS", help="Normal rows that the model has not seen, to examine it."),
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The .html file to write.")] = Path(
         "report.html"
@@ -58,13 +60,13 @@ def report(
     if new is not None:
         Rows(new, detector.spec_, detector.key).take(slice(None))  # a bad value is better found before the examination
     facts = {
-        "command": shlex.join(["offmanifold", *sys.argv[1:]]),
+        "the model's fit": _fit_again(header),
+        "this page": shlex.join(["offmanifold", *sys.argv[1:]]),
         "model": str(model.resolve()),
         "sha256 of the model": hashlib.sha256(model.read_bytes()).hexdigest(),
         **({"data": str(data.resolve())} if data else {}),
         "detector": detector.key,
         "settings": ", ".join(f"{name}={value}" for name, value in detector.settings_.items()),
-        "seed": str(header["parameters"]["random_state"]),
         "made with": ", ".join(f"{name} {version}" for name, version in header["made_with"].items()),
     }
     with limited_to(threads), common.telling() as tell:
@@ -76,3 +78,17 @@ def report(
             names=None if source is None else source.files, facts=facts,
         )  # fmt: skip
     typer.echo(f"{diagnosis.sentence} Wrote {out}.")
+
+
+def _fit_again(header: Mapping[str, Any]) -> str:
+    """Return the command that fits the model of a file's header again, where its rows are at hand."""
+    from offmanifold.cli.detectors import defaults
+    from offmanifold.detectors import DETECTORS
+
+    words = ["offmanifold", "fit", "DATA", "--detector", header["detector"]]
+    usual = defaults(DETECTORS[header["detector"]])
+    for name, value in header["parameters"].items():
+        text, told = json.dumps(value), json.dumps(usual.get(name))  # a tuple is a list there
+        if name not in ("verbose", "device") and text != told:
+            words += ["--set", f"{name}={value if isinstance(value, str) else text}"]
+    return shlex.join(words)

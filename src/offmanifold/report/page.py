@@ -19,18 +19,20 @@ from offmanifold.data.inputs import Float64Array, Rows, evenly
 from offmanifold.detectors.base import OutlierDetector
 from offmanifold.detectors.explanations import Explanation, cell
 from offmanifold.diagnosis.findings import Diagnosis
-from offmanifold.report import charts
+from offmanifold.diagnosis.patient import Patient
+from offmanifold.report import charts, pictures
 
 # Rows explained, columns named for each, and rows that the histogram is drawn from at most.
 WORST, COLUMNS, DRAWN = 8, 6, 20_000
+# Columns, or patches, whose means are compared with those of training.
+PARTS = 8
 # Rows shown even where fewer are called outliers.
 FEWEST = 3
 # What the reader needs to know about the rows that are explained.
 KEYS = {
     "table": "The columns that speak most against a row (orange) and what else its score is the sum of. Beside them "
     "the column's value, and what it is in the nearest row that the model calls ordinary.",
-    "image": "The deeper the orange of a pixel, the more it speaks against the picture; blue ones speak for it. One "
-    "scale for all pictures.",
+    "image": pictures.KEY,
 }
 
 
@@ -81,6 +83,7 @@ def write_report(
         diagnosis=diagnosis,
         summary=summary,
         judged=None if X is None else _judged(detector, X, names),
+        compared=None if X is None else _compared(detector, X),
         charts=_charts(detector, diagnosis, normal),
         facts=facts or {},
     )
@@ -95,8 +98,7 @@ def _judged(detector: OutlierDetector, X: Any, names: list[str] | None) -> dict[
     places = np.argsort(scores, kind="stable")[: min(max(called, FEWEST), WORST)]
     explanation = detector.explain(detector.spec_.arrange(rows.take(places).astype(np.float64)))
     table = detector.spec_.kind == "table"
-    maps = _without_channels(explanation.contributions, detector.spec_.layout)
-    most = float(np.nanmax(np.abs(maps), initial=0.0))
+    shown_by_row = [] if table else pictures.explained(detector, explanation)
     shown = []
     for i, place in enumerate(places):
         name = names[place] if names else f"row {place}"
@@ -104,7 +106,7 @@ def _judged(detector: OutlierDetector, X: Any, names: list[str] | None) -> dict[
             "name": name, "score": f"{scores[place]:.4g}", "p": f"{p[place]:.3g}",
             "word": "" if scores[place] < detector.offset_ else " – not called an outlier",
             "bars": _columns(explanation, i, name) if table else None,
-            "pictures": [] if table else _pictures(detector, explanation, i, name, most),
+            "pictures": [] if table else [_picture(name, picture) for picture in shown_by_row[i]],
         })  # fmt: skip
     drawn = scores[evenly(len(scores), DRAWN)]
     return {
@@ -126,6 +128,30 @@ def _judged(detector: OutlierDetector, X: Any, names: list[str] | None) -> dict[
     }
 
 
+def _compared(detector: OutlierDetector, X: Any) -> dict[str, Any] | None:
+    """Return what the rows are like beside those of training; None where the model's file does not know these."""
+    patient = Patient(detector, X, most=DRAWN)
+    shift = patient.shift
+    if shift is None:
+        return None
+    missing = float(np.isnan(patient.rows).mean())
+    told = f"{patient.given:,} rows" + (f", {missing:.1%} of their cells missing. " if missing else ". ")
+    if patient.moved:
+        told += (
+            f"Their means lie {shift.size.value:.2f} standard deviations [{shift.size.low:.2f}, {shift.size.high:.2f}] "
+            f"farther from the training rows' than chance explains. Outliers among them do that as well as a change in "
+            "all of them."
+        )
+    else:
+        told += "Their means differ from the training rows' as chance has it."
+    moved = set(patient.moved)
+    values = [
+        (name.removeprefix("the "), gap, f"{gap:+.2f}" + (" – more than chance" if name in moved else ""))
+        for name, gap in list(patient.gaps.items())[:PARTS]
+    ]
+    return {"told": told, "bars": charts.bars("Means of these rows, in standard deviations of training", values)}
+
+
 def _columns(explanation: Explanation, i: int, name: str) -> Markup:
     values = []
     for column, contribution, value, nearest in explanation.top(i, COLUMNS):
@@ -137,52 +163,11 @@ def _columns(explanation: Explanation, i: int, name: str) -> Markup:
     return charts.bars(f"{name}: what columns add to its score", values)
 
 
-def _pictures(
-    detector: OutlierDetector, explanation: Explanation, i: int, name: str, most: float
-) -> list[dict[str, str]]:
-    """Return the picture, its reconstruction, the map of contributions, and the nearest normal version."""
-    layout = detector.spec_.layout
-    found = [("as it came", explanation.rows[i])]
-    if hasattr(detector, "reconstruct"):
-        found.append(("as the model has it", detector.reconstruct(explanation.rows[i : i + 1])[0]))
-    if np.isfinite(explanation.nearest[i]).all():
-        found.append(("nearest normal version", explanation.nearest[i]))
-    pictures = [
-        {"source": _data(_grey_or_colour(image, layout)), "alt": f"{name} {caption}", "caption": caption}
-        for caption, image in found
-    ]
-    contributions = _without_channels(explanation.contributions[i : i + 1], layout)[0]
-    pictures.append(
-        {"source": _data(_map(contributions, most)), "alt": f"{name}: what pixels add to its score",
-         "caption": "what its pixels add"}
-    )  # fmt: skip
-    return pictures
-
-
-def _grey_or_colour(image: Float64Array, layout: str) -> Any:
-    if layout == "chw":
-        image = np.moveaxis(image, 0, -1)
-    if image.ndim == 3 and image.shape[-1] == 1:
-        image = image[..., 0]
-    return (image.clip(0, 1) * 255).round().astype(np.uint8)
-
-
-def _without_channels(contributions: Float64Array, layout: str) -> Float64Array:
-    axis = {"hwc": -1, "chw": 1}.get(layout)
-    return contributions if axis is None else contributions.sum(axis)
-
-
-def _map(contributions: Float64Array, most: float) -> Any:
-    """Colour contributions: orange against, blue for, white none; the square root shows small ones too."""
-    strength = np.sqrt(np.nan_to_num(np.abs(contributions)) / max(most, 1e-300)).clip(0, 1)[..., None]
-    colours = np.where(contributions[..., None] < 0, np.array([213, 94, 0]), np.array([0, 114, 178]))
-    return (255 + (colours - 255) * strength).round().astype(np.uint8)
-
-
-def _data(pixels: Any) -> str:
+def _picture(name: str, picture: pictures.Picture) -> dict[str, str]:
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    Image.fromarray(picture.pixels).save(buffer, "PNG", optimize=True)
+    source = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return {"source": source, "alt": f"{name} {picture.caption}", "caption": picture.caption}
 
 
 def _charts(detector: OutlierDetector, diagnosis: Diagnosis, normal: Any) -> list[dict[str, Any]]:
