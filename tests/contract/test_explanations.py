@@ -66,9 +66,12 @@ def test_the_odd_column_is_named(cls: type[OutlierDetector], plane: Any) -> None
     explanation = detector.explain(odd)
     worst = [explanation.top(row, 1)[0][0] for row in range(40)]
     assert worst.count("c") >= 24
-    name, contribution, value, nearest = explanation.top(0, 2)[0]
+    name, contribution, value, nearest, usual = explanation.top(0, 2)[0]
     assert value == odd[name][0] and (np.isnan(nearest) or nearest == explanation.nearest[0, "abcde".index(name)])
     assert contribution == explanation.contributions[0, "abcde".index(name)] == explanation.contributions[0].min()
+    low, high = usual
+    column = detector.calibration_rows_[:, "abcde".index(name)]
+    assert 0.03 <= (column < low).mean() <= 0.05 and 0.03 <= (column > high).mean() <= 0.05
 
 
 def test_the_nearest_normal_row_is_normal_and_near(plane: Any) -> None:
@@ -104,6 +107,18 @@ def test_few_calibration_rows_do_not_make_every_row_ordinary(plane: Any) -> None
         detector = AE(**quick(AE)).fit(plane[0][:10])
     odd = plane[0][:3] * 1000
     assert not np.array_equal(detector.explain(odd).nearest, odd)
+
+
+def test_what_is_usual_is_in_the_users_units() -> None:
+    frame = pl.DataFrame({
+        "kind": ["a", "b"] * 100, "paid": [True, False] * 100, "amount": np.arange(200.0),
+        "day": pl.datetime_range(pl.datetime(2024, 1, 1), pl.datetime(2024, 12, 1), "1d", eager=True)[:200],
+    })  # fmt: skip
+    found = AE(**quick(AE)).fit(frame).explain(frame[:1]).usual
+    assert list(found) == ["amount", "day"]
+    low, high = found["day"]
+    assert frame["day"][0] <= low < high <= frame["day"][199] and low in frame["day"]
+    assert AE(**quick(AE), store_rows=False).fit(frame).explain(frame[:1]).usual == {}
 
 
 def test_maps_have_no_columns(digits: Any) -> None:

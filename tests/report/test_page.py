@@ -121,26 +121,43 @@ const wide = page.documentElement.scrollWidth, pictures = [...page.images];
 const shown = pictures.filter(picture => picture.complete && picture.naturalWidth).length;
 const outside = [...page.querySelectorAll("td, p, h1, h2, dd, figure")].filter(
   e => e.getBoundingClientRect().right > {width} + 1).length;
-told.textContent = `wide ${{wide}} pictures ${{pictures.length}} shown ${{shown}} outside ${{outside}}`; }}</script>"""
+const channels = colour => colour.match(/[\\d.]+/g).map(Number);
+const linear = c => c <= .03928 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4, weights = [.2126, .7152, .0722];
+const light = colour => weights.reduce((sum, weight, i) => sum + weight * linear(channels(colour)[i] / 255), 0);
+const behind = e => {{ for (; e; e = e.parentElement) {{
+  const colour = getComputedStyle(e).backgroundColor;
+  if (channels(colour)[3] !== 0) return colour; }} return "rgb(255, 255, 255)"; }};
+const contrasts = [...page.querySelectorAll("p, h1, h2, td, th, dd, dt, figcaption, code, strong, text")].map(e => {{
+  const style = getComputedStyle(e), pair = [light(e.tagName == "text" ? style.fill : style.color), light(behind(e))];
+  return (Math.max(...pair) + .05) / (Math.min(...pair) + .05); }});
+const dark = light(getComputedStyle(page.body).backgroundColor) < .5;
+told.textContent = `wide ${{wide}} pictures ${{pictures.length}} shown ${{shown}} outside ${{outside}} `
+  + `dark ${{dark}} contrast ${{Math.min(...contrasts).toFixed(2)}}`; }}</script>"""
 
 
-@pytest.mark.parametrize("width", [360, 1600])
+@pytest.mark.parametrize(("width", "theme"), [(360, "light"), (1600, "light"), (1600, "dark")])
 @pytest.mark.parametrize("name", ["table", "images", "colour"])
-def test_a_page_fits_the_screen(name: str, width: int, pages: dict[str, Path], tmp_path: Path) -> None:
+def test_a_page_fits_the_screen_and_can_be_read(
+    name: str, width: int, theme: str, pages: dict[str, Path], tmp_path: Path
+) -> None:
+    """Nothing leaves the screen, every picture is there, and all text has the contrast that WCAG's level AA asks."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("no Chromium on this machine")
     (tmp_path / "measure.html").write_text(MEASURE.format(page=pages[name].as_uri(), width=width))
     done = subprocess.run(
         [browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", "--dump-dom",
-         "--enable-logging=stderr",
+         "--enable-logging=stderr", f"--blink-settings=preferredColorScheme={['dark', 'light'].index(theme)}",
          f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000", "--window-size=1700,1000",
          (tmp_path / "measure.html").as_uri()],
         capture_output=True, text=True, check=True, timeout=120,
     )  # fmt: skip
-    found = re.search(r"wide (\d+) pictures (\d+) shown (\d+) outside (\d+)</pre>", done.stdout)
+    found = re.search(
+        r"wide (\d+) pictures (\d+) shown (\d+) outside (\d+) dark (\w+) contrast ([\d.]+)</pre>", done.stdout
+    )
     assert found, done.stdout + done.stderr
-    wide, pictures, shown, outside = map(int, found.groups())
+    wide, pictures, shown, outside = map(int, found.groups()[:4])
+    assert found[5] == ("true" if theme == "dark" else "false") and float(found[6]) >= 4.5
     assert wide <= width and outside == 0
     assert pictures == shown == [tag for tag, _ in Page(pages[name].read_text()).tags].count("img")
     assert "CONSOLE" not in done.stderr

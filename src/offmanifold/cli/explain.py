@@ -38,8 +38,8 @@ def explain(
     """Say why rows are abnormal: what speaks against them, and what would be normal.
 
     Of a table: beside a column stands what it adds to the score. What the other columns add, and what a model adds
-    beside columns (latents, or the score where a path to the row begins), make up the rest. The value in brackets is
-    that of the nearest row that the model calls ordinary.
+    beside columns (latents, or the score where a path to the row begins), make up the rest. In brackets stand the
+    value in the nearest row that the model calls ordinary, and between what values nine in ten calibration rows lie.
 
     Of pictures: a sheet with each picture as it came, as the model has it, its nearest normal version, and a map of
     what its pixels add to the score.
@@ -120,7 +120,13 @@ def _told(detector: OutlierDetector, places: Any, explanation: Explanation, top:
 
 def _plain(reason: dict[str, Any]) -> dict[str, Any]:
     """Return a reason as JSON has it: dates as text."""
-    return {key: value if isinstance(value, int | float | str | None) else str(value) for key, value in reason.items()}
+    return {
+        key: [*map(_as_json, value)] if isinstance(value, tuple) else _as_json(value) for key, value in reason.items()
+    }
+
+
+def _as_json(value: Any) -> Any:
+    return value if isinstance(value, int | float | str | None) else str(value)
 
 
 def _lines(one: dict[str, Any]) -> list[str]:
@@ -133,5 +139,8 @@ def _because(one: dict[str, Any]) -> str:
 
     normal = cell(one["nearest_normal"])
     found = cell(one["value"])
-    shown = f" (normal: {normal})" if normal and normal != found else ""
-    return f"{one['column']} = {found or 'missing'}{shown}: {one['contribution']:+.3g}"
+    told = [f"normal: {normal}"] if normal and normal != found else []
+    if one["usual"]:
+        told.append("usual: {} to {}".format(*map(cell, one["usual"])))
+    brackets = f" ({'; '.join(told)})" if told else ""
+    return f"{one['column']} = {found or 'missing'}{brackets}: {one['contribution']:+.3g}"

@@ -81,7 +81,6 @@ class OutlierDetector(Scorer, abc.ABC):
     """
 
     training_moments_: Moments | None = None
-    calibration_rows_: npt.NDArray[Any] | None = None
     # The user's negatives, prepared, while training lasts.
     _negatives: Tensor | None = None
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -23,6 +25,8 @@ RESIDUAL, FEWEST_POINTS, MOST_POINTS = 0.01, 32, 512
 ORDINARY, STEPS, STEP, PIXEL_STEP = 0.2, 100, 0.05, 0.01
 # Steps of a table's search grow by so much each: a row may lie a hundred deviations off.
 GROWTH = 1.05
+# Between these quantiles a column's value is usual.
+USUAL = (0.05, 0.95)
 
 
 class Cells(NamedTuple):
@@ -35,13 +39,15 @@ class Cells(NamedTuple):
 class Reason(NamedTuple):
     """A column that speaks against a row: what it adds to the score, its value, the nearest normal row's.
 
-    Values of mixed tables are text, booleans and dates; None or NaN where there is none.
+    Values of mixed tables are text, booleans and dates; None or NaN where there is none. ``usual`` are the column's 5 %
+    and 95 % quantiles, None where they are not known, and of categories and booleans.
     """
 
     column: str
     contribution: float
     value: Any
     nearest_normal: Any
+    usual: tuple[Any, Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +79,8 @@ class Explanation:
         Whether the score is a sum over cells.
     columns : tuple of str
         A table's, by name or number; empty for images.
+    usual : mapping of str to pairs
+        By column the 5 % and 95 % quantiles of the calibration rows stored with the detector, of numbers and dates.
     """
 
     rows: Any
@@ -84,6 +92,7 @@ class Explanation:
     nearest: Any
     exact: bool
     columns: tuple[str, ...] = ()
+    usual: Mapping[str, tuple[Any, Any]] = dataclasses.field(default_factory=dict)
 
     def top(self, row: int, count: int = 3) -> list[Reason]:
         """Return the columns of a table that speak most against ``row``, worst first."""
@@ -96,6 +105,7 @@ class Explanation:
                 float(self.contributions[row, i]),
                 _plain(self.rows[row, int(i)]),
                 _plain(self.nearest[row, int(i)]),
+                self.usual.get(self.columns[i]),
             )
             for i in order
         ]
@@ -110,9 +120,11 @@ class Explanation:
 
 
 def cell(value: Any) -> str:
-    """Show a cell of a table; nothing where it is missing, and a date without a time that is none."""
+    """Show a cell of a table; nothing where it is missing; a date to the second, and without a time that is none."""
     if value is None or value != value:
         return ""
+    if isinstance(value, datetime.datetime):
+        value = value.replace(microsecond=0)
     return f"{value:.6g}" if isinstance(value, float) else str(value).removesuffix(" 00:00:00")
 
 
@@ -148,7 +160,21 @@ def explain(detector: Scorer, X: Any) -> Explanation:
         nearest=detector.spec_.present(nearest),
         exact=bool(arrays["exact"].all()),
         columns=detector.spec_.names,
+        usual=_usual(detector),
     )
+
+
+def _usual(detector: Scorer) -> dict[str, tuple[Any, Any]]:
+    """Return between what values nine in ten stored rows have each column of numbers or dates."""
+    rows, spec = detector.calibration_rows_, detector.spec_
+    if rows is None or spec.kind == "image":
+        return {}
+    kinds = ["number"] * len(spec.names) if spec.details is None else [column.kind for column in spec.details]
+    known = [i for i, kind in enumerate(kinds) if kind in ("number", "date") and np.isfinite(rows[:, i]).any()]
+    ends = np.full((2, len(kinds)), np.nan)
+    ends[:, known] = np.nanquantile(rows[:, known], USUAL, axis=0, method="nearest")
+    shown = spec.present(ends)
+    return {spec.names[i]: (_plain(shown[0, i]), _plain(shown[1, i])) for i in known}
 
 
 def _explained(detector: Scorer, rows: Tensor) -> dict[str, Tensor]:

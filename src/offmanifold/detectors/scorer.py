@@ -54,6 +54,7 @@ class Scorer(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
     spec_: InputSpec
     settings_: Settings
     calibration_scores_: Float64Array
+    calibration_rows_: npt.NDArray[Any] | None = None
     offset_: float
     _device: torch.device
     # What is done with missing cells, NaN in prepared rows: energies and losses are of the cells seen ("learned"), or

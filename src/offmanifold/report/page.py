@@ -154,11 +154,11 @@ def _compared(detector: OutlierDetector, X: Any) -> dict[str, Any] | None:
 
 def _columns(explanation: Explanation, i: int, name: str) -> Markup:
     values = []
-    for column, contribution, value, nearest in explanation.top(i, COLUMNS):
-        found, normal = cell(value), cell(nearest)
-        if contribution:
+    for reason in explanation.top(i, COLUMNS):
+        found, normal = cell(reason.value), cell(reason.nearest_normal)
+        if reason.contribution:
             text = f"{found or 'missing'} → {normal}" if normal and normal != found else found or "missing"
-            values.append((column, contribution, text))
+            values.append((reason.column, reason.contribution, text))
     values += [(name, value, f"{value:+.4g}") for name, value in explanation.beside(i).items()]
     return charts.bars(f"{name}: what columns add to its score", values)
 

@@ -22,6 +22,7 @@ from offmanifold.studies.negatives_grey import STUDY as NEGATIVES_GREY
 from offmanifold.studies.negatives_sources import STUDY as NEGATIVES_SOURCES
 from offmanifold.studies.noise_variance import STUDY as NOISE_VARIANCE
 from offmanifold.studies.penalties import STUDY as PENALTIES
+from offmanifold.studies.pixel_explanations import STUDY as PIXEL_EXPLANATIONS
 from offmanifold.studies.pretraining import STUDY as PRETRAINING
 from offmanifold.studies.projection_defence import STUDY as PROJECTION_DEFENCE
 from offmanifold.studies.pruning import STUDY as PRUNING
@@ -68,6 +69,7 @@ STUDIES: dict[str, Study] = {
         SEMI_REAL,
         DOCTOR,
         EXPLANATIONS,
+        PIXEL_EXPLANATIONS,
         TABLES,
     )
 }
