@@ -53,7 +53,12 @@ def scaling(patient: Patient) -> Finding:
     """Do all columns count, or do some drown in the units of others?"""
     variances = patient.variances
     if variances is None:
-        return Finding("scaling", "not applicable", "Pixels have one scale, and old files do not tell.")
+        why = (
+            "Pixels have one scale."
+            if patient.is_image
+            else "The model's file is of before columns' spreads were kept."
+        )
+        return Finding("scaling", "not applicable", why)
     if len(variances) < 2:
         return Finding("scaling", "not applicable", "There is one column alone.")
     names = sorted(variances, key=lambda name: variances[name])

@@ -146,7 +146,7 @@ def _compared(detector: OutlierDetector, X: Any) -> dict[str, Any] | None:
         told += "Their means differ from the training rows' as chance has it."
     moved = set(patient.moved)
     values = [
-        (name.removeprefix("the "), gap, f"{gap:+.2f}" + (" – more than chance" if name in moved else ""))
+        (name.removeprefix("the patch in "), gap, f"{gap:+.2f}" + (" – more than chance" if name in moved else ""))
         for name, gap in list(patient.gaps.items())[:PARTS]
     ]
     return {"told": told, "bars": charts.bars("Means of these rows, in standard deviations of training", values)}
