@@ -21,7 +21,7 @@ from offmanifold import AE, IGEBM, VAE, NegativeVAE, OutlierDetector, SemiSuperv
 from offmanifold.data.inputs import Rows as Rows_
 from offmanifold.detectors.latent import LatentMixin
 from offmanifold.diagnosis.checks import CHECKS, identity, manifold, red_team
-from offmanifold.diagnosis.combination import BIAS, TERMS, combine
+from offmanifold.diagnosis.combination import BIAS, TERMS, combine, features
 from offmanifold.diagnosis.findings import Finding
 from offmanifold.diagnosis.patient import Patient
 from offmanifold.measures import Estimate
@@ -498,14 +498,28 @@ def examined(difference: float, agreement: float, drift: float, **grades: str) -
 
 
 def test_the_probability_is_the_regressions() -> None:
-    for values in ((0.05, 0.9, 0.0), (-0.3, 0.1, 0.4)):
-        _, probability, _ = combine(examined(*values))
+    for difference, agreement, drift in ((0.05, 0.9, 0.0), (-0.3, 0.1, 0.4)):
+        findings = examined(difference, agreement, drift)
+        found = features(findings)
+        assert found == pytest.approx({
+            "red team against neighbours": difference, "red team": 0.8 + difference, "agreement": agreement,
+            "quiet drift": float(drift > 0),
+        })  # fmt: skip
         exponent = BIAS + sum(
-            term.weight * (value - term.mean) / term.scale
-            for term, value in zip(TERMS.values(), (*values[:2], bool(values[2])), strict=True)
+            TERMS[name].weight * (value - TERMS[name].mean) / TERMS[name].scale for name, value in found.items()
         )
-        assert probability == pytest.approx(1 / (1 + np.exp(-exponent)))
-    assert [term.weight < 0 for term in TERMS.values()] == [True, True, False]
+        assert combine(findings)[1] == pytest.approx(1 / (1 + np.exp(-exponent)))
+    rising = {name for name, term in TERMS.items() if term.weight > 0}
+    assert rising == {"quiet drift", "complexity"}
+
+
+def test_what_the_combination_reads() -> None:
+    # Rows that have moved and raise alarms are for the check of calibration.
+    assert features(examined(0.0, 0.5, 1.0, calibration="fail"))["quiet drift"] == 0.0
+    images = [*examined(0.0, 0.5, 0.0), finding("complexity", value=-0.9, neighbours=-0.3)]
+    assert features(images)["complexity"] == pytest.approx(0.6)
+    assert combine(images)[1] > combine(images[:-1])[1]  # type: ignore[operator]
+    assert "complexity" not in features([*images[:-1], finding("complexity", "not applicable")])
 
 
 def test_findings_add_up_to_a_verdict() -> None:

@@ -212,13 +212,16 @@ def complexity(patient: Patient) -> Finding:
     if not patient.is_image:
         return Finding("complexity", "not applicable", "It is asked of images.")
     pixels = np.round(patient.normal * 255).astype(np.uint8)
-    number = rank_correlation([len(zlib.compress(image.tobytes(), 9)) for image in pixels], patient.scores)
+    sizes = [len(zlib.compress(image.tobytes(), 9)) for image in pixels]
+    number = rank_correlation(sizes, patient.scores)
+    neighbours = rank_correlation(sizes, patient.neighbours.score_samples(patient.normal)).value
     value = number.value
     grade = graded(abs(value), warn=0.7, fail=0.9)
     middle = np.median(patient.scores)
     simple = {name: float((patient.score(patient.made(name)) > middle).mean()) for name in ("constant", "blurred")}
     told = (
-        f"Rank correlation of the score with the compressed size of normal images: {value:+.2f}. Of constant images "
+        f"Rank correlation of the score with the compressed size of normal images: {value:+.2f} (nearest neighbours' "
+        f"{neighbours:+.2f}). Of constant images "
         f"{simple['constant']:.0%} look more normal than half of the normal ones do, of blurred "
         f"{simple['blurred']:.0%}."
     )
@@ -228,7 +231,8 @@ def complexity(patient: Patient) -> Finding:
         advice = f"{passing} images will pass as normal: see the red team's {shown}."
     elif max(simple.values()) > 0.5:
         grade, advice = "warn", f"Images that are too simple pass as normal: use {other_than(patient.detector.key)}."
-    return Finding("complexity", grade, told, number, "rank correlation", advice, {"simple": simple})
+    details = {"simple": simple, "neighbours": neighbours}
+    return Finding("complexity", grade, told, number, "rank correlation", advice, details)
 
 
 def attack(patient: Patient) -> Finding:

@@ -13,41 +13,59 @@ from typing import NamedTuple
 
 from offmanifold.diagnosis.findings import Finding, Verdict
 
+Findings = Mapping[str, Finding]
+
 
 class Term(NamedTuple):
-    """One feature of the combination: how it is read from a check's finding, and its standardised weight."""
+    """One feature of the combination: how it is read from what checks found, and its standardised weight.
+
+    ``check`` is the one that it comes from: where that was not examined, or says nothing, there is no feature.
+    """
 
     check: str
-    read: Callable[[Finding], float]
+    read: Callable[[Findings], float]
     mean: float
     scale: float
     weight: float
 
 
-def _value(finding: Finding) -> float:
-    return finding.number.value if finding.number else math.nan
+def _value(check: str) -> Callable[[Findings], float]:
+    def read(found: Findings) -> float:
+        number = found[check].number
+        return number.value if number else math.nan
+
+    return read
 
 
-def _warned(finding: Finding) -> float:
-    """Whether there is more than chance gives: what chance gives must not weigh.
-
-    In the zoo rows drift for one reason alone, outliers among those of training. Another reason weighs the same, for
-    then nothing measured here holds for the rows that come now either.
-    """
-    return float(finding.verdict == "warn")
-
-
-def _against_neighbours(finding: Finding) -> float:
-    families = finding.details["families"].values()
+def _against_neighbours(found: Findings) -> float:
+    families = found["red team"].details["families"].values()
     differences = [row["detector"]["value"] - row["kNN"]["value"] for row in families]
     return float(sum(differences) / len(differences))
+
+
+def _quiet_drift(found: Findings) -> float:
+    """Whether rows have moved beyond chance, and raise no more alarms than were asked for.
+
+    So it is where outliers were among the rows of training and calibration. Where alarms are too many, the check of
+    calibration decides by itself.
+    """
+    alarmed = "calibration" in found and found["calibration"].verdict == "fail"
+    return float(found["drift"].verdict == "warn" and not alarmed)
+
+
+def _complexity(found: Findings) -> float:
+    """How much more the score goes with an image's complexity, or against it, than neighbours' does."""
+    finding = found["complexity"]
+    return abs(finding.number.value - finding.details["neighbours"]) if finding.number else math.nan
 
 
 # Means, scales and weights are those that `offmanifold study show doctor` ends with, and docs/studies.md.
 TERMS: Mapping[str, Term] = MappingProxyType({
     "red team against neighbours": Term("red team", _against_neighbours, -0.0472, 0.2129, -1.2170),
-    "agreement": Term("agreement", _value, 0.5541, 0.3833, -1.0141),
-    "drift": Term("drift", _warned, 0.0437, 0.2045, 0.9274),
+    "red team": Term("red team", _value("red team"), 0.8, 0.1, -0.1),
+    "agreement": Term("agreement", _value("agreement"), 0.5541, 0.3833, -1.0141),
+    "quiet drift": Term("drift", _quiet_drift, 0.0437, 0.2045, 0.9274),
+    "complexity": Term("complexity", _complexity, 0.2, 0.2, 0.1),
 })  # fmt: skip
 BIAS = -0.8762
 # Above the first: distrust; above the second: care. In the zoo one in a hundred of the honest detectors that are good
@@ -64,7 +82,7 @@ def features(findings: Sequence[Finding]) -> dict[str, float]:
     for name, term in TERMS.items():
         finding = by_check.get(term.check)
         if finding is not None and finding.verdict not in ("not applicable", "not examined"):
-            found[name] = term.read(finding)
+            found[name] = term.read(by_check)
     return {name: value for name, value in found.items() if not math.isnan(value)}
 
 
