@@ -105,7 +105,7 @@ def dot_rows(
         axes.set_xlim(0, 1.02)
     axes.set_xlabel(xlabel)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.0 + 0.5 / len(rows) + 0.1), ncols=2)
+    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.0 + 1.0 / len(rows)), ncols=2)
     write_figure(figure, path)
 
 

@@ -148,7 +148,7 @@ def figure(records: list[Record], path: Path) -> None:
         for kind in KINDS
         for row in ROWS
     ]
-    dot_rows(path, dots, "the pixel named first lies in the patch")
+    dot_rows(path, dots, "how often the pixel named first lies in the patch", shares=False)
 
 
 STUDY = Study(
