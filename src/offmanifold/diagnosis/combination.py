@@ -29,12 +29,9 @@ class Term(NamedTuple):
     weight: float
 
 
-def _value(check: str) -> Callable[[Findings], float]:
-    def read(found: Findings) -> float:
-        number = found[check].number
-        return number.value if number else math.nan
-
-    return read
+def _agreement(found: Findings) -> float:
+    number = found["agreement"].number
+    return number.value if number else math.nan
 
 
 def _against_neighbours(found: Findings) -> float:
@@ -53,19 +50,11 @@ def _quiet_drift(found: Findings) -> float:
     return float(found["drift"].verdict == "warn" and not alarmed)
 
 
-def _complexity(found: Findings) -> float:
-    """How much more the score goes with an image's complexity, or against it, than neighbours' does."""
-    finding = found["complexity"]
-    return abs(finding.number.value - finding.details["neighbours"]) if finding.number else math.nan
-
-
 # Means, scales and weights are those that `offmanifold study show doctor` ends with, and docs/studies.md.
 TERMS: Mapping[str, Term] = MappingProxyType({
     "red team against neighbours": Term("red team", _against_neighbours, -0.0472, 0.2129, -1.2170),
-    "red team": Term("red team", _value("red team"), 0.8, 0.1, -0.1),
-    "agreement": Term("agreement", _value("agreement"), 0.5541, 0.3833, -1.0141),
+    "agreement": Term("agreement", _agreement, 0.5541, 0.3833, -1.0141),
     "quiet drift": Term("drift", _quiet_drift, 0.0437, 0.2045, 0.9274),
-    "complexity": Term("complexity", _complexity, 0.2, 0.2, 0.1),
 })  # fmt: skip
 BIAS = -0.8762
 # Above the first: distrust; above the second: care. In the zoo one in a hundred of the honest detectors that are good
