@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from offmanifold.data import benchmarks
 from offmanifold.detectors import AE, NAE, VAE, MultiscaleDenoiser, OutlierDetector
 from offmanifold.diagnosis.checks import CHECKS
-from offmanifold.diagnosis.combination import DISTRUST, TERMS, features
+from offmanifold.diagnosis.combination import TERMS, features, verdict_of
 from offmanifold.diagnosis.doctor import diagnose
 from offmanifold.diagnosis.findings import Finding
 from offmanifold.measures.detection import auroc, proportion
@@ -234,13 +234,17 @@ def _finding(values: dict[str, Any]) -> Finding:
 
 
 class Seen(NamedTuple):
-    """What the records tell of each detector that could be examined: features ``(n, k)``, the others ``(n,)``."""
+    """What the records tell of each detector that could be examined: features ``(n, k)``, the others ``(n,)``.
+
+    ``grades`` are dicts of each check's verdict.
+    """
 
     features: Array
     real: Array
     neighbours: Array
     sets: Array
     names: Array
+    grades: Array
 
     @property
     def failed(self) -> Array:
@@ -254,12 +258,14 @@ def seen(records: list[Record]) -> Seen:
     for record in records:
         neighbours = record["metrics"]["neighbours"]["value"]
         for name, member in record["metrics"]["members"].items():
-            found = features([_finding(values) for values in member["diagnosis"]["findings"]])
+            findings = [_finding(values) for values in member["diagnosis"]["findings"]]
+            found = features(findings)
             if "red team against neighbours" in found:
                 values = [found.get(feature, np.nan) for feature in TERMS]
                 # Digits share most of their images, Fashion-MNIST's outliers their model: they are left out together.
                 kind = record["job"]["data"].split(" ")[0]
-                rows.append((values, member["auroc"]["value"], neighbours, kind, name))
+                grades = {finding.check: finding.verdict for finding in findings}
+                rows.append((values, member["auroc"]["value"], neighbours, kind, name, grades))
     return Seen(*(np.array(column) for column in zip(*rows, strict=True)))
 
 
@@ -332,22 +338,24 @@ def table(records: list[Record]) -> str:
     """Return the Markdown table."""
     found = seen(records)
     failed, probability = found.failed, left_out(found.features, found.failed, found.sets)
-    called = probability > DISTRUST
+    verdicts = np.array([verdict_of(*pair) for pair in zip(found.grades, probability, strict=True)])
     lines = [
         f"{len(records)} data sets, {len(failed)} detectors that could be examined. Failed: AUROC on real outliers "
-        f"more than {MARGIN} below nearest neighbours'. The probability is of a combination fitted without the data "
-        f"set (all digits of a kind at once); called bad where it is above {DISTRUST}.",
+        f"more than {MARGIN} below nearest neighbours'. Verdicts and probabilities are of a combination fitted without "
+        "the data set (all digits of a kind at once).",
         "",
-        "| detector | | mean AUROC, real | failed | of these called bad | good | of these called bad | probability |",
-        "|---|---|---|---|---|---|---|---|",
+        "| detector | | mean AUROC, real | failed: distrust | care | trust | good: distrust | care | trust | "
+        "probability |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     groups = {name: (name, "honest" if name in HONEST else "broken", found.names == name) for name in ZOO}
     honest = np.isin(found.names, HONEST)
     groups |= {"all honest": ("**all honest**", "", honest), "all broken": ("**all broken**", "", ~honest)}
     for name, kind, own in groups.values():
         if own.any():
-            cells = [name, kind, f"{found.real[own].mean():.3f}", f"{failed[own].sum()}"]
-            cells += [f"{(failed & called)[own].sum()}", f"{(~failed)[own].sum()}", f"{(~failed & called)[own].sum()}"]
+            cells = [name, kind, f"{found.real[own].mean():.3f}"]
+            for group in (own & failed, own & ~failed):
+                cells += [f"{(verdicts[group] == verdict).sum()}" for verdict in ("distrust", "care", "trust")]
             known = probability[own][~np.isnan(probability[own])]
             lines.append(f"| {' | '.join(cells)} | {f'{known.mean():.2f}' if len(known) else '–'} |")
     hard = (found.real < LEAST_AUROC) | failed
