@@ -177,7 +177,7 @@ def test_calibration_rows_come_along_unless_they_must_not(tmp_path: Path, plane:
         detector = AE(**QUICK, store_rows=False).fit(rows)
         detector.save(tmp_path / "m.safetensors")
         assert detector.stored_rows == 0 and load(tmp_path / "m.safetensors").calibration_rows_ is None
-    wide = AE(**QUICK | {"steps": 1}).fit(np.zeros((40, 1, 300, 300), np.uint8))
+    wide = AE(**QUICK | {"steps": 1, "network": "mlp", "hidden": (4,)}).fit(np.zeros((40, 1, 300, 300), np.uint8))
     assert wide.stored_rows == 2**20 // 300**2 < wide.rows_["calibration"]
     with pytest.raises(TypeError, match="store_rows must be True or False"):
         AE(store_rows="no").fit(plane[0])
