@@ -52,13 +52,13 @@ def _quiet_drift(found: Findings) -> float:
 
 # Means, scales and weights are those that `offmanifold study show doctor` ends with, and docs/studies.md.
 TERMS: Mapping[str, Term] = MappingProxyType({
-    "red team against neighbours": Term("red team", _against_neighbours, -0.0472, 0.2129, -1.2170),
-    "agreement": Term("agreement", _agreement, 0.5541, 0.3833, -1.0141),
-    "quiet drift": Term("drift", _quiet_drift, 0.0437, 0.2045, 0.9274),
+    "red team against neighbours": Term("red team", _against_neighbours, -0.0498, 0.1997, -0.9735),
+    "agreement": Term("agreement", _agreement, 0.5521, 0.3818, -0.7256),
+    "quiet drift": Term("drift", _quiet_drift, 0.0404, 0.1970, 0.7083),
 })  # fmt: skip
-BIAS = -0.8762
-# Above the first: distrust; above the second: care. In the zoo one in a hundred of the honest detectors that are good
-# is above the first, and one in eleven above the second.
+BIAS = -0.9226
+# Above the first: distrust; above the second: care. In the zoo one of 243 honest detectors that are good is above the
+# first, and one in nine above the second.
 DISTRUST, CARE = 0.3, 0.2
 # Checks whose failure decides by itself: the zoo's detectors were all calibrated on rows of the same kind.
 DECISIVE = ("training", "latents", "calibration", "drift")
