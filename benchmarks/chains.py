@@ -23,6 +23,7 @@ from torch import Tensor
 
 from offmanifold import NAE, atomic
 from offmanifold.data.inputs import InputSpec
+from offmanifold.networks import small_maps
 from offmanifold.networks.network import initialise
 from offmanifold.sampling import langevin
 from offmanifold.sampling.chain import State, evaluated, run
@@ -99,9 +100,13 @@ def plain_step(model: Any, optimizer: torch.optim.Optimizer, rows: Tensor, buffe
 
 
 def in_default_arrangement(model: Any) -> None:
+    """Undo what makes the networks fast: arrangement and layers."""
     for network in (model.encoder, model.decoder):
         network.convolutional = False
         network.body.to(memory_format=torch.contiguous_format)
+        for layer in network.modules():  # the layers differ in what they do, not in what they hold
+            if isinstance(layer, small_maps.Conv2d | small_maps.ConvTranspose2d):
+                layer.__class__ = type(layer).__base__
 
 
 def timed(works: dict[str, Callable[[], Any]], rounds: int, device: torch.device) -> dict[str, float]:

@@ -97,3 +97,30 @@ def test_large_maps_and_layers_without_a_bias_are_pytorchs(
     monkeypatch.setattr(small_maps, "weight_gradient", None)  # calling it would fail
     for own, other in zip(*(gradients(layer, rows, torch.bfloat16) for layer in (ours, theirs)), strict=True):
         assert torch.equal(own, other)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("kind", "sizes", "shape"),
+    [
+        ("Conv2d", (6, 8, 4), (3, 6, 4, 4)),
+        ("Conv2d", (6, 8, 1), (3, 6, 1, 1)),
+        ("ConvTranspose2d", (6, 8, 4), (3, 6, 1, 1)),
+    ],
+)
+def test_a_kernel_as_large_as_its_map_is_one_product(
+    kind: str, sizes: tuple[int, ...], shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool
+) -> None:
+    ours, theirs = getattr(small_maps, kind)(*sizes), getattr(nn, kind)(*sizes)
+    theirs.load_state_dict(ours.state_dict())
+    rows = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    if channels_last:
+        ours, rows = ours.to(memory_format=torch.channels_last), rows.contiguous(memory_format=torch.channels_last)
+    tolerance = 1e-5 if dtype == torch.float32 else 0.01
+    for own, other in zip(*(gradients(layer, rows, dtype) for layer in (ours, theirs)), strict=True):
+        assert own.shape == other.shape
+        assert (own - other).norm() <= tolerance * other.norm()
+    with torch.profiler.profile() as profile:
+        ours(rows)
+    assert not any("convolution" in event.key for event in profile.key_averages())

@@ -62,10 +62,10 @@ def conv28(shape: tuple[int, ...], into_latent: int, latent_dim: int, capacity: 
     encoder: list[nn.Module] = [
         nn.Conv2d(shape[0], a, 3), nn.ReLU(), nn.Conv2d(a, b, 3), nn.ReLU(), nn.MaxPool2d(2),
         nn.Conv2d(b, b, 3), nn.ReLU(), nn.Conv2d(b, c, 3), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(c, wide, 4), nn.ReLU(), nn.Conv2d(wide, into_latent, 1), nn.Flatten(),
+        small_maps.Conv2d(c, wide, 4), nn.ReLU(), small_maps.Conv2d(wide, into_latent, 1), nn.Flatten(),
     ]  # fmt: skip
     decoder: list[nn.Module] = [
-        Reshape(latent_dim, 1, 1), nn.ConvTranspose2d(latent_dim, c, 4), nn.ReLU(), _bilinear(),
+        Reshape(latent_dim, 1, 1), small_maps.ConvTranspose2d(latent_dim, c, 4), nn.ReLU(), _bilinear(),
         nn.ConvTranspose2d(c, b, 3), nn.ReLU(), nn.ConvTranspose2d(b, b, 3), nn.ReLU(), _bilinear(),
         nn.ConvTranspose2d(b, a, 3), nn.ReLU(), nn.ConvTranspose2d(a, shape[0], 3),
     ]  # fmt: skip
@@ -82,7 +82,7 @@ def conv32(shape: tuple[int, ...], into_latent: int, latent_dim: int, capacity: 
         nn.Conv2d(d, into_latent, 1), nn.ReLU(), _ResAtt(into_latent, *_scaled(capacity, 1024)), nn.Flatten(),
     ]  # fmt: skip
     decoder: list[nn.Module] = [
-        Reshape(latent_dim, 1, 1), nn.ConvTranspose2d(latent_dim, d, 6), nn.ReLU(),
+        Reshape(latent_dim, 1, 1), small_maps.ConvTranspose2d(latent_dim, d, 6), nn.ReLU(),
         nn.ConvTranspose2d(d, c, 4, 2), nn.ReLU(), nn.ConvTranspose2d(c, b, 4, 2), nn.ReLU(),
         nn.ConvTranspose2d(b, shape[0], 3),
     ]  # fmt: skip
@@ -102,7 +102,7 @@ def conv32big(shape: tuple[int, ...], into_latent: int, latent_dim: int, capacit
         if isinstance(layer, nn.Conv2d | nn.Linear):
             spectral_norm(layer)
     decoder: list[nn.Module] = [
-        Reshape(latent_dim, 1, 1), nn.ConvTranspose2d(latent_dim, a, 4), _ResUp(a), _ResUp(a), _ResUp(a),
+        Reshape(latent_dim, 1, 1), small_maps.ConvTranspose2d(latent_dim, a, 4), _ResUp(a), _ResUp(a), _ResUp(a),
         nn.GroupNorm(8, a), nn.ReLU(), nn.Conv2d(a, shape[0], 3, 1, 1),
     ]  # fmt: skip
     return _pair(encoder, decoder)
@@ -118,7 +118,8 @@ def conv64(shape: tuple[int, ...], into_latent: int, latent_dim: int, capacity: 
     encoder += [nn.Flatten(), nn.Linear(widths[-1], into_latent)]
     rising = [max(8, 8 * round(width / 8)) for width in _scaled(capacity, 1024, 512, 256, 128)]
     decoder: list[nn.Module] = [
-        Reshape(latent_dim, 1, 1), nn.ConvTranspose2d(latent_dim, rising[0], 8), nn.GroupNorm(8, rising[0]), nn.ReLU(),
+        Reshape(latent_dim, 1, 1), small_maps.ConvTranspose2d(latent_dim, rising[0], 8),
+        nn.GroupNorm(8, rising[0]), nn.ReLU(),
     ]  # fmt: skip
     for before, after in itertools.pairwise(rising):
         decoder += [nn.ConvTranspose2d(before, after, 4, 2, 1), nn.GroupNorm(8, after), nn.ReLU()]
