@@ -8,6 +8,10 @@ from collections.abc import Iterable
 from typing import Any
 
 
+class InvalidParameter(ValueError, TypeError):
+    """A parameter's value cannot be, whatever the data; either kind of error, as scikit-learn's own."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` where a known name is close, else the list of known names."""
     known = sorted(known)
@@ -19,18 +23,18 @@ def choice(argument: str, value: Any, options: Iterable[str]) -> str:
     """Return ``value`` if it is one of ``options``."""
     options = tuple(options)
     if not isinstance(value, str):
-        raise TypeError(f"{argument} must be one of {', '.join(map(repr, options))}; got {value!r}.")
+        raise InvalidParameter(f"{argument} must be one of {', '.join(map(repr, options))}; got {value!r}.")
     if value not in options:
-        raise ValueError(f"{argument}={value!r} is unknown.{did_you_mean(value, options)}")
+        raise InvalidParameter(f"{argument}={value!r} is unknown.{did_you_mean(value, options)}")
     return value
 
 
 def integer(argument: str, value: Any, *, minimum: int = 1) -> int:
     """Return ``value`` as an int of at least ``minimum``."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{argument} must be an integer of at least {minimum}; got {value!r}.")
+        raise InvalidParameter(f"{argument} must be an integer of at least {minimum}; got {value!r}.")
     if value < minimum:
-        raise ValueError(f"{argument} must be an integer of at least {minimum}; got {value}.")
+        raise InvalidParameter(f"{argument} must be an integer of at least {minimum}; got {value}.")
     return int(value)
 
 
@@ -49,7 +53,7 @@ def real(
         if bound is not None:
             wanted += f", {word} {bound:g}"
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{argument} must be {wanted}; got {value!r}.")
+        raise InvalidParameter(f"{argument} must be {wanted}; got {value!r}.")
     number = float(value)
     fits = (
         number - number == 0
@@ -59,7 +63,7 @@ def real(
         and (maximum is None or number <= maximum)
     )
     if not fits:
-        raise ValueError(f"{argument} must be {wanted}; got {value!r}.")
+        raise InvalidParameter(f"{argument} must be {wanted}; got {value!r}.")
     return number
 
 
@@ -68,5 +72,5 @@ def sizes(argument: str, value: Any) -> tuple[int, ...]:
     if isinstance(value, numbers.Integral):
         value = (value,)
     if isinstance(value, str) or not isinstance(value, Iterable):
-        raise TypeError(f"{argument} must be a positive integer or a sequence of them; got {value!r}.")
+        raise InvalidParameter(f"{argument} must be a positive integer or a sequence of them; got {value!r}.")
     return tuple(integer(f"{argument}[{i}]", size) for i, size in enumerate(value))

@@ -192,7 +192,7 @@ def test_diagnose_says_whether_to_trust(work: Path) -> None:
     found = json.loads(run("diagnose", "model.safetensors", "odd.csv", "--json", cwd=work, status=3).stdout)
     (finding,) = (finding for finding in found["findings"] if finding["check"] == "calibration")
     assert finding["verdict"] == "fail" and "stranger than those of calibration" in finding["told"]
-    assert "budget must be" in complaint("diagnose", "model.safetensors", "--budget", "soon", cwd=work, status=1)
+    assert "budget must be" in complaint("diagnose", "model.safetensors", "--budget", "soon", cwd=work, status=2)
 
 
 def test_explain_names_columns(work: Path) -> None:
@@ -301,7 +301,13 @@ def test_detectors(tmp_path: Path) -> None:
     assert all(name in text for name in DETECTORS)
     shown = json.loads(run("detectors", "vae", "--json", cwd=tmp_path).stdout)
     assert shown["vae"]["parameters"]["beta"] == 1.0
-    assert "Parameters" in run("detectors", "ae", cwd=tmp_path).stdout
+    wide = {**os.environ, "COLUMNS": "400"}
+    for name, facts in json.loads(run("detectors", "--json", cwd=tmp_path).stdout).items():
+        page = run("detectors", name, cwd=tmp_path, env=wide).stdout
+        told = re.findall(r"^([a-z]\w+) ", page.partition("meaning")[2], flags=re.MULTILINE)
+        assert sorted(told) == sorted(facts["parameters"]), name
+        assert not re.search(r"As (for|in) |:class:|``", page), "what another detector's page says is said here"
+    assert re.search(r"optimizer +'adamw' +\{\"adam\", \"adamw\", \"rmsprop\"\}", page)
     assert "Did you mean 'vae'" in complaint("detectors", "vea", cwd=tmp_path, status=2)
 
 
@@ -417,10 +423,10 @@ def test_every_help_has_an_example_and_needs_no_torch(command: list[str], tmp_pa
         (["fit", "normal.csv", "--set", "batchsize=3"], 2, "no parameter 'batchsize'. Did you mean 'batch_size'?"),
         (["fit", "normal.csv", "--detector", "VAE"], 2, "Did you mean 'vae'"),
         (["fit", "normal.csv", "--set", "latent_dim"], 2, "--set takes KEY=VALUE; got 'latent_dim'"),
-        (["fit", "normal.csv", "--set", "batch_size=0"], 1, "batch_size must be an integer of at least 1; got 0"),
-        (["fit", "normal.csv", "--set", "false_alarm_rate=1.5"], 1, "false_alarm_rate must be .* got 1.5"),
-        (["fit", "normal.csv", "--set", "learning_rate=-1"], 1, "learning_rate must be .* above 0; got -1"),
-        (["fit", "normal.csv", "--detector", "nae", "--set", "visible_chain=(0, 1, 0.1)"], 1, "chain.0. must be"),
+        (["fit", "normal.csv", "--set", "batch_size=0"], 2, "batch_size must be an integer of at least 1; got 0"),
+        (["fit", "normal.csv", "--set", "false_alarm_rate=1.5"], 2, "false_alarm_rate must be .* got 1.5"),
+        (["fit", "normal.csv", "--set", "learning_rate=-1"], 2, "learning_rate must be .* above 0; got -1"),
+        (["fit", "normal.csv", "--detector", "nae", "--set", "visible_chain=(0, 1, 0.1)"], 2, "chain.0. must be"),
         (["fit", "normal.csv", "--set", "device=warp"], 1, "device='warp' cannot be used here"),
         (["fit", "normal.csv", "--config", "none.toml"], 2, "none.toml does not exist"),
         (["fit", "normal.csv", "--config", "bad.toml"], 2, "bad.toml is not valid TOML"),
@@ -430,7 +436,7 @@ def test_every_help_has_an_example_and_needs_no_torch(command: list[str], tmp_pa
         (["fit", "normal.csv", "--columns", "none.json"], 2, "none.json does not exist"),
         (["fit", "normal.csv", "--columns", "bad.toml"], 2, "bad.toml is not valid JSON"),
         (["fit", "normal.csv", "--columns", "list.json"], 2, "list.json must hold names of columns and their kinds"),
-        (["fit", "normal.csv", "--columns", "kinds.json"], 1, r"columns\['a'\]='nominal' is unknown"),
+        (["fit", "normal.csv", "--columns", "kinds.json"], 2, r"columns\['a'\]='nominal' is unknown"),
         (["fit", "ragged.csv"], 1, "ragged.csv cannot be read as a table"),
         (["fit", "endless.csv"], 1, r"infinity \(inf\) in column 'b'"),
         (["fit", "header.csv"], 1, "header.csv holds no rows"),
@@ -483,6 +489,21 @@ def test_mistakes_are_explained(
     assert re.search(message, found), found
     assert "Traceback" not in found
     assert not any((work / name).exists() for name in ("new.safetensors", "new.csv"))
+
+
+def test_a_run_goes_on_with_its_own_settings_alone(work: Path) -> None:
+    def fit(*more: object) -> list[object]:
+        return ["fit", "normal.csv", *QUICK, *more, "--checkpoint-every", "0", "-o", "cut.safetensors"]
+
+    child = subprocess.Popen([*COMMAND, *map(str, fit("--set", "steps=100000"))], cwd=work, stderr=subprocess.DEVNULL)
+    while not (work / "cut.checkpoint").exists():
+        assert child.poll() is None
+        time.sleep(0.05)
+    child.kill()
+    child.wait()
+    told = complaint(*fit("--set", "steps=100000", "--set", "batch_size=64", "--resume"), cwd=work, status=1)
+    assert "belongs to another run: batch_size was 256 and is 64. Resume with" in told
+    (work / "cut.checkpoint").unlink()
 
 
 def test_debug_shows_the_traceback(work: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +82,13 @@ def test_folders_of_pictures(tmp_path: Path) -> None:
     assert source.files == ["a.PNG", "b.png", "c.jpg"]
     assert source.load().shape == (3, 5, 6)
     assert [chunk.shape for chunk in source.chunks(2)] == [(2, 5, 6), (1, 5, 6)]
+    assert open_source(tmp_path, colour=True).load().shape == (3, 5, 6, 3)
     picture(tmp_path / "d.png", mode="RGB")
-    assert open_source(tmp_path).load().shape == (4, 5, 6, 3)
+    with pytest.warns(UserWarning, match=r"1 of 4 pictures are in colour, such as d\.png"):
+        assert open_source(tmp_path).load().shape == (4, 5, 6, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert open_source(tmp_path, colour=True).load().shape == (4, 5, 6, 3)
 
 
 def spoil(folder: Path, how: str) -> None:

@@ -22,6 +22,7 @@ from offmanifold.training.phases import Optimizer, ParameterGroup, Phase, Update
 from offmanifold.training.precision import choose_device, choose_dtype, computing_in
 from offmanifold.training.threads import cores, limited_to, share
 
+SETTINGS = {"hidden": (3, 4), "rate": 1.0}
 ROWS = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
 
 
@@ -107,9 +108,11 @@ def test_a_run_cut_anywhere_resumes_bit_for_bit(name: str, tmp_path: Path) -> No
                     raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            train(model, phases(model), ROWS[:30], ROWS[30:], seed=5, checkpointer=Cutter(path, "x", 5, every=0))
+            train(
+                model, phases(model), ROWS[:30], ROWS[30:], seed=5, checkpointer=Cutter(path, SETTINGS, "x", 5, every=0)
+            )
         resumed = linear(seed=99)  # whatever it starts from is overwritten
-        checkpointer = Checkpointer(path, "x", 5)
+        checkpointer = Checkpointer(path, SETTINGS, "x", 5)
         again = train(resumed, phases(resumed), ROWS[:30], ROWS[30:], seed=5, checkpointer=checkpointer, resume=True)
         for parameter, expected in zip(resumed.parameters(), whole.parameters(), strict=True):
             assert torch.equal(parameter, expected), f"cut after {cut}"
@@ -126,16 +129,20 @@ def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(tmp_path: Path)
         ROWS[:30],
         ROWS[30:],
         seed=5,
-        checkpointer=Checkpointer(path, "x", 5, every=0),
+        checkpointer=Checkpointer(path, SETTINGS, "x", 5, every=0),
     )
-    for content, fingerprint, message in (
-        (path.read_bytes(), "y", "belongs to a run with other data or settings"),
-        (path.read_bytes()[:100], "x", "not a whole offmanifold checkpoint"),
-        (b"hello", "x", "not a whole offmanifold checkpoint"),
+    many = {str(i): i for i in range(7)}
+    for content, settings, data, message in (
+        (path.read_bytes(), SETTINGS, "y", "another run: the data are not the same"),
+        (path.read_bytes(), SETTINGS | {"rate": 2.0}, "x", r"another run: rate was 1.0 and is 2.0\. Resume"),
+        (path.read_bytes(), {"hidden": (3, 4)}, "y", "rate was 1.0 and is None; the data are not"),
+        (path.read_bytes(), SETTINGS | many, "x", "4 was None and is 4; 2 more settings differ"),
+        (path.read_bytes()[:100], SETTINGS, "x", "not a whole offmanifold checkpoint"),
+        (b"hello", SETTINGS, "x", "not a whole offmanifold checkpoint"),
     ):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=message):
-            Checkpointer(path, fingerprint, 5).load()
+            Checkpointer(path, settings, data, 5).load()
 
 
 @pytest.mark.parametrize("how", ["nan", "explosion"])
@@ -315,7 +322,7 @@ def test_resuming_without_a_seed_keeps_the_runs_own(tmp_path: Path, plane: Any) 
     first = AE(**settings).fit(plane[0], checkpoint=path, checkpoint_every=0)
     second = AE(**settings).fit(plane[0], checkpoint=path, resume=True)
     np.testing.assert_array_equal(first.score_samples(plane[1]), second.score_samples(plane[1]))
-    with pytest.raises(ValueError, match="other data or settings"):
+    with pytest.raises(ValueError, match="the data are not the same"):
         AE(**settings).fit(plane[0] ** 3, checkpoint=path, resume=True)
 
 

@@ -115,7 +115,8 @@ def open_for(detector: OutlierDetector, data: Path, array: str | None, drop: lis
 
     spec = detector.spec_
     if spec.details is None:
-        return open_source(data, array=array, drop=drop or (), columns=spec.columns)
+        colour = spec.kind == "image" and spec.shape[0] == 3
+        return open_source(data, array=array, drop=drop or (), columns=spec.columns, colour=colour)
     text = [column.name for column in spec.details if column.text or column.kind == "category"]
     numbers = [column.name for column in spec.details if column.kind == "number" and not column.text]
     return open_source(data, array=array, drop=drop or (), columns=numbers, text=text)
@@ -195,6 +196,14 @@ def scores_of(detector: OutlierDetector, source: Source) -> npt.NDArray[np.float
     from offmanifold.detectors.scorer import sum_terms
 
     return np.concatenate([sum_terms(terms) for _, terms in scored_chunks(detector, source)])
+
+
+def paragraphs(text: str) -> None:
+    """Print a text, its lines broken to the terminal's width."""
+    from rich.console import Console
+    from rich.text import Text
+
+    Console().print(Text(text))
 
 
 def table(title: str | None, columns: list[str], rows: list[list[str]], styles: list[str] | None = None) -> None:

@@ -158,7 +158,7 @@ def fit(
         if not (quiet or as_json):
             common.table("sizes tried", *sizes.table())
     with warnings.catch_warnings(record=True) as caught, limited_to(chosen.get("threads")):
-        warnings.simplefilter("always", UserWarning)
+        warnings.simplefilter("always", UserWarning)  # shown at the end, below the progress
         try:
             model.fit(
                 rows,

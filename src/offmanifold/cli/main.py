@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+import warnings
+from typing import Annotated, Any
 
 import typer
 
@@ -22,6 +23,7 @@ from offmanifold.cli import (
     score,
     study,
 )
+from offmanifold.parameters import InvalidParameter
 
 app = typer.Typer(
     name="offmanifold",
@@ -73,9 +75,10 @@ def main() -> None:
     debug = "--debug" in arguments
     if debug:
         arguments = ["--debug", *(a for a in arguments if a != "--debug")]
+    warnings.showwarning = _tell
     try:
         app(args=arguments, prog_name="offmanifold")
-    except common.UsageError as error:
+    except (common.UsageError, InvalidParameter) as error:
         _fail(error, 2, debug)
     except common.Stopped as error:
         _fail(error, INTERRUPTED, False)
@@ -86,6 +89,10 @@ def main() -> None:
         raise
     except (ValueError, TypeError, RuntimeError, OSError, MemoryError) as error:
         _fail(error, 1, debug)
+
+
+def _tell(message: Warning | str, *where: Any, **more: Any) -> None:
+    common.note(f"Warning: {message}")
 
 
 def _fail(error: BaseException, status: int, debug: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ def open_source(
     drop: Sequence[str] = (),
     columns: Sequence[str] | None = None,
     text: Sequence[str] = (),
+    colour: bool = False,
 ) -> Source:
     """Open a ``.csv``, ``.parquet``, ``.npy`` or ``.npz`` file, or a folder of PNG and JPEG pictures.
 
@@ -67,6 +69,13 @@ def open_source(
         Columns known to be numbers (those of training): a CSV file's text is then parsed as such.
     text : sequence of str
         Columns of a CSV file to be left as text (categories that look like numbers).
+    colour : bool
+        Read pictures in colour even where all of them are grey.
+
+    Warns
+    -----
+    UserWarning
+        Some pictures are in colour and others grey.
 
     Raises
     ------
@@ -79,7 +88,7 @@ def open_source(
     if array is not None and path.suffix.lower() != ".npz":
         raise ValueError(f"--array names an array of an .npz file; {path} is not one.")
     if path.is_dir():
-        source: Source = _Folder(path)
+        source: Source = _Folder(path, colour)
     elif path.suffix.lower() in (".csv", ".parquet"):
         return _Table(path, drop, columns, text)
     elif path.suffix.lower() in (".npy", ".npz"):
@@ -215,19 +224,20 @@ class _Array(Source):
 
 
 class _Folder(Source):
-    """Pictures of one size in one folder, sorted by name; grey if all of them are."""
+    """Pictures of one size in one folder, sorted by name; grey if all of them are and colour is not asked for."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, colour: bool) -> None:
         super().__init__(path)
         pictures = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in PICTURES)
         if not pictures:
             raise ValueError(f"{path} holds no pictures ({', '.join(PICTURES)}).")
         sizes: dict[tuple[int, int], Path] = {}
-        grey = True
+        coloured = []
         for picture in pictures:
             with _picture(picture) as image:
                 sizes.setdefault(image.size, picture)
-                grey &= image.mode in ("1", "L")
+                if image.mode not in ("1", "L"):
+                    coloured.append(picture)
         if len(sizes) > 1:
             (first, one), (second, other) = list(sizes.items())[:2]
             raise ValueError(
@@ -235,7 +245,14 @@ class _Folder(Source):
                 f"{other.name} has {second[0]}×{second[1]}. Bring them to one size first."
             )
         self._pictures = pictures
-        self._mode = "L" if grey else "RGB"
+        if 0 < len(coloured) < len(pictures) and not colour:
+            warnings.warn(
+                f"{path}: {len(coloured):,} of {len(pictures):,} pictures are in colour, such as {coloured[0].name}; "
+                "the grey ones are read as colour too. Where all should be grey, convert those.",
+                UserWarning,
+                stacklevel=3,
+            )
+        self._mode = "RGB" if coloured or colour else "L"
         self.files = [picture.name for picture in pictures]
         self.images = True
 

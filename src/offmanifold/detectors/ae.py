@@ -164,14 +164,18 @@ class AE(LatentMixin, OutlierDetector):
         table = spec.kind == "table"
         parameters.choice("distance", self.distance, DISTANCES)
         if self.distance == "ssim" and table:
-            raise ValueError("distance='ssim' compares images; the data are a table. Use 'squared' or 'l1'.")
+            raise parameters.InvalidParameter(
+                "distance='ssim' compares images; the data are a table. Use 'squared' or 'l1'."
+            )
         parameters.choice("latent", self.latent, LATENTS)
         parameters.choice("error_penalty", self.error_penalty, PENALTIES)
         if self.latent_penalty is not None:
             parameters.choice("latent_penalty", self.latent_penalty, PENALTIES)
         latent_dim = latent_size(self.latent_dim, spec)
         if self.latent == "sphere" and latent_dim == 1:
-            raise ValueError("latent_dim=1 on the sphere leaves two points; use at least 2, or latent='euclidean'.")
+            raise parameters.InvalidParameter(
+                "latent_dim=1 on the sphere leaves two points; use at least 2, or latent='euclidean'."
+            )
         return {
             "latent_dim": latent_dim,
             "distance": self.distance,
@@ -191,10 +195,10 @@ class AE(LatentMixin, OutlierDetector):
         if not isinstance(noise, Sequence):
             return [parameters.real("noise", noise, minimum=0)] * 2
         if len(noise) != 2:
-            raise ValueError(f"noise must be a number or a range (low, high); got {noise!r}.")
+            raise parameters.InvalidParameter(f"noise must be a number or a range (low, high); got {noise!r}.")
         low, high = (parameters.real(f"noise[{i}]", value, above=0) for i, value in enumerate(noise))
         if low > high:
-            raise ValueError(f"noise must be a range (low, high) with low ≤ high; got {noise!r}.")
+            raise parameters.InvalidParameter(f"noise must be a range (low, high) with low ≤ high; got {noise!r}.")
         return [low, high]
 
     def _build(self, spec: InputSpec, settings: Settings) -> Autoencoder:

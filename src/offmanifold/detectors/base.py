@@ -208,10 +208,8 @@ class OutlierDetector(Scorer, abc.ABC):
         checkpointer = None
         if path is not None:
             beside = () if self._negatives is None else (self._negatives,)
-            digest = fingerprint(
-                {"detector": self.key, "precision": self.precision, **settings}, data, held_out, *beside
-            )
-            checkpointer = Checkpointer(path, digest, seed, checkpoint_every)
+            decisive = {"detector": self.key, "precision": self.precision, **settings}
+            checkpointer = Checkpointer(path, decisive, fingerprint(data, held_out, *beside), seed, checkpoint_every)
         complete = missing_cells(data) is None and missing_cells(held_out) is None
         try:
             with limited_to(self._threads(model, settings)), nothing_missing(complete):

@@ -65,7 +65,7 @@ class Chain(Generic[AnyStart]):
 def chain_settings(argument: str, value: Any, *, fewest: int) -> list[float]:
     """Check (steps, step size, noise)."""
     if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 3:
-        raise TypeError(f"{argument} must be (steps, step size, noise) or 'auto'; got {value!r}.")
+        raise parameters.InvalidParameter(f"{argument} must be (steps, step size, noise) or 'auto'; got {value!r}.")
     steps, step_size, noise = value
     return [
         parameters.integer(f"{argument}[0]", steps, minimum=fewest),
@@ -80,10 +80,10 @@ def chain_bounds(bounds: Range | str, table: bool) -> list[float] | None:
         parameters.choice("bounds", bounds, ("auto",))
         return None if table else [0.0, 1.0]
     if len(bounds) != 2:
-        raise ValueError(f"bounds must be (low, high) or 'auto'; got {bounds!r}.")
+        raise parameters.InvalidParameter(f"bounds must be (low, high) or 'auto'; got {bounds!r}.")
     low, high = (parameters.real(f"bounds[{i}]", value) for i, value in enumerate(bounds))
     if not low < high:
-        raise ValueError(f"bounds must be (low, high) with low < high; got {bounds!r}.")
+        raise parameters.InvalidParameter(f"bounds must be (low, high) with low < high; got {bounds!r}.")
     return [low, high]
 
 
@@ -121,7 +121,7 @@ def replay_size(size: int, batch_size: int, *, minimum: int) -> int:
     """Check ``replay_size``: a batch's chains must fit, or it is 0, where that is allowed."""
     parameters.integer("replay_size", size, minimum=minimum)
     if 0 < size < batch_size:
-        raise ValueError(
+        raise parameters.InvalidParameter(
             f"replay_size={size} does not hold the chains of one batch. Use at least batch_size={batch_size}, "
             "or smaller batches."
         )

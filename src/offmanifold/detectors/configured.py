@@ -97,12 +97,14 @@ class Configured(BaseEstimator, abc.ABC):  # type: ignore[misc]
         if self.calibration_fraction is not None:
             parameters.real("calibration_fraction", self.calibration_fraction, above=0, below=1)
         if not isinstance(self.store_rows, bool | np.bool_):
-            raise TypeError(f"store_rows must be True or False; got {self.store_rows!r}.")
+            raise parameters.InvalidParameter(f"store_rows must be True or False; got {self.store_rows!r}.")
         parameters.choice("precision", self.precision, PRECISIONS)
         if not isinstance(self.device, str):
-            raise TypeError(f"device must be 'auto', 'cpu', 'cuda' or another torch device name; got {self.device!r}.")
+            raise parameters.InvalidParameter(
+                f"device must be 'auto', 'cpu', 'cuda' or another torch device name; got {self.device!r}."
+            )
         if self.verbose not in (True, False, "auto"):
-            raise ValueError(f"verbose must be True, False or 'auto'; got {self.verbose!r}.")
+            raise parameters.InvalidParameter(f"verbose must be True, False or 'auto'; got {self.verbose!r}.")
 
     def _resolved(self, spec: InputSpec, rows: int) -> Settings:
         """Add the common settings, every "auto" resolved, to the detector's own."""

@@ -161,13 +161,15 @@ calibration_fraction, device, precision, random_state, verbose
             for_images=lambda shape: "unet" if min(shape[1:]) >= SMALLEST_PICTURE else "resmlp",
         )
         if settings["network"] == "unet" and spec.kind == "table":
-            raise ValueError("network='unet' takes images; the data are a table. Use 'resmlp'.")
+            raise parameters.InvalidParameter("network='unet' takes images; the data are a table. Use 'resmlp'.")
         if spec.kind == "image":
             settings["default_steps"] = 500
         if self.hidden == "auto" and settings["network"] == "resmlp":
             settings["hidden"] = [256, 256, 256]
         if len(set(settings["hidden"])) > 1:
-            raise ValueError(f"hidden must be of one width, once for each block; got {tuple(settings['hidden'])}.")
+            raise parameters.InvalidParameter(
+                f"hidden must be of one width, once for each block; got {tuple(settings['hidden'])}."
+            )
         return settings | {"most_rows": parameters.integer("most_rows", self.most_rows, minimum=1)}
 
     def _settle(self, rows: Tensor, settings: Settings) -> None:

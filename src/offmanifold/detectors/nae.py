@@ -263,26 +263,30 @@ device, precision, random_state, verbose
 
         parameters.choice("negatives", self.negatives, NEGATIVES)
         if self.negatives.startswith("pcd") and self.replay_size == 0:
-            raise ValueError(
+            raise parameters.InvalidParameter(
                 f"negatives={self.negatives!r} goes on from the replay buffer, which replay_size=0 leaves out. "
                 "Use a larger one, or negatives='cd'."
             )
         parameters.choice("distance", self.distance, DISTANCES)
         if self.distance == "ssim" and table:
-            raise ValueError("distance='ssim' compares images; the data are a table. Use 'squared' or 'l1'.")
+            raise parameters.InvalidParameter(
+                "distance='ssim' compares images; the data are a table. Use 'squared' or 'l1'."
+            )
         latent = parameters.choice("latent", auto("latent"), LATENTS)
         latent_dim = auto("latent_dim")
         if latent_dim is None:
             latent_dim = max(2, math.ceil(0.75 * spec.dimensions))
         latent_dim = parameters.integer("latent_dim", latent_dim)
         if latent == "sphere" and latent_dim == 1:
-            raise ValueError("latent_dim=1 on the sphere leaves two points; use at least 2, or latent='euclidean'.")
+            raise parameters.InvalidParameter(
+                "latent_dim=1 on the sphere leaves two points; use at least 2, or latent='euclidean'."
+            )
         temperature = auto("temperature")
         if temperature != "learned":
             temperature = parameters.real("temperature", temperature, above=0)
         adjusted = auto("adjusted")
         if not isinstance(adjusted, bool | np.bool_):
-            raise TypeError(f"adjusted must be True, False or 'auto'; got {adjusted!r}.")
+            raise parameters.InvalidParameter(f"adjusted must be True, False or 'auto'; got {adjusted!r}.")
         visible_chain = auto("visible_chain")
         if visible_chain is preset["visible_chain"] and visible_chain[1] is None:
             visible_chain = (visible_chain[0], STEP_A_DIMENSION * spec.dimensions, visible_chain[2])

@@ -26,7 +26,7 @@ def bound_settings(bound: str, training_samples: int | str, lagging: Sequence[fl
 def lagging_settings(lagging: Sequence[float]) -> list[float]:
     """Check (T, R)."""
     if isinstance(lagging, str) or not isinstance(lagging, Sequence) or len(lagging) != 2:
-        raise TypeError(f"lagging must be (T, R), such as (0.1, 10), or None; got {lagging!r}.")
+        raise parameters.InvalidParameter(f"lagging must be (T, R), such as (0.1, 10), or None; got {lagging!r}.")
     threshold, repeats = lagging
     return [
         parameters.real("lagging[0]", threshold, minimum=0),

@@ -151,7 +151,9 @@ class VAE(VariationalDetector):
     def _settings(self, spec: InputSpec) -> Settings:
         beta = parameters.real("beta", self.beta, minimum=0)
         if self.bound == "iwae" and beta != 1:
-            raise ValueError(f"bound='iwae' has no KL term for beta={beta:g} to weigh. Use beta=1, or bound='elbo'.")
+            raise parameters.InvalidParameter(
+                f"bound='iwae' has no KL term for beta={beta:g} to weigh. Use beta=1, or bound='elbo'."
+            )
         return {
             **self._variational_settings(spec),
             "beta": beta,

@@ -246,7 +246,9 @@ class VariationalDetector(LatentMixin, OutlierDetector):
             else:
                 gamma = 0.1 if table else "learned"
         if self.likelihood == "unit-gaussian" and gamma != 1.0:
-            raise ValueError(f"likelihood='unit-gaussian' has γ = 1; got gamma={self.gamma!r}. Use 'gaussian'.")
+            raise parameters.InvalidParameter(
+                f"likelihood='unit-gaussian' has γ = 1; got gamma={self.gamma!r}. Use 'gaussian'."
+            )
         return gamma
 
     def _build(self, spec: InputSpec, settings: Settings) -> VariationalAutoencoder:

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from offmanifold import atomic
 
-FORMAT = "offmanifold-checkpoint-1"
+FORMAT = "offmanifold-checkpoint-2"
+MOST_NAMED = 5
 
 
 @dataclasses.dataclass
@@ -30,8 +31,9 @@ class Checkpointer:
     Attributes
     ----------
     path : Path
-    fingerprint : str
-        Digest of data and settings: a run is only continued with the same ones.
+    settings : dict
+    data : str
+        A digest of the data: a run is only continued with the same data and settings.
     seed : int
         What the run's generators started from.
     every : float
@@ -39,7 +41,8 @@ class Checkpointer:
     """
 
     path: Path
-    fingerprint: str
+    settings: dict[str, Any]
+    data: str
     seed: int
     every: float = 30.0
     _last: float = dataclasses.field(default_factory=time.monotonic)
@@ -51,21 +54,34 @@ class Checkpointer:
 
     def save(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Write a checkpoint; the earlier one is replaced only by a whole one."""
-        header = {"format": FORMAT, "fingerprint": self.fingerprint, "seed": self.seed, "state": state}
+        header = {"format": FORMAT, **self._origin, "seed": self.seed, "state": state}
         contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         text = json.dumps(header)
         atomic.write(self.path, safetensors.torch.save(contiguous, {"offmanifold": text}))
         self._last = time.monotonic()
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Read the checkpoint back; raise ``ValueError`` where it belongs to another run."""
+        """Read the checkpoint back; raise ``ValueError`` that says what differs where it belongs to another run."""
         header, tensors = _read(self.path)
-        if header["fingerprint"] != self.fingerprint:
+        before, now = header["settings"], self._origin["settings"]
+        names = sorted(name for name in before | now if before.get(name) != now.get(name))
+        differences = [f"{name} was {before.get(name)!r} and is {now.get(name)!r}" for name in names[:MOST_NAMED]]
+        if len(names) > MOST_NAMED:
+            differences.append(f"{len(names) - MOST_NAMED} more settings differ")
+        if header["data"] != self.data:
+            differences.append("the data are not the same")
+        if differences:
             raise ValueError(
-                f"{self.path} belongs to a run with other data or settings. "
-                "Resume with the very same ones, or delete it to start anew."
+                f"{self.path} belongs to another run: {'; '.join(differences)}. Resume with what it began with, or "
+                "delete it to start anew."
             )
         return tensors, header["state"]
+
+    @property
+    def _origin(self) -> dict[str, Any]:
+        """What a run must have in common with the one it continues, as JSON gives it back."""
+        settings: dict[str, Any] = json.loads(json.dumps(self.settings, default=str))
+        return {"settings": settings, "data": self.data}
 
 
 def saved_seed(path: str | os.PathLike[str]) -> int:
@@ -86,9 +102,9 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return header, tensors
 
 
-def fingerprint(settings: dict[str, Any], *tensors: Tensor) -> str:
-    """Return a digest of settings and data."""
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+def fingerprint(*tensors: Tensor) -> str:
+    """Return a digest of data."""
+    digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(str(tuple(tensor.shape)).encode())
         digest.update(tensor.contiguous().numpy().data)
