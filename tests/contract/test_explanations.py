@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from conftest import quick
 
 from offmanifold import AE, IGEBM, NAE, VAE, OutlierDetector
+from offmanifold.detectors.explanations import cell_and_normal
 
 
 def total(explanation: Any) -> np.ndarray:
@@ -86,7 +88,7 @@ def test_the_nearest_normal_row_is_normal_and_near(plane: Any) -> None:
     assert np.median(moved.max(1)) < 6
     # A row that is ordinary already stays as it is.
     ordinary = plane[0][detector.p_values(plane[0]) > 0.3][:10]
-    np.testing.assert_allclose(detector.explain(ordinary).nearest, ordinary, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(detector.explain(ordinary).nearest, ordinary)
 
 
 def test_a_row_beyond_all_search_is_explained_from_the_means(plane: Any) -> None:
@@ -96,10 +98,24 @@ def test_a_row_beyond_all_search_is_explained_from_the_means(plane: Any) -> None
     np.testing.assert_allclose(total(explanation), explanation.score, rtol=1e-9)
     lost = ~np.isfinite(explanation.nearest).all(1)
     assert lost.any()
+    np.testing.assert_array_equal(lost, ~explanation.ordinary)
+    assert list(explanation.beside(int(lost.argmax()))) == ["where the path begins"]
+    usual = detector.explain(plane[0][detector.p_values(plane[0]) > 0.5][:1])
+    assert list(usual.beside(0)) == ["nearest normal row"]
     changes = np.abs(explanation.contributions).reshape(5, -1).sum(1)
     assert (changes[lost] > 0.5 * np.abs(explanation.score - explanation.base)[lost]).all()
     means = detector.score_samples(detector._standardiser.mean[None])  # type: ignore[union-attr]
     np.testing.assert_allclose(explanation.base[lost], means[0], rtol=1e-4)
+
+
+def test_cells_are_shown_with_digits_that_tell_them_apart() -> None:
+    day = datetime.datetime(2024, 1, 5, 4)
+    assert cell_and_normal(1_700_000_010.0, 1_700_000_000.0) == ("1700000010", "1700000000")
+    assert cell_and_normal(1.5, 2.25) == ("1.5", "2.25")
+    assert cell_and_normal(1.5, 1.5) == ("1.5", "") == cell_and_normal(1.5, np.nan)
+    assert cell_and_normal(None, 2.0) == ("", "2")
+    assert cell_and_normal(day, day + datetime.timedelta(microseconds=221_907)) == ("2024-01-05 04:00:00", "")
+    assert cell_and_normal("red", "blue") == ("red", "blue")
 
 
 def test_few_calibration_rows_do_not_make_every_row_ordinary(plane: Any) -> None:

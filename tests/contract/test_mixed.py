@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 from conftest import quick
 
-from offmanifold import AE, VAE, OutlierDetector, auroc, diagnose, load
+from offmanifold import AE, VAE, MultiscaleDenoiser, OutlierDetector, auroc, diagnose, load
 from offmanifold.report.page import write_report
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*cannot promise:UserWarning", "ignore:.*has collapsed:UserWarning")
@@ -131,6 +131,21 @@ def test_columns_that_say_nothing_are_warned_of(normal: pl.DataFrame) -> None:
     with pytest.warns(UserWarning, match="'id' looks like an identifier") as caught:
         AE(**quick(AE)).fit(rows)
     assert any("'same' is constant" in str(warning.message) for warning in caught)
+
+
+@pytest.mark.parametrize("cls", [AE, MultiscaleDenoiser])
+def test_the_nearest_normal_row_is_one_that_there_can_be(cls: type[OutlierDetector], normal: pl.DataFrame) -> None:
+    detector = cls(random_state=0, verbose=False, steps=300).fit(normal)
+    odd = frame(40, 5, odd=True)
+    told = detector.explain(odd)
+    assert told.ordinary.mean() > 0.5
+    assert told.nearest["colour"].is_null().to_numpy().tolist() == (~told.ordinary).tolist()
+    found = told.nearest.filter(told.ordinary)
+    # By the score of the row as it is shown; a little is lost where numbers go into the network and back.
+    assert (detector.p_values(found) > 0.15).all()
+    # What need not change is the row's own, to the last digit.
+    usual = normal.filter(pl.Series(detector.p_values(normal) > 0.3))[:20]
+    assert detector.explain(usual).nearest.equals(usual.with_columns(pl.col("when").dt.cast_time_unit("us")))
 
 
 @pytest.mark.parametrize("cls", [AE, VAE])

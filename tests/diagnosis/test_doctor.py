@@ -418,6 +418,26 @@ def test_refits_are_made_where_the_budget_allows(world: Any) -> None:
     assert diagnose(chance, noise, budget="1h", checks=["refits"])["refits"].verdict == "warn"
 
 
+def test_refits_are_shown_rows_as_a_user_knows_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Codes of categories are places in one detector's list of levels; another may never have seen the rare one."""
+    rng = np.random.default_rng(0)
+    kind = np.array(["b", "c", "d"])[rng.integers(3, size=400)]
+    kind[:6] = "a"
+    rows = pl.DataFrame({"kind": kind, "size": rng.normal(size=400) + 3 * (kind == "c")})
+    detector = AE(**quick(AE)).fit(rows)
+    seen: list[Any] = []
+    original = AE.score_samples
+    monkeypatch.setattr(AE, "score_samples", lambda self, X: seen.append((self, X)) or original(self, X))
+    diagnose(detector, rows, budget="1h", checks=["refits"])
+    of_refits = [X for refit, X in seen if refit is not detector]
+    assert len(of_refits) == 2
+    for X in of_refits:
+        unknown = X.with_columns(pl.col("size").round(4)).join(
+            rows.with_columns(pl.col("size").round(4)), on=["kind", "size"], how="anti"
+        )
+        assert unknown.is_empty()
+
+
 def test_refits_that_cannot_be_made_are_told(world: Any) -> None:
     rows = world(400, 1)
     detector = made(IGEBM, steps=3).fit(rows)

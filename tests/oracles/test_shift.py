@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
-from scipy.stats import kstest, ttest_ind
+from scipy.stats import kstest, skew, ttest_ind
 
 from offmanifold.measures.shift import Moments, compared_parts, shift
 
@@ -24,6 +26,7 @@ def test_moments_are_those_of_the_cells_seen() -> None:
     found = Moments.of(rows)
     np.testing.assert_allclose(found.mean[:3], np.nanmean(rows[:, :3].astype(float), 0), rtol=1e-12)
     np.testing.assert_allclose(found.spread[:3], np.nanstd(rows[:, :3].astype(float), 0), rtol=1e-9)
+    np.testing.assert_allclose(found.skewness[:3], skew(rows[:, :3].astype(float), nan_policy="omit"), atol=1e-9)
     np.testing.assert_array_equal(found.count, (~np.isnan(rows)).sum(0))
 
 
@@ -60,6 +63,39 @@ def test_p_values_are_uniform_for_far_more_columns_than_rows() -> None:
     assert kstest(p, "uniform").pvalue > 0.01
     # Two rows say nothing of how parts hang together: their p-value is that of one part.
     assert shift(Moments.of(RNG.normal(size=(300, 9))), np.full((2, 9), 1.0)).p_value > 0.05
+
+
+def _levels(n: int) -> np.ndarray:
+    share = 1 / np.arange(1, 81) ** 1.2
+    return (RNG.choice(80, n, p=share / share.sum())[:, None] == np.arange(80)).astype(float)
+
+
+@pytest.mark.parametrize(
+    ("rows", "known", "new"),
+    [
+        (_levels, 10_000, 40),
+        (lambda n: (RNG.uniform(size=(n, 40)) < 0.002).astype(float), 10_000, 40),
+        (lambda n: np.exp(RNG.normal(size=(n, 10))), 10_000, 40),
+        (lambda n: np.exp(1.5 * RNG.normal(size=(n, 10))), 10_000, 40),
+        (lambda n: np.exp(RNG.normal(size=(n, 10))), 300, 5000),
+    ],
+    ids=["levels", "rare", "long-tails", "longer-tails", "few-known"],
+)
+def test_rare_categories_and_long_tails_of_few_rows_have_not_moved(rows: Any, known: int, new: int) -> None:
+    """Where a normal law of the means calls 5 to 50 of 100 such rows moved."""
+    found = [shift(Moments.of(rows(known)), rows(new)) for _ in range(150)]
+    assert np.mean([one.p_value < 0.001 for one in found]) <= 0.02
+    assert np.mean([len(one.moved) > 0 for one in found]) <= 0.05
+
+
+def test_a_category_that_has_become_frequent_has_moved() -> None:
+    rows = Moments.of(_levels(10_000))
+    for count in (60, 400):
+        new = _levels(count)
+        new[: count // 4] = np.eye(80)[50]
+        found = shift(rows, new)
+        assert found.moved[0] == 50
+    assert found.p_value < 1e-6
 
 
 def test_the_size_is_in_standard_deviations_and_its_interval_holds() -> None:

@@ -24,7 +24,7 @@ def explain(
     row: Annotated[
         list[int] | None, typer.Option("--row", min=0, metavar="N", help="Explain this row instead (repeatable).")
     ] = None,
-    top: Annotated[int, typer.Option("--top", min=1, metavar="N", help="Columns to name for each row.")] = 3,
+    top: Annotated[int, typer.Option("--top", min=1, metavar="N", help="Of tables: columns to name for each row.")] = 3,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", metavar="FILE", help="Of pictures: the .png to draw.", show_default=str(SHEET)),
@@ -73,8 +73,9 @@ def explain(
         captions = [f"{name}\np = {one['p_value']:.3g}" for name, one in zip(names, found, strict=True)]
         write_sheet(sheet, explained(detector, explanation), captions)
     if as_json:
+        told = [{**one, **({"because": [*map(_plain, one["because"])]} if "because" in one else {})} for one in found]
         common.print_json({
-            "score_unit": detector.score_unit, "rows": found, **({"pictures": str(sheet)} if pictured else {})
+            "score_unit": detector.score_unit, "rows": told, **({"pictures": str(sheet)} if pictured else {})
         })  # fmt: skip
         return
     columns = ["row", f"score ({detector.score_unit})", "p-value"]
@@ -113,7 +114,7 @@ def _told(detector: OutlierDetector, places: Any, explanation: Explanation, top:
         one: dict[str, Any] = {"row": int(place), "score": float(explanation.score[i]), "p_value": float(p[i])}
         if detector.spec_.kind == "table":
             reasons = explanation.top(i, top)
-            one["because"] = [_plain(reason._asdict()) for reason in reasons if reason.contribution]
+            one["because"] = [reason._asdict() for reason in reasons if reason.contribution]
         told.append({**one, "beside_columns": explanation.beside(i)})
     return told
 
@@ -135,11 +136,10 @@ def _lines(one: dict[str, Any]) -> list[str]:
 
 
 def _because(one: dict[str, Any]) -> str:
-    from offmanifold.detectors.explanations import cell
+    from offmanifold.detectors.explanations import cell, cell_and_normal
 
-    normal = cell(one["nearest_normal"])
-    found = cell(one["value"])
-    told = [f"normal: {normal}"] if normal and normal != found else []
+    found, normal = cell_and_normal(one["value"], one["nearest_normal"])
+    told = [f"normal: {normal}"] if normal else []
     if one["usual"]:
         told.append("usual: {} to {}".format(*map(cell, one["usual"])))
     brackets = f" ({'; '.join(told)})" if told else ""

@@ -207,7 +207,10 @@ class Preparation:
         return self.standardiser.transform(self._expanded(rows))
 
     def inverse(self, rows: Float64Array) -> Float64Array:
-        """Turn cells ``(n, D)`` into rows ``(n, d)``: of a category the level that has most, of a date its trend."""
+        """Turn cells ``(n, D)`` into rows ``(n, d)``.
+
+        Of a category the level that has most, of a boolean the nearer of 0 and 1, of a date its trend.
+        """
         cells = self.standardiser.inverse(rows)
         found = np.empty((len(cells), len(self.columns)))
         for i, column in enumerate(self.columns):
@@ -216,6 +219,8 @@ class Preparation:
                 found[:, i] = np.where(np.isnan(part).any(1), np.nan, np.nan_to_num(part).argmax(1))
             else:
                 found[:, i] = self.transforms[i].inverse(part[:, 0])
+                if column.kind == "boolean":
+                    found[:, i] = found[:, i].round().clip(0, 1)
         return found
 
     def _groups(self, i: int) -> list[slice]:

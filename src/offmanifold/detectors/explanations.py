@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -25,6 +26,8 @@ RESIDUAL, FEWEST_POINTS, MOST_POINTS = 0.01, 32, 512
 ORDINARY, STEPS, STEP, PIXEL_STEP = 0.2, 100, 0.05, 0.01
 # Steps of a table's search grow by so much each: a row may lie a hundred deviations off.
 GROWTH = 1.05
+# Whole numbers below it are shown with all their digits.
+WHOLE = 1e12
 # Between these quantiles a column's value is usual.
 USUAL = (0.05, 0.95)
 
@@ -73,14 +76,16 @@ class Explanation:
         ``residual`` is what the path's sum misses. Where no nearest normal row was found the path begins at the
         columns' means, and for images, or with ``scale=None``, where the search ended.
     nearest : same shape as the rows
-        The row changed as little as the search could until its p-value is ordinary: what would have to change. NaN
-        where none was found.
+        The row changed as little as the search could until its p-value is ordinary, with categories and booleans that
+        are some: what would have to change. What need not is the row's own. NaN where none was found.
     exact : bool
         Whether the score is a sum over cells.
     columns : tuple of str
         A table's, by name or number; empty for images.
     usual : mapping of str to pairs
         By column the 5 % and 95 % quantiles of the calibration rows stored with the detector, of numbers and dates.
+    ordinary : (n,) bool
+        Whether a nearest normal row was found.
     """
 
     rows: Any
@@ -93,6 +98,7 @@ class Explanation:
     exact: bool
     columns: tuple[str, ...] = ()
     usual: Mapping[str, tuple[Any, Any]] = dataclasses.field(default_factory=dict)
+    ordinary: npt.NDArray[np.bool_] = dataclasses.field(default_factory=lambda: np.zeros(0, np.bool_))
 
     def top(self, row: int, count: int = 3) -> list[Reason]:
         """Return the columns of a table that speak most against ``row``, worst first."""
@@ -115,17 +121,32 @@ class Explanation:
         found = {"latents": float(self.latent[row].sum())} if self.latent.shape[1] else {}
         base = float(self.base[row])
         if not self.exact:
-            return {**found, "nearest normal row": base}
+            ordinary = self.ordinary[row]
+            return {**found, "nearest normal row" if ordinary else "where the path begins": base}
         return {**found, "missing cells": base} if base else found
 
 
-def cell(value: Any) -> str:
+def cell(value: Any, digits: int = 6) -> str:
     """Show a cell of a table; nothing where it is missing; a date to the second, and without a time that is none."""
     if value is None or value != value:
         return ""
     if isinstance(value, datetime.datetime):
         value = value.replace(microsecond=0)
-    return f"{value:.6g}" if isinstance(value, float) else str(value).removesuffix(" 00:00:00")
+    if isinstance(value, float):
+        return f"{value:.0f}" if value == round(value) and abs(value) < WHOLE else f"{value:.{digits}g}"
+    return str(value).removesuffix(" 00:00:00")
+
+
+def cell_and_normal(value: Any, normal: Any) -> tuple[str, str]:
+    """Show a cell and what it is in the nearest normal row, with digits that tell them apart; no more if it is that."""
+    found, other = cell(value), cell(normal)
+    if value == normal or not other:
+        return found, ""
+    for digits in range(7, 18):
+        if found != other:
+            break
+        found, other = cell(value, digits), cell(normal, digits)
+    return found, other if found != other else ""
 
 
 def _plain(value: Any) -> Any:
@@ -144,14 +165,18 @@ def explain(detector: Scorer, X: Any) -> Explanation:
     arrays = {name: values.numpy() for name, values in joined.items()}
     score = detector._scores(rows)
     total = arrays["contributions"].reshape(len(score), -1).sum(1) + arrays["latent"].sum(1) + arrays["base"]
+    own = rows.take(slice(None)).astype(np.float64)
     nearest = detector._inverse(joined["nearest"])
-    nearest[~arrays["found"].astype(bool)] = np.nan
+    if own.ndim == 2:
+        nearest = np.where(arrays["moved"].astype(bool), nearest, own)  # to the last digit
+    ordinary = arrays["found"].astype(bool)
+    nearest[~ordinary] = np.nan
     preparation = detector._standardiser
     if isinstance(preparation, Preparation):  # the user's columns, not what they became
         owner = preparation.owner[:, None] == np.arange(len(preparation.columns))
         arrays["contributions"] = arrays["contributions"] @ owner
     return Explanation(
-        rows=detector.spec_.present(rows.take(slice(None)).astype(np.float64)),
+        rows=detector.spec_.present(own),
         score=score,
         contributions=detector.spec_.arrange(arrays["contributions"]),
         latent=arrays["latent"],
@@ -161,6 +186,7 @@ def explain(detector: Scorer, X: Any) -> Explanation:
         exact=bool(arrays["exact"].all()),
         columns=detector.spec_.names,
         usual=_usual(detector),
+        ordinary=ordinary,
     )
 
 
@@ -183,7 +209,10 @@ def _explained(detector: Scorer, rows: Tensor) -> dict[str, Tensor]:
         cells = detector._energy_cells(detector.module_, detector._shown(rows))
     nearest, ordinary = _nearest_normal(detector, rows)
     n = len(rows)
-    told = {"nearest": nearest, "found": ordinary, "exact": torch.full((n,), cells is not None)}
+    told = {
+        "nearest": nearest, "found": ordinary, "moved": _moved(detector, rows, nearest),
+        "exact": torch.full((n,), cells is not None),
+    }  # fmt: skip
     if cells is not None:
         latent = rows.new_zeros(n, 0) if cells.latent is None else -cells.latent
         with torch.no_grad():
@@ -236,6 +265,12 @@ def _nearest_normal(detector: Scorer, rows: Tensor) -> tuple[Tensor, Tensor]:
     for step in range(STEPS + 1):
         energy, slope = energy_and_slope(detector, now[waiting])
         left = ~(energy <= wanted)
+        if isinstance(detector._standardiser, Preparation):
+            # Between two categories lies none: what counts is the row that there can be.
+            with torch.no_grad():
+                possible = _possible(detector, rows[waiting], now[waiting])
+                left = ~(detector._energy(possible) <= wanted)
+            now[waiting[~left]] = possible[~left]
         waiting = waiting[left]
         if not len(waiting) or slope is None or step == STEPS:
             break
@@ -246,3 +281,19 @@ def _nearest_normal(detector: Scorer, rows: Tensor) -> tuple[Tensor, Tensor]:
     ordinary = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
     ordinary[waiting] = False
     return now, ordinary
+
+
+def _moved(detector: Scorer, rows: Tensor, others: Tensor) -> Tensor:
+    """Return in which of the user's columns prepared rows differ ``(n, columns)``; of images, nothing."""
+    if rows.ndim > 2:
+        return rows.new_zeros(len(rows), 0)
+    owner = torch.from_numpy(detector._owner).to(rows.device)
+    changed = (rows.nan_to_num() != others.nan_to_num()).long()
+    return changed.new_zeros(len(rows), detector.spec_.dimensions).index_add_(1, owner, changed) > 0
+
+
+def _possible(detector: Scorer, rows: Tensor, moved: Tensor) -> Tensor:
+    """Return prepared rows as there can be: each category one of its levels; what did not move is left to the bit."""
+    whole = detector._prepare(detector._inverse(moved)).to(rows)
+    owner = torch.from_numpy(detector._owner).to(rows.device)
+    return torch.where(_moved(detector, rows, moved)[:, owner], whole, rows)

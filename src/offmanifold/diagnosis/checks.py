@@ -18,6 +18,7 @@ from sklearn.base import clone
 from offmanifold.calibration import p_values, smallest_rate, threshold
 from offmanifold.data import outliers
 from offmanifold.detectors.base import OutlierDetector
+from offmanifold.diagnosis.comparison import certain, shift_told
 from offmanifold.diagnosis.findings import Finding, Grade, graded, other_than, to_json
 from offmanifold.diagnosis.latent_space import latents, manifold
 from offmanifold.diagnosis.patient import FEWEST, Patient
@@ -29,8 +30,6 @@ from offmanifold.training.loop import TrainingDiverged
 # Attack: starts, steps, and the first step's length: in standard deviations, and in grey levels for pixels in [0, 1].
 STARTS, STEPS, STEP = 64, 60, 0.1
 PIXEL_STEP = 0.02
-# A shift of fewer standard deviations is none worth telling, however certain it is.
-LEAST_SHIFT = 0.05
 # Refits learn from so large a share of the reference, and should agree as well as this.
 REFITTED, STEADY = 0.8, 0.5
 # A score that goes with complexity so much measures little else. In the zoo's images (digits, MNIST, Fashion-MNIST) no
@@ -47,8 +46,6 @@ class Check(NamedTuple):
     Attributes
     ----------
     name, question : str
-    paper : str
-        Where the failure that it looks for is described.
     needs_rows : bool
     run : Patient → Finding
     needs_new_rows : bool
@@ -59,7 +56,6 @@ class Check(NamedTuple):
 
     name: str
     question: str
-    paper: str
     needs_rows: bool
     run: Callable[[Patient], Finding]
     needs_new_rows: bool = False
@@ -91,7 +87,7 @@ def calibration(patient: Patient) -> Finding:
     grade: Grade = "fine"
     if min(excess, too_small) < 0.001:
         grade = "fail" if alarms.value > 1.5 * rate else "warn"
-        where = ", ".join(patient.moved[:3])
+        where = "" if patient.comparison is None else ", ".join(patient.comparison.moved[:3])
         told += " These rows are stranger than those of calibration" + (f": {where} have moved." if where else ".")
         advice = "Fit again with rows as they come now, or find out what changed."
     elif too_large < 0.001:
@@ -107,17 +103,16 @@ def calibration(patient: Patient) -> Finding:
 
 def drift(patient: Patient) -> Finding:
     """Do these rows come from where the training rows came from?"""
-    found = patient.shift
-    if found is None:
+    if patient.comparison is None:
         return Finding("drift", "not applicable", "The model's file does not say what its training rows were like.")
-    details = {"p_value": found.p_value, "moved": patient.moved}
-    if found.p_value >= 0.001 or found.size.value < LEAST_SHIFT:
-        told = f"Means differ from those of the training rows as chance has it (p = {found.p_value:.2g})."
+    found, moved = patient.comparison.shift, patient.comparison.moved
+    details = {"p_value": found.p_value, "moved": moved}
+    told = shift_told(found)
+    if not certain(found):
         return Finding("drift", "fine", told, found.size, "standard deviations", details=details)
-    told = f"Means lie {found.size.value:.2f} standard deviations farther from the training rows' than chance explains"
-    where = ", ".join(patient.moved[:3])
+    where = ", ".join(moved[:3])
     return Finding(
-        "drift", "warn", f"{told}{': ' if where else ''}{where}.", found.size, "standard deviations",
+        "drift", "warn", f"{told.removesuffix('.')}{': ' if where else ''}{where}.", found.size, "standard deviations",
         "Find out what changed, or whether outliers were among the training rows that are not among these.", details,
     )  # fmt: skip
 
@@ -355,7 +350,7 @@ def refits(patient: Patient) -> Finding:
                 again = clone(detector).set_params(random_state=seed, verbose=False).fit(rows, columns=kinds)
             except (ValueError, TrainingDiverged) as error:
                 return Finding("refits", "not applicable", f"No other fit could be made of these rows: {error}")
-        scores.append(again.score_samples(patient.users(patient.normal)))
+        scores.append(again.score_samples(patient.presented(patient.normal)))
     number = rank_correlation(*scores)
     told = f"Rank correlation of two refits' scores of normal rows: {number.value:+.2f}."
     grade: Grade = "fine" if number.value >= STEADY else "warn"
@@ -364,17 +359,17 @@ def refits(patient: Patient) -> Finding:
 
 
 CHECKS = (
-    Check("training", "Did training go well?", "P0 §3.2, P3 §4", False, training),
-    Check("latents", "What are its latents used for?", "P0 §4.2, P2, P4", False, latents),
-    Check("scaling", "Do all columns count?", "–", False, scaling),
-    Check("calibration", "Does its false-alarm rate hold?", "–", True, calibration, needs_new_rows=True),
-    Check("drift", "Are these rows like those it learned from?", "–", True, drift, needs_new_rows=True),
-    Check("red team", "Does it see synthetic outliers?", "P3 §5", True, red_team),
-    Check("agreement", "Does it agree with neighbours?", "–", True, agreement),
-    Check("identity", "Does it copy whatever comes?", "P3 §1", True, identity),
-    Check("stability", "Does one part decide everything?", "–", True, stability),
-    Check("complexity", "Does it measure complexity alone?", "P3 §5.2", True, complexity),
-    Check("attack", "Can it be fooled?", "P3 §3", True, attack),
-    Check("manifold", "Is what it makes up near the data?", "P3 Fig. 7", True, manifold),
-    Check("refits", "Would another fit say the same?", "–", True, refits, takes=_refits_take),
+    Check("training", "Did training go well?", False, training),
+    Check("latents", "What are its latents used for?", False, latents),
+    Check("scaling", "Do all columns count?", False, scaling),
+    Check("calibration", "Does its false-alarm rate hold?", True, calibration, needs_new_rows=True),
+    Check("drift", "Are these rows like those it learned from?", True, drift, needs_new_rows=True),
+    Check("red team", "Does it see synthetic outliers?", True, red_team),
+    Check("agreement", "Does it agree with neighbours?", True, agreement),
+    Check("identity", "Does it copy whatever comes?", True, identity),
+    Check("stability", "Does one part decide everything?", True, stability),
+    Check("complexity", "Does it measure complexity alone?", True, complexity),
+    Check("attack", "Can it be fooled?", True, attack),
+    Check("manifold", "Is what it makes up near the data?", True, manifold),
+    Check("refits", "Would another fit say the same?", True, refits, takes=_refits_take),
 )

@@ -16,10 +16,10 @@ from offmanifold.data.tables import Preparation, Standardiser
 from offmanifold.detectors.base import OutlierDetector
 from offmanifold.detectors.explanations import energy_and_slope
 from offmanifold.detectors.latent import LatentMixin
+from offmanifold.diagnosis.comparison import Comparison, cell_names, compare, compared
 from offmanifold.measures.detection import auroc
 from offmanifold.measures.estimates import Estimate
 from offmanifold.measures.plain import Components, Neighbours
-from offmanifold.measures.shift import PATCHES, Shift, compared_parts, shift
 from offmanifold.probability.latents import prior_sample, project
 
 # Below this no check on rows says anything: half of them are the reference.
@@ -82,6 +82,10 @@ class Patient:
         """Return standardised rows ``(n, *shape)`` as the detector takes them from a user."""
         return self.detector.spec_.arrange(self.scaler.inverse(np.asarray(rows, dtype=np.float64)))
 
+    def presented(self, rows: Any) -> Any:
+        """Return standardised rows as a user knows them: a frame where not all columns are numbers."""
+        return self.detector.spec_.present(self.scaler.inverse(np.asarray(rows, dtype=np.float64)))
+
     def score(self, rows: Any) -> Float64Array:
         """Return the detector's scores of standardised rows; what is not finite counts as most abnormal."""
         return _finite(self.detector.score_samples(self.users(rows)))
@@ -111,28 +115,9 @@ class Patient:
         return self._made[family]
 
     @functools.cached_property
-    def shift(self) -> Shift | None:
-        """How far the rows given lie from those of training; None where the model's file does not know these."""
-        known = self.detector.training_moments_
-        return None if known is None else shift(known, compared_parts(self.detector._prepare(self.rows)))
-
-    @property
-    def moved(self) -> list[str]:
-        """The columns, or patches, whose means differ from those of the training rows, the farthest first."""
-        return [] if self.shift is None else list(dict.fromkeys(self._parts[part] for part in self.shift.moved))
-
-    @property
-    def gaps(self) -> dict[str, float]:
-        """How far the mean of each column, or patch, lies from the training rows' in standard deviations.
-
-        Of a column that has become several cells, and of a patch's channels, the farthest counts. The farthest first.
-        """
-        if self.shift is None:
-            return {}
-        found: dict[str, float] = {}
-        for part, gap in zip(self._parts, self.shift.gaps, strict=True):
-            found[part] = max(found.get(part, 0.0), float(gap), key=abs)
-        return dict(sorted(found.items(), key=lambda item: -abs(item[1])))
+    def comparison(self) -> Comparison | None:
+        """How the rows given lie to those of training; None where the model's file does not know these."""
+        return compare(self.detector, compared(self.detector, self.rows))
 
     @property
     def variances(self) -> dict[str, float] | None:
@@ -141,22 +126,9 @@ class Patient:
         if self.is_image or known is None:
             return None
         found: dict[str, float] = {}
-        for name, spread in zip(self._columns, known.spread, strict=True):
+        for name, spread in zip(cell_names(self.detector), known.spread, strict=True):
             found[name] = found.get(name, 0.0) + float(spread) ** 2
         return {name: variance for name, variance in found.items() if variance > 0}
-
-    @functools.cached_property
-    def _parts(self) -> list[str]:
-        """The name of each part of a row that :attr:`shift` compares."""
-        if not self.is_image:
-            return self._columns
-        patches = [f"the patch in row {1 + i // PATCHES}, column {1 + i % PATCHES}" for i in range(PATCHES**2)]
-        return patches * self.detector.spec_.shape[0]
-
-    @functools.cached_property
-    def _columns(self) -> list[str]:
-        """The name of the column that each cell, as the network sees it, belongs to."""
-        return [self.detector.spec_.names[i] for i in self.detector._owner]
 
     # --- the plain methods ------------------------------------------------------------------------------
 

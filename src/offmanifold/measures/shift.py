@@ -9,7 +9,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 import torch.nn.functional as F
-from scipy.stats import gamma, norm
+from scipy.stats import gamma, norm, pearson3
 from torch import Tensor
 
 from offmanifold.measures.estimates import Estimate
@@ -21,6 +21,8 @@ PATCHES = 4
 BLOCK = 1024
 # Differences of so much of a part's size are rounding.
 ROUNDING = 1e-6
+# Less skewness is none, and smaller probabilities are this one.
+SYMMETRIC, SMALLEST = 1e-4, 1e-300
 
 
 def compared_parts(prepared: Tensor) -> npt.NDArray[np.float32]:
@@ -32,15 +34,16 @@ def compared_parts(prepared: Tensor) -> npt.NDArray[np.float32]:
 
 @dataclasses.dataclass(frozen=True)
 class Moments:
-    """Mean and standard deviation of each part of rows, and of how many rows: ``(k,)`` float64 each.
+    """Mean, standard deviation and skewness of each part of rows, and of how many rows: ``(k,)`` float64 each.
 
     A model file keeps those of its training rows: enough to tell whether others are like them, too little to tell
-    what they were.
+    what they were. Files of before the skewness was kept have none.
     """
 
     mean: Float64Array
     spread: Float64Array
     count: Float64Array
+    skewness: Float64Array | None = None
 
     @classmethod
     def of(cls, rows: npt.NDArray[Any]) -> Self:
@@ -49,8 +52,12 @@ class Moments:
         count: Float64Array = np.sum([np.isfinite(block).sum(0) for block in blocks], axis=0, dtype=np.float64)
         some = np.maximum(count, 1)
         mean = np.sum([np.nansum(block, 0, dtype=np.float64) for block in blocks], axis=0) / some
-        squares = np.sum([np.nansum(np.square(block - mean), 0, dtype=np.float64) for block in blocks], axis=0)
-        return cls(mean, np.sqrt(squares / some), count)
+        squares, cubes = (
+            np.sum([np.nansum((block - mean) ** power, 0, dtype=np.float64) for block in blocks], axis=0)
+            for power in (2, 3)
+        )
+        spread = np.sqrt(squares / some)
+        return cls(mean, spread, count, cubes / some / np.where(spread > 0, spread, 1) ** 3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +87,9 @@ def shift(known: Moments, rows: npt.NDArray[Any]) -> Shift:
 
     Σ z² over the parts' z is compared with a gamma law of the same mean and variance, which parts that are correlated
     widen (Satterthwaite); their correlation is estimated from ``rows`` (its square's trace without bias, as Bai and
-    Saranadasa do).
+    Saranadasa do). Where the smaller of the two sides has few rows, the mean of a rare category or of a part with a
+    long tail is not normal: each z is what it would be for a normal law of the same tail as Pearson's type III law with
+    the mean's skewness.
     """
     new = Moments.of(rows)
     both = np.maximum(known.count + new.count, 1)
@@ -93,6 +102,7 @@ def shift(known: Moments, rows: npt.NDArray[Any]) -> Shift:
     chance = 1 / known.count[told] + 1 / new.count[told]
     # Spreads are estimated: of N normal rows in all, z² would be N/(N − 4) on average.
     z = gap[told] / np.sqrt(chance) * np.sqrt(np.maximum(both[told] - 4, 1) / both[told])
+    z = _as_normal(z, _skewness(known, new, unit)[told])
     total, k = float(z @ z), len(z)
     spread = np.where(new.spread > 0, new.spread, 1)[told]
     standard: Any = np.nan_to_num((rows[:, told] - new.mean[told]) / spread)
@@ -117,3 +127,25 @@ def shift(known: Moments, rows: npt.NDArray[Any]) -> Shift:
     places = np.flatnonzero(told)
     order = np.argsort(-np.abs(z))
     return Shift(size, p_value, places[order[np.abs(z)[order] > limit]], np.where(told, gap, 0.0))
+
+
+def _skewness(known: Moments, new: Moments, unit: Float64Array) -> Float64Array:
+    """Return the skewness ``(k,)`` of the difference between the means of the two sides' rows, if both are alike."""
+    sides = [
+        (side.count, side.skewness * (side.spread / unit) ** 3) for side in (known, new) if side.skewness is not None
+    ]
+    cubes = sum(count * own for count, own in sides) / np.maximum(sum(count for count, _ in sides), 1)
+    old, added = 1 / np.maximum(known.count, 1), 1 / np.maximum(new.count, 1)
+    found: Float64Array = cubes * (added**2 - old**2) / (added + old) ** 1.5
+    return found
+
+
+def _as_normal(z: Float64Array, skewness: Float64Array) -> Float64Array:
+    """Return the normal quantiles of z, whose laws are of mean 0, variance 1 and so much skewness."""
+    law, up = pearson3(np.where(np.abs(skewness) > SYMMETRIC, skewness, 0)), z > 0
+    tail = np.where(up, law.sf(z), law.cdf(z)).clip(SMALLEST, 1)
+    # The shorter tail of other laws is not as short as Pearson's.
+    found: Float64Array = np.sign(z) * np.minimum(
+        np.abs(z), np.maximum(np.where(up, norm.isf(tail), -norm.ppf(tail)), 0)
+    )
+    return found

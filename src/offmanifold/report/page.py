@@ -17,9 +17,9 @@ from PIL import Image
 from offmanifold import atomic, calibration
 from offmanifold.data.inputs import Float64Array, Rows, evenly
 from offmanifold.detectors.base import OutlierDetector
-from offmanifold.detectors.explanations import Explanation, cell
+from offmanifold.detectors.explanations import Explanation, cell_and_normal
+from offmanifold.diagnosis.comparison import certain, compare_some, shift_told
 from offmanifold.diagnosis.findings import Diagnosis
-from offmanifold.diagnosis.patient import Patient
 from offmanifold.report import charts, pictures
 
 # Rows explained, columns named for each, and rows that the histogram is drawn from at most.
@@ -130,24 +130,18 @@ def _judged(detector: OutlierDetector, X: Any, names: list[str] | None) -> dict[
 
 def _compared(detector: OutlierDetector, X: Any) -> dict[str, Any] | None:
     """Return what the rows are like beside those of training; None where the model's file does not know these."""
-    patient = Patient(detector, X, most=DRAWN)
-    shift = patient.shift
-    if shift is None:
+    rows = Rows(X, detector.spec_, detector.key)
+    found, missing = compare_some(detector, rows, evenly(len(rows), DRAWN))
+    if found is None:
         return None
-    missing = float(np.isnan(patient.rows).mean())
-    told = f"{patient.given:,} rows" + (f", {missing:.1%} of their cells missing. " if missing else ". ")
-    if patient.moved:
-        told += (
-            f"Their means lie {shift.size.value:.2f} standard deviations [{shift.size.low:.2f}, {shift.size.high:.2f}] "
-            f"farther from the training rows' than chance explains. Outliers among them do that as well as a change in "
-            "all of them."
-        )
-    else:
-        told += "Their means differ from the training rows' as chance has it."
-    moved = set(patient.moved)
+    told = f"{len(rows):,} rows" + (f", {missing:.1%} of their cells missing. " if missing else ". ")
+    told += shift_told(found.shift)
+    if certain(found.shift):
+        told += " Outliers among them do that as well as a change in all of them."
+    moved = set(found.moved)
     values = [
         (name.removeprefix("the patch in "), gap, f"{gap:+.2f}" + (" – more than chance" if name in moved else ""))
-        for name, gap in list(patient.gaps.items())[:PARTS]
+        for name, gap in list(found.gaps.items())[:PARTS]
     ]
     return {"told": told, "bars": charts.bars("Means of these rows, in standard deviations of training", values)}
 
@@ -155,9 +149,9 @@ def _compared(detector: OutlierDetector, X: Any) -> dict[str, Any] | None:
 def _columns(explanation: Explanation, i: int, name: str) -> Markup:
     values = []
     for reason in explanation.top(i, COLUMNS):
-        found, normal = cell(reason.value), cell(reason.nearest_normal)
+        found, normal = cell_and_normal(reason.value, reason.nearest_normal)
         if reason.contribution:
-            text = f"{found or 'missing'} → {normal}" if normal and normal != found else found or "missing"
+            text = f"{found or 'missing'} → {normal}" if normal else found or "missing"
             values.append((reason.column, reason.contribution, text))
     values += [(name, value, f"{value:+.4g}") for name, value in explanation.beside(i).items()]
     return charts.bars(f"{name}: what columns add to its score", values)
@@ -172,7 +166,8 @@ def _picture(name: str, picture: pictures.Picture) -> dict[str, str]:
 
 def _charts(detector: OutlierDetector, diagnosis: Diagnosis, normal: Any) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
-    families = diagnosis["red team"].details.get("families")
+    red_team = next((finding for finding in diagnosis.findings if finding.check == "red team"), None)
+    families = None if red_team is None else red_team.details.get("families")
     if families:
         rows = [(name, {kind: number["value"] for kind, number in row.items()}) for name, row in families.items()]
         key = Markup(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,8 @@ KEY = (
 )
 # Inches of a picture's side on a sheet.
 SIDE = 1.5
+# Letters of the key that an inch holds, and inches of a line of it.
+KEY_LETTERS, LINE = 16, 0.15
 
 
 class Picture(NamedTuple):
@@ -56,7 +59,9 @@ def write_sheet(path: Path, rows: Sequence[list[Picture]], names: Sequence[str])
     """Draw a line of pictures for each row, with its name to the left."""
     captions = list(dict.fromkeys(picture.caption for row in rows for picture in row))
     captions.sort(key=lambda caption: caption == MAP)  # which is there for every row, comes last
-    figure = new_figure(SIDE * len(captions) + 1.6, SIDE * len(rows) + 0.6)
+    width = SIDE * len(captions) + 1.6
+    key = textwrap.fill(KEY, int(width * KEY_LETTERS))
+    figure = new_figure(width, SIDE * len(rows) + 0.6 + LINE * key.count("\n"))
     axes = figure.subplots(len(rows), len(captions), squeeze=False)
     for line, row, name in zip(axes, rows, names, strict=True):
         pixels = {picture.caption: picture.pixels for picture in row}
@@ -66,10 +71,10 @@ def write_sheet(path: Path, rows: Sequence[list[Picture]], names: Sequence[str])
             cell.spines[:].set_visible(False)
             if caption in pixels:
                 cell.imshow(pixels[caption], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8, parse_math=False)
     for cell, caption in zip(axes[0], captions, strict=True):
         cell.set_title(caption, fontsize=9)
-    figure.supxlabel(KEY, fontsize=8)
+    figure.supxlabel(key, fontsize=8)
     write_figure(figure, path)
 
 
