@@ -28,9 +28,8 @@ from offmanifold.detectors.levelling import Levelling
 from offmanifold.measures.shift import Moments, compared_parts
 
 FORMAT = "offmanifold"
-# The highest that is read. Tables of numbers and images are written as 1, which earlier releases read, mixed tables as
-# 2, and what holds rows with missing cells as 3.
-VERSION = 3
+# What is written; lower ones are read.
+VERSION = 4
 # Cells of these may be missing.
 ROWS = "calibration/rows"
 # How far a probe row's score may be off on another machine: other kernels round differently.
@@ -40,25 +39,33 @@ PROBE_TOLERANCE = 1e-3
 def save(detector: OutlierDetector, path: str | os.PathLike[str]) -> None:
     """Write a fitted detector to ``path``, whole or not at all.
 
+    Where ``store_rows`` has been set to False after the fit, the calibration rows are left out.
+
     Raises
     ------
     sklearn.exceptions.NotFittedError
         If it has not been fitted.
+    ValueError
+        If ``store_rows`` is False and yet rows are part of the weights: fit again, then.
     """
     check_is_fitted(detector, "module_")
+    beside = detector.calibration_rows_
+    within = detector.stored_rows - (0 if beside is None else len(beside))
+    if within and not detector.store_rows:
+        raise ValueError(
+            f"store_rows is False, but {within:,} rows are part of what {type(detector).__name__} scores by, since it "
+            "was fitted with store_rows=True. Fit again with store_rows=False."
+        )
     tensors = {f"module/{name}": tensor for name, tensor in detector.module_.state_dict().items()}
     tensors["calibration/scores"] = torch.from_numpy(detector.calibration_scores_)
-    gaps = False
-    if detector.calibration_rows_ is not None:
-        tensors[ROWS] = torch.from_numpy(detector.calibration_rows_)
-        gaps = bool(tensors[ROWS].isnan().any())
+    if beside is not None and detector.store_rows:
+        tensors[ROWS] = torch.from_numpy(beside)
     if detector._standardiser is not None:
         tensors["standardiser/mean"] = torch.from_numpy(detector._standardiser.mean)
         tensors["standardiser/scale"] = torch.from_numpy(detector._standardiser.scale)
     if detector.training_moments_ is not None:
         moments = dataclasses.asdict(detector.training_moments_)
         tensors |= {f"training_moments/{name}": torch.from_numpy(values) for name, values in moments.items()}
-    prepared = isinstance(detector._standardiser, Preparation)
     if detector._levelling is not None:
         tensors |= {f"levelling/{name}": tensor for name, tensor in detector._levelling.tensors().items()}
     tensors["probes/rows"] = detector._probe_rows()
@@ -81,8 +88,7 @@ def save(detector: OutlierDetector, path: str | os.PathLike[str]) -> None:
         },
     }
     text = json.dumps(header)
-    version = 3 if gaps else 2 if prepared else 1
-    metadata = {"format": FORMAT, "version": str(version), "header": text, "digest": _digest(text, tensors)}
+    metadata = {"format": FORMAT, "version": str(VERSION), "header": text, "digest": _digest(text, tensors)}
     atomic.write(path, safetensors.torch.save(tensors, metadata))
 
 

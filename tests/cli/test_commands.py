@@ -492,18 +492,25 @@ def test_mistakes_are_explained(
 
 
 def test_a_run_goes_on_with_its_own_settings_alone(work: Path) -> None:
-    def fit(*more: object) -> list[object]:
-        return ["fit", "normal.csv", *QUICK, *more, "--checkpoint-every", "0", "-o", "cut.safetensors"]
+    def fit(*more: object) -> list[str]:
+        own = ["--set", "hidden=[32]", "--checkpoint-every", "0", "-o", "cut.safetensors"]
+        return ["fit", "normal.csv", "--detector", "ae", *map(str, [*own, *more])]
 
-    child = subprocess.Popen([*COMMAND, *map(str, fit("--set", "steps=100000"))], cwd=work, stderr=subprocess.DEVNULL)
+    # Without a seed, and --resume is in the command from the first run on.
+    child = subprocess.Popen([*COMMAND, *fit("--resume", "--set", "steps=400")], cwd=work, stderr=subprocess.DEVNULL)
     while not (work / "cut.checkpoint").exists():
         assert child.poll() is None
-        time.sleep(0.05)
+        time.sleep(0.01)
     child.kill()
     child.wait()
-    told = complaint(*fit("--set", "steps=100000", "--set", "batch_size=64", "--resume"), cwd=work, status=1)
-    assert "belongs to another run: batch_size was 256 and is 64. Resume with" in told
-    (work / "cut.checkpoint").unlink()
+    told = complaint(*fit("--resume", "--set", "steps=400", "--set", "batch_size=64"), cwd=work, status=1)
+    assert "belongs to another run: batch_size was 128 and is 64. Resume with" in told
+    run(*fit("--resume", "--set", "steps=400"), cwd=work)
+    seed = storage.read(work / "cut.safetensors")[0]["parameters"]["random_state"]
+    again = fit("--overwrite", "--set", "steps=400", "--set", f"random_state={seed}")
+    _, resumed = storage.read(work / "cut.safetensors")
+    run(*again, cwd=work)
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in storage.read(work / "cut.safetensors")[1].items())
 
 
 def test_debug_shows_the_traceback(work: Path) -> None:

@@ -14,9 +14,11 @@ import polars as pl
 import pytest
 from conftest import quick
 
-from offmanifold import AE, VAE, diagnose
+from offmanifold import AE, VAE, NegativeVAE, diagnose
 from offmanifold.cli.main import main
+from offmanifold.cli.report import fit_again
 from offmanifold.report.page import write_report
+from offmanifold.report.pictures import explained, write_sheet
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -94,6 +96,33 @@ def test_a_page_says_what_was_found(pages: dict[str, Path]) -> None:
     assert "– more than chance" in table and re.search(r">row \d, column \d<", images)
     assert "normal rows were looked at" in table and "calibration rows of the model" in images
     assert "not examined" in colour and "<code>--normal</code>" in colour and "Synthetic outliers" not in colour
+
+
+def test_a_diagnosis_of_some_checks_will_do(tmp_path: Path, plane: Any) -> None:
+    detector = AE(**quick(AE)).fit(plane[0])
+    write_report(detector, diagnose(detector, plane[0], checks=["drift"]), tmp_path / "page.html", X=plane[0] + 1)
+    text = (tmp_path / "page.html").read_text()
+    assert "Synthetic outliers by family" not in text
+    assert "farther from the training rows&#39; than chance explains. Outliers among them do that" in text
+
+
+def test_names_of_pictures_are_no_formulas(tmp_path: Path, digits: Any) -> None:
+    detector = AE(**quick(AE)).fit(digits[0][:200])
+    pictures = explained(detector, detector.explain(digits[0][:2]))
+    write_sheet(tmp_path / "why.png", pictures, ["cost $5_$10.png", "a$_$.png"])
+    assert (tmp_path / "why.png").stat().st_size > 1000
+
+
+def test_what_a_fit_was_given_is_in_its_command() -> None:
+    parameters = NegativeVAE(random_state=3).get_params()
+    header = {
+        "detector": "negative-vae", "parameters": parameters, "settings": {"negatives": {"given": 1.0}},
+        "input": {"kind": "table"},
+    }  # fmt: skip
+    assert fit_again(header) == (
+        "offmanifold fit DATA --detector negative-vae --set random_state=3 --negatives NEGATIVES"
+        "  # and --drop, --columns as they were"
+    )
 
 
 def test_the_command(tmp_path: Path, plane: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -122,6 +122,7 @@ def fit(
             )
     from offmanifold.data.files import Source, open_source
     from offmanifold.detectors import DETECTORS
+    from offmanifold.training.checkpoints import saved_seed
     from offmanifold.training.threads import limited_to
 
     if name is not None and name not in DETECTORS:
@@ -140,7 +141,9 @@ def fit(
     for key in values:
         if key not in known:
             raise common.UsageError(f"{name} has no parameter {key!r}.{did_you_mean(key, known)}")
-    if not resume:  # a run that is continued keeps its own seed
+    if checkpoint.exists() and resume:  # a run that is continued keeps its own
+        values.setdefault("random_state", saved_seed(checkpoint)[1])
+    elif not (search.exists() and resume):
         values.setdefault("random_state", secrets.randbelow(2**31))  # known, so that the fit can be repeated
     make: Callable[..., OutlierDetector] = DETECTORS[name]
     model = make(**{"verbose": not quiet, **values})
@@ -186,6 +189,7 @@ def fit(
         "settings": model.settings_,
         "input": model.spec_.describe(),
         "rows": model.rows_,
+        "stored_rows": model.stored_rows,
         "false_alarm_rate": model.false_alarm_rate,
         "steps": sum(phase["steps"] for phase in model.training_summary().values()),
         "seconds": round(seconds, 2),
@@ -203,6 +207,9 @@ def fit(
             typer.echo(
                 f"{model.stored_rows:,} of the rows are part of the model; --set store_rows=false leaves them out."
             )
+        levels = [column.name for column in model.spec_.details or () if column.levels]
+        if levels and not model.store_rows:
+            typer.echo(f"The values that categories have are part of it all the same: {', '.join(levels)}.")
         again = "".join(f" --drop {shlex.quote(name)}" for name in drop or ())
         typer.echo(f"Wrote {out}. Next:  offmanifold score {out} NEW_DATA{again} --out scores.csv")
 

@@ -60,7 +60,7 @@ def report(
     if new is not None:
         Rows(new, detector.spec_, detector.key).take(slice(None))  # a bad value is better found before the examination
     facts = {
-        "the model's fit": _fit_again(header),
+        "the model's fit": fit_again(header),
         "this page": shlex.join(["offmanifold", *sys.argv[1:]]),
         "model": str(model.resolve()),
         "sha256 of the model": hashlib.sha256(model.read_bytes()).hexdigest(),
@@ -80,7 +80,7 @@ def report(
     typer.echo(f"{diagnosis.sentence} Wrote {out}.")
 
 
-def _fit_again(header: Mapping[str, Any]) -> str:
+def fit_again(header: Mapping[str, Any]) -> str:
     """Return the command that fits the model of a file's header again, where its rows are at hand."""
     from offmanifold.cli.detectors import defaults
     from offmanifold.detectors import DETECTORS
@@ -91,4 +91,8 @@ def _fit_again(header: Mapping[str, Any]) -> str:
         text, told = json.dumps(value), json.dumps(usual.get(name))  # a tuple is a list there
         if name not in ("verbose", "device") and text != told:
             words += ["--set", f"{name}={value if isinstance(value, str) else text}"]
-    return shlex.join(words)
+    if "given" in header["settings"].get("negatives", ()):
+        words += ["--negatives", "NEGATIVES"]
+    # A file does not say of a table what was left out, and what its columns were said to be.
+    more = "  # and --drop, --columns as they were" if header["input"]["kind"] == "table" else ""
+    return shlex.join(words) + more

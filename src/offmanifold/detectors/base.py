@@ -174,7 +174,7 @@ class OutlierDetector(Scorer, abc.ABC):
         path = Path(checkpoint) if checkpoint is not None else None
         resume = resume and path is not None and path.exists()
         seed = (
-            saved_seed(path)  # the run that is continued keeps its own
+            saved_seed(path)[0]  # the run that is continued keeps its own
             if resume and path is not None
             else self._seed()
         )
@@ -209,7 +209,9 @@ class OutlierDetector(Scorer, abc.ABC):
         if path is not None:
             beside = () if self._negatives is None else (self._negatives,)
             decisive = {"detector": self.key, "precision": self.precision, **settings}
-            checkpointer = Checkpointer(path, decisive, fingerprint(data, held_out, *beside), seed, checkpoint_every)
+            known = int(self.random_state) if isinstance(self.random_state, int | np.integer) else None
+            digest = fingerprint(data, held_out, *beside)
+            checkpointer = Checkpointer(path, decisive, digest, seed, checkpoint_every, known)
         complete = missing_cells(data) is None and missing_cells(held_out) is None
         try:
             with limited_to(self._threads(model, settings)), nothing_missing(complete):

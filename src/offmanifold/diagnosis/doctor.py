@@ -109,7 +109,7 @@ def _seconds(budget: str | float, detector: OutlierDetector) -> float:
     else:
         value = float(budget) if isinstance(budget, numbers.Real) else 0.0
     if not value > 0:
-        raise ValueError(
+        raise parameters.InvalidParameter(
             f"budget must be 'auto', seconds above 0, or text such as '90s', '2min', '1h'; got {budget!r}."
         )
     return value

@@ -57,7 +57,7 @@ class Member(NamedTuple):
     make : (columns, common parameters) → detector
     on : {"table", "image", ""}
         The kind of rows that it is for; both unless told.
-    spoil_rows : (train, outliers, generator) → train, optional
+    spoil_rows : (train, outliers, generator) → train, outliers to be found, optional
     measured : (train, seed) → rows → rows, optional
         How rows of a table, those it is examined on too, are brought to the units that it sees.
     spoil : detector → None, optional
@@ -66,19 +66,20 @@ class Member(NamedTuple):
 
     make: Callable[[int, dict[str, Any]], OutlierDetector]
     on: str = ""
-    spoil_rows: Callable[[Array, Array, np.random.Generator], Array] | None = None
+    spoil_rows: Callable[[Array, Array, np.random.Generator], tuple[Array, Array]] | None = None
     measured: Callable[[Array, int], Callable[[Array], Array]] | None = None
     spoil: Callable[[OutlierDetector], None] | None = None
 
 
-def _contaminated(train: Array, odd: Array, rng: np.random.Generator) -> Array:
-    """Every fifth row to learn from is an outlier."""
-    return np.concatenate([train, odd[rng.integers(len(odd), size=len(train) // 4)]])
+def _contaminated(train: Array, odd: Array, rng: np.random.Generator) -> tuple[Array, Array]:
+    """Every fifth row to learn from is an outlier; others are to be found."""
+    known, unknown = odd[::2], odd[1::2]
+    return np.concatenate([train, known[rng.integers(len(known), size=len(train) // 4)]]), unknown
 
 
-def _repeated(train: Array, odd: Array, rng: np.random.Generator) -> Array:
+def _repeated(train: Array, odd: Array, rng: np.random.Generator) -> tuple[Array, Array]:
     """A tenth of the rows, each there ten times: those to stop by and to calibrate with were trained on."""
-    return train[np.resize(np.arange(max(len(train) // 10, 1)), len(train))]
+    return train[np.resize(np.arange(max(len(train) // 10, 1)), len(train))], odd
 
 
 def _wrong_units(train: Array, seed: int) -> Callable[[Array], Array]:
@@ -200,9 +201,9 @@ def run(job: Job) -> dict[str, Any]:
         member = ZOO[name]
         if member.on not in ("", "table" if train.ndim == 2 else "image"):
             continue
-        rows = train
+        rows, unknown = train, odd
         if member.spoil_rows is not None:
-            rows = member.spoil_rows(train, odd, np.random.default_rng(job["seed"]))
+            rows, unknown = member.spoil_rows(train, odd, np.random.default_rng(job["seed"]))
         measured: Callable[[Array], Array] = _as_they_are
         if member.measured is not None and train.ndim == 2:
             measured = member.measured(train, job["seed"])
@@ -212,7 +213,7 @@ def run(job: Job) -> dict[str, Any]:
             member.spoil(detector)
             split = detector.split(len(rows))[0]
             detector._calibrate(np.sort(detector.score_samples(rows[split])))
-        parts = [measured(part) for part in (examined, test, odd)]
+        parts = [measured(part) for part in (examined, test, unknown)]
         diagnosis = diagnose(detector, parts[0], budget="1h", checks=EXAMINED, random_state=job["seed"])
         real = auroc(*(np.nan_to_num(detector.score_samples(part), nan=-1e300) for part in parts[1:]))
         members[name] = {

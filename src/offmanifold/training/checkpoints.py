@@ -36,6 +36,8 @@ class Checkpointer:
         A digest of the data: a run is only continued with the same data and settings.
     seed : int
         What the run's generators started from.
+    random_state : int, optional
+        The parameter that it was drawn by.
     every : float
         Seconds between two checkpoints; 0 saves after every step.
     """
@@ -45,6 +47,7 @@ class Checkpointer:
     data: str
     seed: int
     every: float = 30.0
+    random_state: int | None = None
     _last: float = dataclasses.field(default_factory=time.monotonic)
 
     @property
@@ -54,7 +57,8 @@ class Checkpointer:
 
     def save(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Write a checkpoint; the earlier one is replaced only by a whole one."""
-        header = {"format": FORMAT, **self._origin, "seed": self.seed, "state": state}
+        header = {"format": FORMAT, **self._origin, "state": state}
+        header |= {"seed": self.seed, "random_state": self.random_state}
         contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         text = json.dumps(header)
         atomic.write(self.path, safetensors.torch.save(contiguous, {"offmanifold": text}))
@@ -84,9 +88,10 @@ class Checkpointer:
         return {"settings": settings, "data": self.data}
 
 
-def saved_seed(path: str | os.PathLike[str]) -> int:
-    """Return the seed of the run that ``path`` holds."""
-    return int(_read(Path(path))[0]["seed"])
+def saved_seed(path: str | os.PathLike[str]) -> tuple[int, int | None]:
+    """Return the seed of the run that ``path`` holds, and the ``random_state`` that it was drawn by, if any."""
+    header, _ = _read(Path(path))
+    return int(header["seed"]), header["random_state"]
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -97,6 +102,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         header = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["offmanifold"])
         if header["format"] != FORMAT:
             raise ValueError(f"{path} is of format {header['format']!r}, not {FORMAT!r}.")
+        header = {key: header[key] for key in ("settings", "data", "seed", "random_state", "state")}
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not a whole offmanifold checkpoint ({error}).") from error
     return header, tensors
