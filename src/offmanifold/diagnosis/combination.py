@@ -52,13 +52,13 @@ def _quiet_drift(found: Findings) -> float:
 
 # Means, scales and weights are those that `offmanifold study show doctor` ends with, and docs/studies.md.
 TERMS: Mapping[str, Term] = MappingProxyType({
-    "red team against neighbours": Term("red team", _against_neighbours, -0.0498, 0.1997, -0.9735),
-    "agreement": Term("agreement", _agreement, 0.5521, 0.3818, -0.7256),
-    "quiet drift": Term("drift", _quiet_drift, 0.0404, 0.1970, 0.7083),
+    "red team against neighbours": Term("red team", _against_neighbours, -0.0498, 0.1997, -1.0510),
+    "agreement": Term("agreement", _agreement, 0.5521, 0.3818, -0.6721),
+    "quiet drift": Term("drift", _quiet_drift, 0.0404, 0.1970, 0.5993),
 })  # fmt: skip
-BIAS = -0.9226
-# Above the first: distrust; above the second: care. In the zoo one of 243 honest detectors that are good is above the
-# first, and one in nine above the second.
+BIAS = -0.9793
+# Above the first: distrust; above the second: care. In the zoo none of 243 honest detectors that are good is above the
+# first, and one in ten above the second.
 DISTRUST, CARE = 0.3, 0.2
 # Checks whose failure decides by itself: the zoo's detectors were all calibrated on rows of the same kind.
 DECISIVE = ("training", "latents", "calibration", "drift")
