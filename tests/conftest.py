@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from typing import Any
 
@@ -27,8 +28,11 @@ def quick(detector_class: type[OutlierDetector]) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True, scope="session")
 def _ordinary_process() -> None:
-    """Two threads at most, and Ctrl-C as at a terminal even where the suite runs as a background job."""
-    torch.set_num_threads(min(2, torch.get_num_threads()))
+    """Two threads at most, one beside other workers; Ctrl-C as at a terminal even if the suite is a background job."""
+    alone = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) == 1
+    if not alone:
+        os.environ["OMP_NUM_THREADS"] = "1"  # of the commands that tests start
+    torch.set_num_threads(min(2, torch.get_num_threads()) if alone else 1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

@@ -19,10 +19,11 @@ import polars as pl
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
 import offmanifold
 from offmanifold import measures, storage
-from offmanifold.cli.main import main
+from offmanifold.cli.main import app, main
 from offmanifold.detectors import DETECTORS
 
 COMMAND = [sys.executable, "-m", "offmanifold.cli"]
@@ -296,18 +297,18 @@ def test_capacity_auto(work: Path) -> None:
     assert "--capacity takes auto; got '2'. A factor is set with --set capacity=2." in refused
 
 
-def test_detectors(tmp_path: Path) -> None:
+def test_detectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = run("detectors", cwd=tmp_path).stdout
     assert all(name in text for name in DETECTORS)
     shown = json.loads(run("detectors", "vae", "--json", cwd=tmp_path).stdout)
     assert shown["vae"]["parameters"]["beta"] == 1.0
-    wide = {**os.environ, "COLUMNS": "400"}
-    for name, facts in json.loads(run("detectors", "--json", cwd=tmp_path).stdout).items():
-        page = run("detectors", name, cwd=tmp_path, env=wide).stdout
+    monkeypatch.setenv("COLUMNS", "400")
+    for name, cls in DETECTORS.items():
+        page = CliRunner().invoke(app, ["detectors", name]).stdout
         told = re.findall(r"^([a-z]\w+) ", page.partition("meaning")[2], flags=re.MULTILINE)
-        assert sorted(told) == sorted(facts["parameters"]), name
+        assert sorted(told) == sorted(cls().get_params()), name
         assert not re.search(r"As (for|in) |:class:|``", page), "what another detector's page says is said here"
-    assert re.search(r"optimizer +'adamw' +\{\"adam\", \"adamw\", \"rmsprop\"\}", page)
+        assert re.search(r"optimizer +'\w+' +\{\"adam\", \"adamw\", \"rmsprop\"\}", page)
     assert "Did you mean 'vae'" in complaint("detectors", "vea", cwd=tmp_path, status=2)
 
 

@@ -121,8 +121,8 @@ class Explanation:
         found = {"latents": float(self.latent[row].sum())} if self.latent.shape[1] else {}
         base = float(self.base[row])
         if not self.exact:
-            ordinary = self.ordinary[row]
-            return {**found, "nearest normal row" if ordinary else "where the path begins": base}
+            begins = "nearest normal row" if self.ordinary[row] else "where the path begins"
+            return {**found, begins: base}
         return {**found, "missing cells": base} if base else found
 
 

@@ -71,14 +71,11 @@ def cell_names(detector: OutlierDetector) -> list[str]:
 
 def compared(detector: OutlierDetector, block: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     """Return what is compared of canonical rows ``(n, parts)``."""
-    size = max(1, CELLS // detector.spec_.dimensions)
-    return np.concatenate([
-        compared_parts(detector._prepare(block[start : start + size])) for start in range(0, len(block), size)
-    ])  # fmt: skip
+    return compared_parts(detector._prepare(block))
 
 
 def compare(detector: OutlierDetector, parts: npt.NDArray[np.float32]) -> Comparison | None:
-    """Compare rows, of which :func:`compared` gave the parts; None where the model's file does not know the others."""
+    """Compare rows by what :func:`compared` gives; None where the model's file does not know those of training."""
     known = detector.training_moments_
     if known is None:
         return None
