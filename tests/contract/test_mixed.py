@@ -138,7 +138,10 @@ def test_the_nearest_normal_row_is_one_that_there_can_be(cls: type[OutlierDetect
     detector = cls(random_state=0, verbose=False, steps=300).fit(normal)
     odd = frame(40, 5, odd=True)
     told = detector.explain(odd)
-    assert told.ordinary.mean() > 0.5
+    assert told.ordinary.mean() > 0.8
+    # Where another colour is all it takes, nothing else is changed.
+    kept = (told.nearest["size"] == odd["size"]) & (told.nearest["on"] == odd["on"])
+    assert kept.fill_null(value=False).mean() > 0.5
     assert told.nearest["colour"].is_null().to_numpy().tolist() == (~told.ordinary).tolist()
     found = told.nearest.filter(told.ordinary)
     # By the score of the row as it is shown; a little is lost where numbers go into the network and back.

@@ -76,8 +76,8 @@ class Explanation:
         ``residual`` is what the path's sum misses. Where no nearest normal row was found the path begins at the
         columns' means, and for images, or with ``scale=None``, where the search ended.
     nearest : same shape as the rows
-        The row changed as little as the search could until its p-value is ordinary, with categories and booleans that
-        are some: what would have to change. What need not is the row's own. NaN where none was found.
+        The row changed as little as the search could until its p-value is ordinary, one category or boolean alone where
+        that is enough: what would have to change. What need not is the row's own. NaN where none was found.
     exact : bool
         Whether the score is a sum over cells.
     columns : tuple of str
@@ -255,14 +255,48 @@ def _along_path(detector: Scorer, start: Tensor, end: Tensor) -> Tensor:
 
 
 def _nearest_normal(detector: Scorer, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Descend the energy from each row until its p-value is ordinary; return where, and whether it is."""
-    image = detector.spec_.kind == "image"
+    """Change each row until its p-value is ordinary; return what it has become, and whether it is.
+
+    The least change first: another level of one category, then a descent of the energy, then a descent from there.
+    """
     known = detector.calibration_scores_
     limit = calibration.threshold(known, ORDINARY)
     wanted = -(limit if np.isfinite(limit) else float(np.median(known)))
+    ways = [(rows, STEPS)]
+    with torch.no_grad():
+        ordinary = detector._energy(rows) <= wanted
+        if isinstance(detector._standardiser, Preparation) and not bool(ordinary.all()):
+            exchanged = _exchanged(detector, detector._standardiser, rows)
+            ways = [(exchanged, 0), *ways, (exchanged, STEPS)]
     now = rows.clone()
+    for start, steps in ways:
+        left = torch.nonzero(~ordinary)[:, 0]
+        if len(left):
+            now[left], ordinary[left] = _descended(detector, rows[left], start[left], wanted, steps)
+    return now, ordinary
+
+
+def _exchanged(detector: Scorer, preparation: Preparation, rows: Tensor) -> Tensor:
+    """Return prepared rows, each with the one category or boolean exchanged that lowers its energy most."""
+    best, lowest = rows.clone(), detector._energy(rows)
+    owner, block = torch.from_numpy(detector._owner).to(rows.device), detector._inverse(rows)
+    for i, column in enumerate(preparation.columns):
+        for level in range({"category": len(column.levels), "boolean": 2}.get(column.kind, 0)):
+            changed = block.copy()
+            changed[:, i] = np.where(np.isnan(block[:, i]), np.nan, level)
+            made = torch.where(owner == i, detector._prepare(changed).to(rows), rows)
+            energy = detector._energy(made)
+            better = energy < lowest
+            best[better], lowest[better] = made[better], energy[better]
+    return best
+
+
+def _descended(detector: Scorer, rows: Tensor, start: Tensor, wanted: float, steps: int) -> tuple[Tensor, Tensor]:
+    """Descend the energy to ``wanted``; return where that ended, and whether there. What stays is that of ``rows``."""
+    image = detector.spec_.kind == "image"
+    now = start.clone()
     waiting = torch.arange(len(rows), device=rows.device)
-    for step in range(STEPS + 1):
+    for step in range(steps + 1):
         energy, slope = energy_and_slope(detector, now[waiting])
         left = ~(energy <= wanted)
         if isinstance(detector._standardiser, Preparation):
@@ -272,15 +306,15 @@ def _nearest_normal(detector: Scorer, rows: Tensor) -> tuple[Tensor, Tensor]:
                 left = ~(detector._energy(possible) <= wanted)
             now[waiting[~left]] = possible[~left]
         waiting = waiting[left]
-        if not len(waiting) or slope is None or step == STEPS:
+        if not len(waiting) or slope is None or step == steps:
             break
         slope = torch.nan_to_num(slope[left])
         size = slope.flatten(1).abs().amax(1).clamp(min=1e-12).view(-1, *[1] * (rows.ndim - 1))
         moved = now[waiting] - (PIXEL_STEP if image else STEP * GROWTH**step) * slope / size
         now[waiting] = moved.clamp(0, 1) if image else moved
-    ordinary = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
-    ordinary[waiting] = False
-    return now, ordinary
+    there = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
+    there[waiting] = False
+    return now, there
 
 
 def _moved(detector: Scorer, rows: Tensor, others: Tensor) -> Tensor:
