@@ -262,17 +262,20 @@ def _nearest_normal(detector: Scorer, rows: Tensor) -> tuple[Tensor, Tensor]:
     known = detector.calibration_scores_
     limit = calibration.threshold(known, ORDINARY)
     wanted = -(limit if np.isfinite(limit) else float(np.median(known)))
-    ways = [(rows, STEPS)]
     with torch.no_grad():
         ordinary = detector._energy(rows) <= wanted
-        if isinstance(detector._standardiser, Preparation) and not bool(ordinary.all()):
-            exchanged = _exchanged(detector, detector._standardiser, rows)
+        now, odd = rows.clone(), torch.nonzero(~ordinary)[:, 0]
+        if not len(odd):
+            return now, ordinary
+        ways = [(rows[odd], STEPS)]
+        if isinstance(detector._standardiser, Preparation):
+            exchanged = _exchanged(detector, detector._standardiser, rows[odd])
             ways = [(exchanged, 0), *ways, (exchanged, STEPS)]
-    now = rows.clone()
     for start, steps in ways:
-        left = torch.nonzero(~ordinary)[:, 0]
-        if len(left):
-            now[left], ordinary[left] = _descended(detector, rows[left], start[left], wanted, steps)
+        left = ~ordinary[odd]
+        if bool(left.any()):
+            places = odd[left]
+            now[places], ordinary[places] = _descended(detector, rows[places], start[left], wanted, steps)
     return now, ordinary
 
 
