@@ -43,7 +43,7 @@ demo: $(STAMP)
 	$(BIN)/offmanifold demo
 
 test: $(STAMP_DEV)
-	$(BIN)/python -m pytest -n auto --dist worksteal
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 lint: $(STAMP_DEV)
 	$(BIN)/ruff check .
