@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import resource
@@ -17,7 +18,7 @@ from conftest import QUICK
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offmanifold import AE, VAE, MultiscaleDenoiser, atomic, load, storage
+from offmanifold import AE, VAE, MultiscaleDenoiser, atomic, diagnose, load, storage
 
 
 @pytest.fixture(scope="module")
@@ -182,6 +183,17 @@ def test_calibration_rows_come_along_unless_they_must_not(tmp_path: Path, plane:
     assert wide.stored_rows == 2**20 // 300**2 < wide.rows_["calibration"]
     with pytest.raises(TypeError, match="store_rows must be True or False"):
         AE(store_rows="no").fit(plane[0])
+
+
+def test_a_file_of_before_skewness_was_kept_is_read_and_written(tmp_path: Path, plane: Any) -> None:
+    detector = AE(**QUICK).fit(plane[0])
+    assert detector.training_moments_ is not None
+    detector.training_moments_ = dataclasses.replace(detector.training_moments_, skewness=None)
+    for name in ("a", "b"):
+        detector.save(tmp_path / name)
+        detector = load(tmp_path / name)
+        assert detector.training_moments_.skewness is None
+    assert diagnose(detector, plane[0], checks=["drift"])["drift"].verdict == "fine"
 
 
 def test_rows_that_are_part_of_the_weights_cannot_be_left_out_afterwards(tmp_path: Path, plane: Any) -> None:

@@ -65,7 +65,8 @@ def save(detector: OutlierDetector, path: str | os.PathLike[str]) -> None:
         tensors["standardiser/scale"] = torch.from_numpy(detector._standardiser.scale)
     if detector.training_moments_ is not None:
         moments = dataclasses.asdict(detector.training_moments_)
-        tensors |= {f"training_moments/{name}": torch.from_numpy(values) for name, values in moments.items()}
+        known = {name: values for name, values in moments.items() if values is not None}
+        tensors |= {f"training_moments/{name}": torch.from_numpy(values) for name, values in known.items()}
     if detector._levelling is not None:
         tensors |= {f"levelling/{name}": tensor for name, tensor in detector._levelling.tensors().items()}
     tensors["probes/rows"] = detector._probe_rows()

@@ -52,10 +52,13 @@ class Moments:
         count: Float64Array = np.sum([np.isfinite(block).sum(0) for block in blocks], axis=0, dtype=np.float64)
         some = np.maximum(count, 1)
         mean = np.sum([np.nansum(block, 0, dtype=np.float64) for block in blocks], axis=0) / some
-        squares, cubes = (
-            np.sum([np.nansum((block - mean) ** power, 0, dtype=np.float64) for block in blocks], axis=0)
-            for power in (2, 3)
-        )
+        squares, cubes = np.zeros_like(mean), np.zeros_like(mean)
+        for block in blocks:
+            centred = np.nan_to_num(block - mean)
+            powers = np.square(centred)
+            squares += powers.sum(0)
+            powers *= centred
+            cubes += powers.sum(0)
         spread = np.sqrt(squares / some)
         return cls(mean, spread, count, cubes / some / np.where(spread > 0, spread, 1) ** 3)
 
