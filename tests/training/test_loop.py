@@ -322,6 +322,8 @@ def test_resuming_without_a_seed_keeps_the_runs_own(tmp_path: Path, plane: Any) 
     first = AE(**settings).fit(plane[0], checkpoint=path, checkpoint_every=0)
     second = AE(**settings).fit(plane[0], checkpoint=path, resume=True)
     np.testing.assert_array_equal(first.score_samples(plane[1]), second.score_samples(plane[1]))
+    with pytest.raises(ValueError, match="another run: random_state was None and is 5"):
+        AE(**settings | {"random_state": 5}).fit(plane[0], checkpoint=path, resume=True)
     with pytest.raises(ValueError, match="the data are not the same"):
         AE(**settings).fit(plane[0] ** 3, checkpoint=path, resume=True)
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
@@ -37,7 +38,7 @@ class Checkpointer:
     seed : int
         What the run's generators started from.
     random_state : int, optional
-        The parameter that it was drawn by.
+        The parameter that it was drawn by. None goes on with any.
     every : float
         Seconds between two checkpoints; 0 saves after every step.
     """
@@ -66,10 +67,12 @@ class Checkpointer:
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Read the checkpoint back; raise ``ValueError`` that says what differs where it belongs to another run."""
-        header, tensors = _read(self.path)
+        header = _header(self.path)
         before, now = header["settings"], self._origin["settings"]
         names = sorted(name for name in before | now if before.get(name) != now.get(name))
         differences = [f"{name} was {before.get(name)!r} and is {now.get(name)!r}" for name in names[:MOST_NAMED]]
+        if self.random_state not in (None, header["random_state"]):
+            differences.append(f"random_state was {header['random_state']!r} and is {self.random_state!r}")
         if len(names) > MOST_NAMED:
             differences.append(f"{len(names) - MOST_NAMED} more settings differ")
         if header["data"] != self.data:
@@ -79,7 +82,7 @@ class Checkpointer:
                 f"{self.path} belongs to another run: {'; '.join(differences)}. Resume with what it began with, or "
                 "delete it to start anew."
             )
-        return tensors, header["state"]
+        return safetensors.torch.load(self.path.read_bytes()), header["state"]
 
     @property
     def _origin(self) -> dict[str, Any]:
@@ -90,22 +93,20 @@ class Checkpointer:
 
 def saved_seed(path: str | os.PathLike[str]) -> tuple[int, int | None]:
     """Return the seed of the run that ``path`` holds, and the ``random_state`` that it was drawn by, if any."""
-    header, _ = _read(Path(path))
+    header = _header(Path(path))
     return int(header["seed"]), header["random_state"]
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _header(path: Path) -> dict[str, Any]:
+    """Read what a checkpoint says of its run, and none of its tensors."""
     try:
-        content = path.read_bytes()
-        tensors = safetensors.torch.load(content)
-        length = int.from_bytes(content[:8], "little")
-        header = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["offmanifold"])
+        with safetensors.safe_open(path, "pt") as file:
+            header = json.loads(file.metadata()["offmanifold"])
         if header["format"] != FORMAT:
             raise ValueError(f"{path} is of format {header['format']!r}, not {FORMAT!r}.")
-        header = {key: header[key] for key in ("settings", "data", "seed", "random_state", "state")}
-    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        return {key: header[key] for key in ("settings", "data", "seed", "random_state", "state")}
+    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a whole offmanifold checkpoint ({error}).") from error
-    return header, tensors
 
 
 def fingerprint(*tensors: Tensor) -> str:
