@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -77,14 +78,14 @@ def print_json(values: Any) -> None:
 
 
 def strict(values: Any) -> Any:
-    """Replace infinities and NaN, which JSON has no word for, by None."""
+    """Replace what JSON has no word for: infinities and NaN by None, dates by text."""
     if isinstance(values, dict):
         return {key: strict(value) for key, value in values.items()}
     if isinstance(values, list | tuple):
         return [strict(value) for value in values]
     if isinstance(values, float) and (values != values or values in (float("inf"), float("-inf"))):
         return None
-    return values
+    return str(values) if isinstance(values, datetime.date) else values
 
 
 def check_output(path: Path, overwrite: bool, suffixes: tuple[str, ...]) -> None:

@@ -73,9 +73,8 @@ def explain(
         captions = [f"{name}\np = {one['p_value']:.3g}" for name, one in zip(names, found, strict=True)]
         write_sheet(sheet, explained(detector, explanation), captions)
     if as_json:
-        told = [{**one, **({"because": [*map(_plain, one["because"])]} if "because" in one else {})} for one in found]
         common.print_json({
-            "score_unit": detector.score_unit, "rows": told, **({"pictures": str(sheet)} if pictured else {})
+            "score_unit": detector.score_unit, "rows": found, **({"pictures": str(sheet)} if pictured else {})
         })  # fmt: skip
         return
     columns = ["row", f"score ({detector.score_unit})", "p-value"]
@@ -117,17 +116,6 @@ def _told(detector: OutlierDetector, places: Any, explanation: Explanation, top:
             one["because"] = [reason._asdict() for reason in reasons if reason.contribution]
         told.append({**one, "beside_columns": explanation.beside(i)})
     return told
-
-
-def _plain(reason: dict[str, Any]) -> dict[str, Any]:
-    """Return a reason as JSON has it: dates as text."""
-    return {
-        key: [*map(_as_json, value)] if isinstance(value, tuple) else _as_json(value) for key, value in reason.items()
-    }
-
-
-def _as_json(value: Any) -> Any:
-    return value if isinstance(value, int | float | str | None) else str(value)
 
 
 def _lines(one: dict[str, Any]) -> list[str]:
