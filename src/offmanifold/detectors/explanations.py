@@ -267,20 +267,21 @@ def _nearest_normal(detector: Scorer, rows: Tensor) -> tuple[Tensor, Tensor]:
         now, odd = rows.clone(), torch.nonzero(~ordinary)[:, 0]
         if not len(odd):
             return now, ordinary
-        ways = [(rows[odd], STEPS)]
+        starts = [rows[odd]]
         if isinstance(detector._standardiser, Preparation):
-            exchanged = _exchanged(detector, detector._standardiser, rows[odd])
-            ways = [(exchanged, 0), *ways, (exchanged, STEPS)]
-    for start, steps in ways:
+            exchanged, energy = _exchanged(detector, detector._standardiser, rows[odd])
+            now[odd], ordinary[odd] = exchanged, energy <= wanted
+            starts.append(exchanged)
+    for start in starts:
         left = ~ordinary[odd]
         if bool(left.any()):
             places = odd[left]
-            now[places], ordinary[places] = _descended(detector, rows[places], start[left], wanted, steps)
+            now[places], ordinary[places] = _descended(detector, rows[places], start[left], wanted)
     return now, ordinary
 
 
-def _exchanged(detector: Scorer, preparation: Preparation, rows: Tensor) -> Tensor:
-    """Return prepared rows, each with the one category or boolean exchanged that lowers its energy most."""
+def _exchanged(detector: Scorer, preparation: Preparation, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Exchange in each row the one category or boolean that lowers its energy most; return the energies too."""
     best, lowest = rows.clone(), detector._energy(rows)
     owner, block = torch.from_numpy(detector._owner).to(rows.device), detector._inverse(rows)
     for i, column in enumerate(preparation.columns):
@@ -291,25 +292,27 @@ def _exchanged(detector: Scorer, preparation: Preparation, rows: Tensor) -> Tens
             energy = detector._energy(made)
             better = energy < lowest
             best[better], lowest[better] = made[better], energy[better]
-    return best
+    return best, lowest
 
 
-def _descended(detector: Scorer, rows: Tensor, start: Tensor, wanted: float, steps: int) -> tuple[Tensor, Tensor]:
+def _descended(detector: Scorer, rows: Tensor, start: Tensor, wanted: float) -> tuple[Tensor, Tensor]:
     """Descend the energy to ``wanted``; return where that ended, and whether there. What stays is that of ``rows``."""
     image = detector.spec_.kind == "image"
+    # Between two categories lies no row: there, what counts is the nearest that there can be.
+    numbers = all(column.kind == "number" for column in detector.spec_.details or ())
     now = start.clone()
     waiting = torch.arange(len(rows), device=rows.device)
-    for step in range(steps + 1):
+    for step in range(STEPS + 1):
         energy, slope = energy_and_slope(detector, now[waiting])
-        left = ~(energy <= wanted)
-        if isinstance(detector._standardiser, Preparation):
-            # Between two categories lies none: what counts is the row that there can be.
+        reached = now[waiting]
+        if not numbers:
             with torch.no_grad():
-                possible = _possible(detector, rows[waiting], now[waiting])
-                left = ~(detector._energy(possible) <= wanted)
-            now[waiting[~left]] = possible[~left]
+                reached = _possible(detector, rows[waiting], reached)
+                energy = detector._energy(reached)
+        left = ~(energy <= wanted)
+        now[waiting[~left]] = reached[~left]
         waiting = waiting[left]
-        if not len(waiting) or slope is None or step == steps:
+        if not len(waiting) or slope is None or step == STEPS:
             break
         slope = torch.nan_to_num(slope[left])
         size = slope.flatten(1).abs().amax(1).clamp(min=1e-12).view(-1, *[1] * (rows.ndim - 1))

@@ -18,7 +18,6 @@ from sklearn.base import clone
 from offmanifold.calibration import p_values, smallest_rate, threshold
 from offmanifold.data import outliers
 from offmanifold.detectors.base import OutlierDetector
-from offmanifold.diagnosis.comparison import certain, shift_told
 from offmanifold.diagnosis.findings import Finding, Grade, graded, other_than, to_json
 from offmanifold.diagnosis.latent_space import latents, manifold
 from offmanifold.diagnosis.patient import FEWEST, Patient
@@ -103,16 +102,15 @@ def calibration(patient: Patient) -> Finding:
 
 def drift(patient: Patient) -> Finding:
     """Do these rows come from where the training rows came from?"""
-    if patient.comparison is None:
+    found = patient.comparison
+    if found is None:
         return Finding("drift", "not applicable", "The model's file does not say what its training rows were like.")
-    found, moved = patient.comparison.shift, patient.comparison.moved
-    details = {"p_value": found.p_value, "moved": moved}
-    told = shift_told(found)
-    if not certain(found):
-        return Finding("drift", "fine", told, found.size, "standard deviations", details=details)
-    where = ", ".join(moved[:3])
+    size, details = found.shift.size, {"p_value": found.shift.p_value, "moved": found.moved}
+    if not found.certain:
+        return Finding("drift", "fine", found.told, size, "standard deviations", details=details)
+    told, where = found.told.removesuffix("."), ", ".join(found.moved[:3])
     return Finding(
-        "drift", "warn", f"{told.removesuffix('.')}{': ' if where else ''}{where}.", found.size, "standard deviations",
+        "drift", "warn", f"{told}{': ' if where else ''}{where}.", size, "standard deviations",
         "Find out what changed, or whether outliers were among the training rows that are not among these.", details,
     )  # fmt: skip
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from offmanifold.data.inputs import Rows
 from offmanifold.detectors.base import OutlierDetector
 from offmanifold.measures.shift import PATCHES, Shift, compared_parts, shift
 
-# Cells of rows prepared at a time.
-CELLS = 2**22
 # A shift of fewer standard deviations is none worth telling, however certain it is; a certain one has such a p-value.
 LEAST_SHIFT, CERTAIN = 0.05, 0.001
 
@@ -27,10 +25,29 @@ class Comparison:
     shift : Shift
     parts : list of str
         The column, or patch, that each part of a row that was compared belongs to.
+    missing : float
+        The share of the rows' cells that are missing.
     """
 
     shift: Shift
     parts: list[str]
+    missing: float
+
+    @property
+    def certain(self) -> bool:
+        """Whether rows have moved, by more than chance and so far that it matters."""
+        return self.shift.p_value < CERTAIN and self.shift.size.value >= LEAST_SHIFT
+
+    @property
+    def told(self) -> str:
+        """How far rows have moved, as a sentence."""
+        size, p = self.shift.size, self.shift.p_value
+        far = f"{size.value:.2f} standard deviations [{size.low:.2f}, {size.high:.2f}]"
+        if self.certain:
+            return f"Means lie {far} farther from the training rows' than chance explains."
+        if p < CERTAIN:
+            return f"Means differ from those of the training rows by too little to matter: {far}, p = {p:.2g}."
+        return f"Means differ from those of the training rows as chance has it (p = {p:.2g})."
 
     @property
     def moved(self) -> list[str]:
@@ -49,50 +66,23 @@ class Comparison:
         return dict(sorted(found.items(), key=lambda item: -abs(item[1])))
 
 
-def certain(found: Shift) -> bool:
-    """Say whether rows have moved, by more than chance and so far that it matters."""
-    return found.p_value < CERTAIN and found.size.value >= LEAST_SHIFT
-
-
-def shift_told(found: Shift) -> str:
-    """Say how far rows have moved."""
-    size = f"{found.size.value:.2f} standard deviations [{found.size.low:.2f}, {found.size.high:.2f}]"
-    if certain(found):
-        return f"Means lie {size} farther from the training rows' than chance explains."
-    if found.p_value < CERTAIN:
-        return f"Means differ from those of the training rows by too little to matter: {size}, p = {found.p_value:.2g}."
-    return f"Means differ from those of the training rows as chance has it (p = {found.p_value:.2g})."
-
-
 def cell_names(detector: OutlierDetector) -> list[str]:
     """Return the name of the column that each cell of a table, as the network sees it, belongs to."""
     return [detector.spec_.names[i] for i in detector._owner]
 
 
-def compared(detector: OutlierDetector, block: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """Return what is compared of canonical rows ``(n, parts)``."""
-    return compared_parts(detector._prepare(block))
-
-
-def compare(detector: OutlierDetector, parts: npt.NDArray[np.float32]) -> Comparison | None:
-    """Compare rows by what :func:`compared` gives; None where the model's file does not know those of training."""
+def compare(detector: OutlierDetector, blocks: Iterable[npt.NDArray[Any]]) -> Comparison | None:
+    """Compare canonical rows, a block at a time; None where the model's file does not know those of training."""
     known = detector.training_moments_
     if known is None:
         return None
+    parts, missing, cells = [], 0, 0
+    for block in blocks:
+        parts.append(compared_parts(detector._prepare(block)))
+        missing, cells = missing + int(np.isnan(block).sum()), cells + block.size
     if detector.spec_.kind == "image":
         patches = [f"the patch in row {1 + i // PATCHES}, column {1 + i % PATCHES}" for i in range(PATCHES**2)]
         names = patches * detector.spec_.shape[0]
     else:
         names = cell_names(detector)
-    return Comparison(shift(known, parts), names)
-
-
-def compare_some(detector: OutlierDetector, rows: Rows, index: npt.NDArray[np.intp]) -> tuple[Comparison | None, float]:
-    """Compare some of a user's rows, a block at a time; return with it the share of their cells that are missing."""
-    size = max(1, CELLS // detector.spec_.dimensions)
-    parts, missing = [], []
-    for start in range(0, len(index), size):
-        block = rows.take(index[start : start + size])
-        parts.append(compared(detector, block))
-        missing.append(np.isnan(block).mean() * len(block))
-    return compare(detector, np.concatenate(parts)), float(np.sum(missing) / len(index))
+    return Comparison(shift(known, np.concatenate(parts)), names, missing / cells)

@@ -16,7 +16,7 @@ from offmanifold.data.tables import Preparation, Standardiser
 from offmanifold.detectors.base import OutlierDetector
 from offmanifold.detectors.explanations import energy_and_slope
 from offmanifold.detectors.latent import LatentMixin
-from offmanifold.diagnosis.comparison import Comparison, cell_names, compare, compared
+from offmanifold.diagnosis.comparison import Comparison, cell_names, compare
 from offmanifold.measures.detection import auroc
 from offmanifold.measures.estimates import Estimate
 from offmanifold.measures.plain import Components, Neighbours
@@ -117,7 +117,7 @@ class Patient:
     @functools.cached_property
     def comparison(self) -> Comparison | None:
         """How the rows given lie to those of training; None where the model's file does not know these."""
-        return compare(self.detector, compared(self.detector, self.rows))
+        return compare(self.detector, [self.rows])
 
     @property
     def variances(self) -> dict[str, float] | None:

@@ -18,12 +18,14 @@ from offmanifold import atomic, calibration
 from offmanifold.data.inputs import Float64Array, Rows, evenly
 from offmanifold.detectors.base import OutlierDetector
 from offmanifold.detectors.explanations import Explanation, cell_and_normal
-from offmanifold.diagnosis.comparison import certain, compare_some, shift_told
+from offmanifold.diagnosis.comparison import compare
 from offmanifold.diagnosis.findings import Diagnosis
 from offmanifold.report import charts, pictures
 
 # Rows explained, columns named for each, and rows that the histogram is drawn from at most.
 WORST, COLUMNS, DRAWN = 8, 6, 20_000
+# Cells of rows that are converted at a time.
+CELLS = 2**22
 # Columns, or patches, whose means are compared with those of training.
 PARTS = 8
 # Rows shown even where fewer are called outliers.
@@ -131,12 +133,15 @@ def _judged(detector: OutlierDetector, X: Any, names: list[str] | None) -> dict[
 def _compared(detector: OutlierDetector, X: Any) -> dict[str, Any] | None:
     """Return what the rows are like beside those of training; None where the model's file does not know these."""
     rows = Rows(X, detector.spec_, detector.key)
-    found, missing = compare_some(detector, rows, evenly(len(rows), DRAWN))
+    chosen = evenly(len(rows), DRAWN)
+    at_a_time = max(1, CELLS // detector.spec_.dimensions)
+    blocks = (rows.take(chosen[start : start + at_a_time]) for start in range(0, len(chosen), at_a_time))
+    found = compare(detector, blocks)
     if found is None:
         return None
-    told = f"{len(rows):,} rows" + (f", {missing:.1%} of their cells missing. " if missing else ". ")
-    told += shift_told(found.shift)
-    if certain(found.shift):
+    told = f"{len(rows):,} rows" + (f", {found.missing:.1%} of their cells missing. " if found.missing else ". ")
+    told += found.told
+    if found.certain:
         told += " Outliers among them do that as well as a change in all of them."
     moved = set(found.moved)
     values = [
