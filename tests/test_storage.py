@@ -75,8 +75,8 @@ def test_foreign_newer_and_missing_files(model_file: Path, tmp_path: Path) -> No
     path.write_bytes(safetensors.torch.save({"a": torch.zeros(2)}))
     with pytest.raises(ValueError, match="is not an offmanifold model"):
         load(path)
-    path.write_bytes(sealed(header, tensors, version="5"))
-    with pytest.raises(ValueError, match="format version 5; this offmanifold .* reads up to 4. Upgrade"):
+    path.write_bytes(sealed(header, tensors, version="6"))
+    with pytest.raises(ValueError, match="format version 6; this offmanifold .* reads up to 5. Upgrade"):
         load(path)
     path.write_bytes(sealed(header, tensors))
     assert load(path).key == "ae"
@@ -183,6 +183,18 @@ def test_calibration_rows_come_along_unless_they_must_not(tmp_path: Path, plane:
     assert wide.stored_rows == 2**20 // 300**2 < wide.rows_["calibration"]
     with pytest.raises(TypeError, match="store_rows must be True or False"):
         AE(store_rows="no").fit(plane[0])
+
+
+def test_a_denoiser_of_before_format_5_says_so(tmp_path: Path, plane: Any) -> None:
+    """It compared rows with stored ones otherwise: nothing in this version gives its scores."""
+    path = tmp_path / "model.safetensors"
+    MultiscaleDenoiser(hidden=(8,), steps=2, verbose=False).fit(plane[0][:60]).save(path)
+    header, tensors = storage.read(path)
+    header["settings"]["empirical_levels"] = header["settings"].pop("stored_levels")
+    tensors["module/rows"] = tensors.pop("module/stored.rows")
+    path.write_bytes(sealed(header, tensors, version="4"))
+    with pytest.raises(ValueError, match="cannot be loaded: it was saved by a version that .* Fit it again"):
+        load(path)
 
 
 def test_a_file_of_before_skewness_was_kept_is_read_and_written(tmp_path: Path, plane: Any) -> None:

@@ -29,7 +29,7 @@ from offmanifold.measures.shift import Moments, compared_parts
 
 FORMAT = "offmanifold"
 # What is written; lower ones are read.
-VERSION = 4
+VERSION = 5
 # Cells of these may be missing.
 ROWS = "calibration/rows"
 # How far a probe row's score may be off on another machine: other kernels round differently.

@@ -10,21 +10,28 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.special import logsumexp
 from sklearn.covariance import LedoitWolf
 
 from offmanifold import MultiscaleDenoiser, auroc, load, storage
 from offmanifold.detectors.denoising import ImageModel, TableModel
+from offmanifold.detectors.stored import StoredRows
 from offmanifold.networks.denoiser import DenseDenoiser, UNetDenoiser
 
 RNG = np.random.default_rng(0)
 
 
+def stored_rows(rows: np.ndarray, levels: Sequence[float] = (0.1, 0.5, 2.0)) -> StoredRows:
+    """Return stored rows in float64."""
+    made = StoredRows(0, rows.shape[1], list(levels))
+    made.rows = torch.from_numpy(rows)
+    return made
+
+
 def model(rows: np.ndarray, levels: Sequence[float] = (0.1, 0.5, 2.0)) -> TableModel:
     """Return an untrained model in float64 that stores ``rows``."""
     denoiser = DenseDenoiser(rows.shape[1], (16, 16))
-    made = TableModel(denoiser, levels[1:], levels, len(rows), rows.shape[1]).double()
-    made.rows = torch.from_numpy(rows)
-    return made.eval()
+    return TableModel(denoiser, list(levels[1:]), stored_rows(rows, levels)).double().eval()
 
 
 def test_a_network_that_gives_nothing_has_loss_one_and_is_best_for_unit_gaussians() -> None:
@@ -59,17 +66,37 @@ def test_learned_features_are_the_errors_of_the_denoiser() -> None:
         torch.testing.assert_close(found[:, index], residual)
 
 
-def test_the_empirical_denoiser_is_the_loop_and_in_the_limit_the_nearest_neighbour() -> None:
+def test_the_distance_from_stored_rows_is_the_loop_and_in_the_limit_the_nearest_neighbours() -> None:
     stored, rows = RNG.normal(size=(40, 3)), RNG.normal(size=(600, 3))
-    made = model(stored, (1e-3, 0.5, 2.0))
-    found = made.empirical(torch.from_numpy(rows)).detach().numpy()
+    levels = (1e-3, 0.5, 2.0, 1e3)
+    found = stored_rows(stored, levels)(torch.from_numpy(rows)).numpy()
     for i in (0, 255, 256, 599):
         squares = ((rows[i] - stored) ** 2).sum(1)
-        for index, sigma in enumerate((0.5, 2.0), 1):
-            weights = np.exp(-squares / (2 * sigma**2))
-            weights /= weights.sum()
-            assert found[i, index] == pytest.approx(((rows[i] - weights @ stored) ** 2).mean(), rel=1e-9)
-        assert found[i, 0] == pytest.approx(squares.min() / 3, rel=1e-6)
+        for index, sigma in enumerate(levels):
+            energy = -2 * sigma**2 * (logsumexp(-squares / (2 * sigma**2)) - np.log(40)) / 3
+            assert found[i, index] == pytest.approx(energy, rel=1e-6)
+        assert found[i, 0] == pytest.approx(squares.min() / 3, rel=1e-4)
+        assert found[i, 3] == pytest.approx(squares.mean() / 3, rel=1e-4)
+
+
+def test_the_slope_of_that_distance_is_what_the_exact_denoiser_would_change() -> None:
+    """Tweedie's formula: the mean of stored rows under the weights exp(−‖x − xᵢ‖²/2σ²) is x − σ² ∇E."""
+    stored, sigma = RNG.normal(size=(40, 3)), 0.6
+    row = torch.from_numpy(RNG.normal(size=(1, 3))).requires_grad_()
+    (slope,) = torch.autograd.grad(stored_rows(stored, (sigma,))(row).sum(), row)
+    weights = np.exp(-((row.detach().numpy() - stored) ** 2).sum(1) / (2 * sigma**2))
+    denoised = weights @ stored / weights.sum()
+    np.testing.assert_allclose(slope.numpy()[0], 2 * (row.detach().numpy()[0] - denoised) / 3, rtol=1e-9)
+
+
+def test_missing_cells_take_no_part_in_distances() -> None:
+    stored, rows, levels = RNG.normal(size=(40, 4)), RNG.normal(size=(3, 4)), (0.1, 0.5, 2.0)
+    rows[:, 1] = rows[2, 0] = np.nan
+    squares = 4 * np.nanmean((stored[None] - rows[:, None]) ** 2, 2)
+    found = stored_rows(stored, levels)(torch.from_numpy(rows))
+    for index, sigma in enumerate(levels):
+        energy = -2 * sigma**2 * (logsumexp(-squares / (2 * sigma**2), axis=1) - np.log(40)) / 4
+        np.testing.assert_allclose(found[:, index], energy, rtol=1e-9)
 
 
 def test_a_trained_denoiser_is_the_posterior_mean_of_a_gaussian() -> None:
@@ -88,19 +115,20 @@ def test_evidence_terms_and_score_fit_together(plane: Any, tmp_path: Path) -> No
     normal, odd = plane
     detector = MultiscaleDenoiser(hidden=(32,), steps=200, random_state=0, verbose=False).fit(normal[:300])
     evidence = detector.evidence(odd)
-    assert evidence.shape == (len(odd), 10)
-    combined = np.log(np.exp(evidence).mean(1))
+    assert evidence.shape == (len(odd), 8)
+    sides = np.stack([np.exp(part).mean(1) for part in np.split(evidence, [5], 1)], 1)
+    combined = np.log(sides.mean(1))
     np.testing.assert_allclose(detector.score_samples(odd), -combined, rtol=1e-5)
     terms = detector.score_terms(odd)
-    share = np.exp(evidence[:, :5]).sum(1) / np.exp(evidence).sum(1)
+    share = sides[:, 0] / sides.sum(1)
     np.testing.assert_allclose(terms["learned"], -combined * share, rtol=1e-4, atol=1e-6)
-    assert list(terms) == ["learned", "empirical"]
+    assert list(terms) == ["learned", "stored"]
     # Normal rows that took no part stand where the held-out rows stood; 30 of those place a median to ±.25.
     assert np.abs(np.median(detector.evidence(normal[300:]), 0)).max() < 0.8
     kept = detector.rows_["training"] + detector.rows_["stopping"]  # none that the decision is calibrated with
     assert detector.stored_rows == kept + detector.rows_["calibration"]
     detector.save(tmp_path / "with.safetensors")
-    assert len(storage.read(tmp_path / "with.safetensors")[1]["module/rows"]) == kept
+    assert len(storage.read(tmp_path / "with.safetensors")[1]["module/stored.rows"]) == kept
 
 
 def test_rows_can_be_left_out_of_the_file(plane: Any, tmp_path: Path) -> None:
@@ -109,7 +137,8 @@ def test_rows_can_be_left_out_of_the_file(plane: Any, tmp_path: Path) -> None:
     detector = MultiscaleDenoiser(store_rows=False, **settings).fit(normal[:300])
     detector.save(tmp_path / "without.safetensors")
     tensors = storage.read(tmp_path / "without.safetensors")[1]
-    assert tensors["module/rows"].shape == (0, 5) and "calibration/rows" not in tensors
+    assert tensors["module/stored.rows"].shape == (0, 5)
+    assert "calibration/rows" not in tensors
     again = load(tmp_path / "without.safetensors")
     np.testing.assert_array_equal(again.score_samples(odd), detector.score_samples(odd))
     assert list(again.score_terms(odd)) == ["learned"]
@@ -124,10 +153,10 @@ def test_noise_levels_reach_down_to_the_distance_between_neighbours() -> None:
     settings = {"hidden": (8,), "steps": 1, "verbose": False}
     sparse = MultiscaleDenoiser(**settings).fit(RNG.normal(size=(200, 20))).settings_
     dense = MultiscaleDenoiser(**settings).fit(RNG.normal(size=(20_000, 2))).settings_
-    kinds = ("levels", "empirical_levels")
+    kinds = ("levels", "stored_levels")
     assert [sparse[kind][0] for kind in kinds] == pytest.approx([0.05, 0.2])
-    assert 0.01 <= dense["levels"][0] == dense["empirical_levels"][0] < 0.02
-    assert all(settled[kind][-1] == pytest.approx(3.0) for settled in (sparse, dense) for kind in kinds)
+    assert 0.01 <= dense["levels"][0] == dense["stored_levels"][0] < 0.02
+    assert all([settled[kind][-1] for kind in kinds] == pytest.approx([3.0, 1.5]) for settled in (sparse, dense))
 
 
 def test_what_it_cannot_take_is_said(plane: Any) -> None:
@@ -143,19 +172,19 @@ def test_what_it_cannot_take_is_said(plane: Any) -> None:
 
 def test_stored_rows_are_left_out_of_their_own_neighbours() -> None:
     stored = RNG.normal(size=(30, 3))
-    made = model(stored)
     places = torch.tensor([0, 7, 29])
-    found = made.empirical(torch.from_numpy(stored[places]), places)
+    found = stored_rows(stored)(torch.from_numpy(stored[places]), places)
     for row, place in zip(found, places.tolist(), strict=True):
-        others = model(np.delete(stored, place, 0))
-        torch.testing.assert_close(row, others.empirical(torch.from_numpy(stored[place : place + 1]))[0])
+        others = stored_rows(np.delete(stored, place, 0))(torch.from_numpy(stored[place : place + 1]))[0]
+        torch.testing.assert_close(row, others)
 
 
 def test_an_image_is_told_by_how_unlike_others_its_errors_are() -> None:
     """By both sides of the learned denoiser's errors, and by its distance from stored images."""
     denoiser = UNetDenoiser((1, 8, 9), 0.3)
     torch.manual_seed(0)
-    made = ImageModel(denoiser, [0.1, 1.0], [0.3, 3.0], 0, 72, 0.5, 0.2).double().requires_grad_(False)
+    none = StoredRows(0, 72, [0.3, 3.0])
+    made = ImageModel(denoiser, [0.1, 1.0], none, 0.5, 0.2).double().requires_grad_(False)
     images = torch.from_numpy(RNG.uniform(size=(400, 1, 8, 9)))
     flat = (images.flatten(1) - 0.5) / 0.2
     for index, sigma in enumerate((0.1, 1.0)):
@@ -177,10 +206,11 @@ def test_an_image_is_told_by_how_unlike_others_its_errors_are() -> None:
     np.testing.assert_allclose(energies["learned"].numpy(), expected, rtol=1e-2, atol=2e-3)
 
 
-def test_both_denoisers_count_the_same_whatever_their_features() -> None:
+def test_both_sides_count_the_same_whatever_their_features() -> None:
     images = torch.from_numpy(RNG.uniform(size=(60, 1, 8, 8)))
     torch.manual_seed(0)
-    made = ImageModel(UNetDenoiser((1, 8, 8), 0.3), [0.1, 1.0], [0.3, 1.0, 3.0], 40, 64, 0.5, 0.3)
+    stored = StoredRows(40, 64, [0.3, 1.0, 3.0])
+    made = ImageModel(UNetDenoiser((1, 8, 8), 0.3), [0.1, 1.0], stored, 0.5, 0.3)
     made = made.double().requires_grad_(False)
     made.store(images[:40])
     made.standardise(images[40:])
@@ -189,9 +219,7 @@ def test_both_denoisers_count_the_same_whatever_their_features() -> None:
     assert evidence.shape == (60, 4)
     sides = np.stack([np.exp(evidence[:, 0]), np.exp(evidence[:, 1:]).mean(1)])
     np.testing.assert_allclose(sum(energies.values()).numpy(), np.log(sides.mean(0)))
-    np.testing.assert_allclose(
-        energies["empirical"].numpy(), np.log(sides.mean(0)) * sides[1] / sides.sum(0), atol=1e-12
-    )
+    np.testing.assert_allclose(energies["stored"].numpy(), np.log(sides.mean(0)) * sides[1] / sides.sum(0), atol=1e-12)
 
 
 def test_an_image_can_be_too_smooth_and_too_rough() -> None:
@@ -205,8 +233,8 @@ def test_an_image_can_be_too_smooth_and_too_rough() -> None:
     normal = detector.score_samples(images[300:])
     for odd in (np.full((50, 16, 16), 0.5), RNG.uniform(size=(50, 16, 16))):
         assert auroc(normal, detector.score_samples(odd)).value > 0.95
-    assert list(detector.score_terms(images[:5])) == ["learned", "empirical"]
-    assert detector.evidence(images[:5]).shape == (5, 6)
+    assert list(detector.score_terms(images[:5])) == ["learned", "stored"]
+    assert detector.evidence(images[:5]).shape == (5, 4)
     assert detector.reconstruct(images[:2], sigma=0.2).shape == (2, 16, 16)
     learned_from = detector.rows_["training"] + detector.rows_["stopping"]
     assert detector.settings_["stored"] == learned_from

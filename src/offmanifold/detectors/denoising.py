@@ -11,26 +11,23 @@ from sklearn.covariance import LedoitWolf
 from torch import Tensor, nn
 
 from offmanifold.data.inputs import evenly
+from offmanifold.detectors.stored import StoredRows
 from offmanifold.networks.denoiser import Denoiser
-from offmanifold.probability.missing import completed, filled, missing_cells, share_seen, without
+from offmanifold.probability.missing import completed, missing_cells, share_seen, without
 
 # Where cells are missing, what the denoiser was given for them is off by more than any noise below this level: its
 # errors there say nothing.
 CRUDE = 0.4
 # The noise level at which the denoiser is asked for missing cells: a mean that is off is noise of that size.
 COMPLETING = 1.0
-# Rows evaluated at a time, and distances to stored rows held at a time.
-PART, CELLS = 256, 2**20
+# Rows evaluated at a time.
+PART = 256
 # Features beyond so many spreads of normal rows say no more.
 MOST = 20.0
 TINY = 1e-9
-# Products are of so many columns, or a multiple: of narrower ones some processors' libraries round a row otherwise by
-# its place among the others, and a score is the row's alone to the last bit.
-WIDTH = 8
-# Logarithm of the smallest weight of a stored row beside the largest: smaller ones would count for nothing, and cost a
-# tenfold where they leave the normal range of float32.
-FAINT = -60.0
-# Stored rows that standardise the empirical denoiser's features.
+# The two sides of the evidence.
+SIDES = ("learned", "stored")
+# Stored rows that standardise the distances from stored rows.
 STANDARDISED = 2000
 # Draws of noise in an image's denoising errors, the same for every image.
 DRAWS = 2
@@ -39,7 +36,7 @@ SMALLEST_VARIANCE = 1e-6
 
 
 class DenoisingModel(nn.Module, abc.ABC):
-    """A row is abnormal to the learned denoiser, or to the exact one of the training rows.
+    """A row is abnormal to the learned denoiser, or far from the training rows themselves.
 
     Parameters
     ----------
@@ -47,19 +44,14 @@ class DenoisingModel(nn.Module, abc.ABC):
         For rows that are shifted and divided by ``unit`` first.
     levels : sequence of float
         Its noise levels, in standard deviations of the data.
-    empirical_levels : sequence of float
-        Those of the empirical denoiser.
-    stored : int
-        Rows kept for it; 0 leaves it out.
-    dimensions : int
+    stored : StoredRows
+        Rows kept; where there are none they are left out.
     shift, unit : float
         0 and 1 for standardised tables.
     """
 
     denoiser: Denoiser
     levels: Tensor
-    empirical_levels: Tensor
-    rows: Tensor
     centre: Tensor
     spread: Tensor
 
@@ -67,9 +59,7 @@ class DenoisingModel(nn.Module, abc.ABC):
         self,
         denoiser: Denoiser,
         levels: list[float],
-        empirical_levels: list[float],
-        stored: int,
-        dimensions: int,
+        stored: StoredRows,
         shift: float = 0.0,
         unit: float = 1.0,
     ) -> None:
@@ -77,9 +67,8 @@ class DenoisingModel(nn.Module, abc.ABC):
         self.denoiser = denoiser
         self.shift, self.unit = shift, unit
         self.register_buffer("levels", torch.tensor(levels))
-        self.register_buffer("empirical_levels", torch.tensor(empirical_levels))
-        self.register_buffer("rows", torch.zeros(stored, dimensions))
-        features = self.learned_features + (len(empirical_levels) if stored else 0)
+        self.stored = stored
+        features = self.learned_features + stored.features
         self.register_buffer("centre", torch.zeros(features))
         self.register_buffer("spread", torch.ones(features))
 
@@ -115,59 +104,26 @@ class DenoisingModel(nn.Module, abc.ABC):
         return found
 
     def store(self, rows: Tensor) -> None:
-        """Keep rows for the empirical denoiser."""
+        """Keep rows to measure distances from."""
         parts = [self.completed(self.flat(part)) for part in torch.split(rows, PART)]
-        self.rows = torch.cat(parts).contiguous()
+        self.stored.rows = torch.cat(parts).contiguous()
 
     def standardise(self, held_out: Tensor) -> None:
         """Learn how the features of rows that were not learned from are distributed."""
         parts = [self.learned_from(held_out)]
-        if len(self.rows):
+        if len(self.stored):
             # Each stored row against all others: as good as a row that is not among them.
-            some = torch.from_numpy(evenly(len(self.rows), STANDARDISED)).to(held_out.device)
-            parts.append(self.empirical(self.rows[some], some))
+            some = torch.from_numpy(evenly(len(self.stored), STANDARDISED)).to(held_out.device)
+            parts.append(self.stored(self.stored.rows[some], some))
         at = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64, device=held_out.device)
         low, middle, high = torch.cat([(part + TINY).log().double().quantile(at, dim=0) for part in parts], 1)
         self.centre = middle.float()
         self.spread = ((high - low) / 2.56 + 1e-3).float()
 
-    def empirical(self, flat: Tensor, own: Tensor | None = None) -> Tensor:
-        """Return ‖x − m‖²/d for each noise level, with m what is exact for the stored rows: ``(n, levels)``.
-
-        m is their mean under weights exp(−‖x − xᵢ‖²/2σ²): for σ → 0 the nearest of them. Where the rows are stored
-        ones, ``own`` ``(n,)`` says at which place, and each is left out of its own neighbours.
-        """
-        parts = []
-        squares = self.rows.square()
-        norms = squares.sum(1)
-        # One product gives the weights' sums as well as the weighted means.
-        count, columns = self.rows.shape
-        idle = self.rows.new_zeros(count, -(columns + 1) % WIDTH)
-        stored = torch.cat([self.rows, self.rows.new_ones(count, 1), idle], 1)
-        size = max(1, CELLS // len(self.rows))
-        for start in range(0, len(flat), size):
-            whole = flat[start : start + size]
-            missing, share = missing_cells(whole), share_seen(whole).reshape(-1, 1)
-            part = filled(whole)
-            # −‖x − xᵢ‖²/2, but for what is the same for all i.
-            exponents = torch.addmm(norms, part, self.rows.T, beta=-0.5)
-            if missing is not None:
-                exponents.addmm_(missing.to(part.dtype), squares.T, alpha=0.5).div_(share)
-            if own is not None:
-                exponents.scatter_(1, own[start : start + size, None], -1e30)
-            exponents = exponents - exponents.detach().amax(1, keepdim=True)
-            found = []
-            for sigma in self.empirical_levels:
-                sums = (exponents / sigma**2).clamp_(min=FAINT).exp_() @ stored
-                residual = part - sums[:, :columns] / sums[:, columns, None]
-                found.append(without(missing, residual.square()).mean(1) / share[:, 0])
-            parts.append(torch.stack(found, 1))
-        return torch.cat(parts)
-
     def features(self, rows: Tensor) -> Tensor:
         """Return the logarithms of all errors ``(n, features)``."""
         flat = self.flat(rows)
-        parts = [self.learned(flat)] + ([self.empirical(flat)] if len(self.rows) else [])
+        parts = [self.learned(flat)] + ([self.stored(flat)] if len(self.stored) else [])
         return (torch.cat(parts, 1) + TINY).log()
 
     def evidence(self, rows: Tensor) -> Tensor:
@@ -175,17 +131,17 @@ class DenoisingModel(nn.Module, abc.ABC):
         return ((self.features(rows) - self.centre) / self.spread).clamp(-MOST, MOST)
 
     def energies(self, rows: Tensor) -> dict[str, Tensor]:
-        """Return the evidence combined, ``(n,)`` by denoiser as they make it up: high = abnormal.
+        """Return the evidence combined, ``(n,)`` by side as they make it up: high = abnormal.
 
-        The log-mean-exp of each denoiser's evidence, and of the two: one feature that stands out is enough, and both
-        denoisers count the same however many features they have.
+        The log-mean-exp of the learned denoiser's evidence and of the stored rows', and of the two: one feature that
+        stands out is enough, and both sides count the same however many features they have.
         """
         evidence = self.evidence(rows)
         parts = [part for part in evidence.tensor_split([self.learned_features], 1) if part.shape[1]]
         sides = torch.stack([part.logsumexp(1) - math.log(part.shape[1]) for part in parts], 1)
         energy = sides.logsumexp(1) - math.log(len(parts))
         shares = sides.softmax(1)
-        return {name: energy * shares[:, i] for i, name in enumerate(("learned", "empirical")[: len(parts)])}
+        return {name: energy * shares[:, i] for i, name in enumerate(SIDES[: len(parts)])}
 
 
 class TableModel(DenoisingModel):
@@ -234,7 +190,7 @@ class ImageModel(DenoisingModel):
     def __init__(self, *own: Any, **more: Any) -> None:
         super().__init__(*own, **more)
         generator = torch.Generator().manual_seed(1)
-        self.register_buffer("noise", torch.randn(DRAWS, self.rows.shape[1], generator=generator))
+        self.register_buffer("noise", torch.randn(DRAWS, self.stored.rows.shape[1], generator=generator))
         self.register_buffer("mean", torch.zeros(len(self.levels)))
         self.register_buffer("whitening", torch.eye(len(self.levels)))
 

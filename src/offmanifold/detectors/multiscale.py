@@ -1,4 +1,4 @@
-"""Denoisers at many noise levels, learned and empirical: abnormal is what either cannot explain at some level."""
+"""A denoiser at many noise levels, and stored rows: abnormal is what either cannot explain at some level."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from offmanifold import parameters
 from offmanifold.data.inputs import Float64Array, InputSpec, Rows, evenly
 from offmanifold.detectors.base import OutlierDetector
 from offmanifold.detectors.configured import Settings
-from offmanifold.detectors.denoising import CELLS, PART, TINY, DenoisingModel, ImageModel, TableModel
+from offmanifold.detectors.denoising import PART, TINY, DenoisingModel, ImageModel, TableModel
 from offmanifold.detectors.scorer import joined
+from offmanifold.detectors.stored import CELLS, StoredRows
 from offmanifold.networks.denoiser import DenseDenoiser, UNetDenoiser
 from offmanifold.probability.distances import distance
 from offmanifold.probability.missing import filled
 from offmanifold.training.phases import Metrics, ParameterGroup, Phase, Update
 from offmanifold.training.progress import Verbosity
 
-# Noise levels of each denoiser, in standard deviations: from half the distance between neighbours, within bounds, to
-# LARGEST. The learned denoiser has a use for smaller levels than that: there it sees how columns depend on each other,
-# where the empirical one sees the nearest row and no more.
-LEVELS, LARGEST = 5, 3.0
-LEARNED_FROM, EMPIRICAL_FROM = (0.01, 0.05), (0.01, 0.2)
+# Noise levels, in standard deviations: from half the distance between neighbours, within bounds, to the largest. The
+# denoiser has a use for smaller levels than stored rows: there it sees how columns depend on each other, where they
+# show the nearest row and no more.
+LEVELS, LEARNED_FROM, LARGEST = 5, (0.01, 0.05), 3.0
+STORED_LEVELS, STORED_FROM, STORED_TO = 3, (0.01, 0.2), 1.5
 # Fewer stored rows are none: how far they lie from each other says nothing of what is normal.
 FEWEST_STORED = 10
 # Of images, whose smallest structures are far below their standard deviation.
@@ -50,12 +51,12 @@ SMALLEST_PICTURE = 8
 class MultiscaleDenoiser(OutlierDetector):
     """Multi-scale denoiser: a row is abnormal where a denoiser cannot explain it at some noise level.
 
-    Two denoisers are asked at several noise levels: a network trained on all levels at once, and the exact one of the
-    training rows themselves, whose limit is the nearest neighbour. What either would change in a row, ‖x − D(x, σ)‖²,
-    is the slope of the energy at that level; its logarithms are standardised by rows that were not learned from, and
-    combined by log-mean-exp, for each denoiser and over both: one that stands out is enough. Five noise levels each
-    reach from half the distance between neighbours (within 0.01 to 0.05 standard deviations for the network, 0.01 to
-    0.2 for the exact one) to 3.
+    Rows are judged from two sides. A network that was trained on all noise levels at once is asked what it would change
+    in a row, ‖x − D(x, σ)‖², the slope of the energy, at five levels from half the distance between neighbours (within
+    0.01 to 0.05 standard deviations) to 3. And the energy of the training rows themselves under noise, a soft distance
+    from the nearest of them, is taken at three levels from half that distance (within 0.01 to 0.2) to 1.5. Logarithms
+    of all these are standardised by rows that were not learned from, and combined by log-mean-exp, for each side and
+    over both: one that stands out is enough.
 
     Of images, the network is a U-Net and is asked otherwise. An image can be too easy to denoise as well as too hard:
     what counts is Mahalanobis' distance of the logarithms of its denoising errors, at eight noise levels from 0.03 to
@@ -65,7 +66,7 @@ class MultiscaleDenoiser(OutlierDetector):
     Parameters
     ----------
     store_rows : bool
-        Keep training rows (in the model file, too) for the empirical denoiser, and some calibration rows for
+        Keep training rows (in the model file, too) to measure distances from, and some calibration rows for
         ``diagnose``. False leaves both out, where data must not travel.
     most_rows : int
         Keep at most so many of them; of images, two million pixels at most, too. Fewer than 10 are as good as none,
@@ -84,8 +85,8 @@ calibration_fraction, device, precision, random_state, verbose
 
     Notes
     -----
-    The score is minus the combined evidence; its terms share it out between the two denoisers in the proportion in
-    which they make it up.
+    The score is minus the combined evidence; its terms share it out between the two sides in the proportion in which
+    they make it up.
 
     Examples
     --------
@@ -175,12 +176,9 @@ calibration_fraction, device, precision, random_state, verbose
     def _settle(self, rows: Tensor, settings: Settings) -> None:
         """Choose the noise levels, and where pixels lie."""
         settings |= {"stored": 0, "shift": 0.0, "unit": 1.0}
-        first = {"levels": LEARNED_FROM, "empirical_levels": EMPIRICAL_FROM}
-        if rows.ndim > 2:
+        if image := rows.ndim > 2:
             settings |= {"shift": float(rows.mean()), "unit": max(float(rows.std(correction=0)), 1e-3)}
-            settings["levels"] = np.geomspace(IMAGE_SMALLEST, LARGEST, IMAGE_LEVELS).tolist()
             settings["most_rows"] = max(1, min(settings["most_rows"], IMAGE_CELLS // rows[0].numel()))
-            del first["levels"]
         rows = filled(rows[evenly(len(rows), settings["most_rows"])].flatten(1)) / settings["unit"]
         # The smallest distance is a row's to itself.
         nearest = [
@@ -188,10 +186,21 @@ calibration_fraction, device, precision, random_state, verbose
             for part in torch.split(rows[evenly(len(rows), NEIGHBOURS_FROM)], max(1, CELLS // len(rows)))
         ]
         half = float(torch.cat(nearest).median()) / rows.shape[1] ** 0.5 / 2
-        for name, (least, most) in first.items():
-            settings[name] = np.geomspace(min(max(half, least), most), LARGEST, LEVELS).tolist()
+
+        def levels(bounds: tuple[float, float], largest: float, count: int) -> list[float]:
+            found: list[float] = np.geomspace(min(max(half, bounds[0]), bounds[1]), largest, count).tolist()
+            return found
+
+        settings["levels"] = (
+            np.geomspace(IMAGE_SMALLEST, LARGEST, IMAGE_LEVELS).tolist()
+            if image
+            else levels(LEARNED_FROM, LARGEST, LEVELS)
+        )
+        settings["stored_levels"] = levels(STORED_FROM, STORED_TO, STORED_LEVELS)
 
     def _build(self, spec: InputSpec, settings: Settings) -> DenoisingModel:
+        if "stored_levels" not in settings:  # files of before format 5
+            raise ValueError("it was saved by a version that compared rows with stored ones otherwise. Fit it again.")
         dimensions = math.prod(spec.shape)
         denoiser = (
             UNetDenoiser(spec.shape, settings["capacity"])
@@ -199,10 +208,8 @@ calibration_fraction, device, precision, random_state, verbose
             else DenseDenoiser(dimensions, settings["hidden"])
         )
         made = ImageModel if spec.kind == "image" else TableModel
-        return made(
-            denoiser, settings["levels"], settings["empirical_levels"], settings["stored"], dimensions,
-            settings["shift"], settings["unit"],
-        )  # fmt: skip
+        stored = StoredRows(settings["stored"], dimensions, settings["stored_levels"])
+        return made(denoiser, settings["levels"], stored, settings["shift"], settings["unit"])
 
     def _phases(self, model: DenoisingModel, settings: Settings) -> list[Phase]:
         low, high = math.log(settings["levels"][0]), math.log(LARGEST)
@@ -228,7 +235,7 @@ calibration_fraction, device, precision, random_state, verbose
     def _finish(self, model: DenoisingModel, training: Tensor, held_out: Tensor, settings: Settings) -> None:
         """Store rows, and learn how the features of rows that were not learned from are distributed."""
         if settings["store_rows"]:
-            # What the network was stopped by, the other denoiser may well know.
+            # What the network was stopped by may well be known here.
             known = torch.cat([training, held_out])
             kept = evenly(len(known), settings["most_rows"])
             if len(kept) >= FEWEST_STORED:
@@ -244,14 +251,14 @@ calibration_fraction, device, precision, random_state, verbose
 
     @property
     def stored_rows(self) -> int:
-        """How many of the user's rows are part of the model: those of the empirical denoiser, too."""
+        """How many of the user's rows are part of the model: those that distances are measured from, too."""
         return super().stored_rows + int(self.settings_["stored"])
 
     def evidence(self, X: Any) -> Float64Array:
         """Return how abnormal each row is by each feature, in spreads of normal rows: ``(n, features)``.
 
         First the learned denoiser's: of tables what it would change, noise level by noise level, of images how unlike
-        others' its errors are; then what the empirical one would change.
+        others' its errors are; then the distances from stored rows.
         """
         return joined(self._through(lambda model, rows: model.evidence(rows), self._fitted_rows(X)))
 

@@ -18,6 +18,7 @@ from sklearn.preprocessing import StandardScaler
 
 from offmanifold.data import benchmarks
 from offmanifold.detectors import DETECTORS, MultiscaleDenoiser, OutlierDetector
+from offmanifold.detectors.multiscale import LEVELS
 from offmanifold.measures.detection import aupr, auroc
 from offmanifold.measures.plain import Neighbours
 from offmanifold.measures.ranks import friedman, mean_ranks, nemenyi_difference
@@ -70,23 +71,28 @@ ROWS = {
         "multiscale-denoiser", {"steps": 500}, {"steps": 2, "hidden": [16]}, ablation=True
     ),
 }
-# What is left of the evidence (rows, denoiser, noise level), and how it is combined.
-Rule = Callable[[Array], Array]
+# What is left of the evidence, the learned denoiser's and the stored rows', (n, noise levels) each, and how it is
+# combined.
+Rule = Callable[[Array, Array], Array]
 
 
 def _log_mean_exp(evidence: Array) -> Array:
-    flat = evidence.reshape(len(evidence), -1)
-    found: Array = np.logaddexp.reduce(flat, axis=1) - np.log(flat.shape[1])
+    found: Array = np.logaddexp.reduce(evidence, axis=1) - np.log(evidence.shape[1])
     return found
 
 
+def _both(learned: Array, stored: Array) -> Array:
+    """Return the combination that MultiscaleDenoiser scores by."""
+    return _log_mean_exp(np.stack([_log_mean_exp(learned), _log_mean_exp(stored)], 1))
+
+
 PARTS: dict[str, Rule] = {
-    "the learned denoiser alone": lambda evidence: _log_mean_exp(evidence[:, 0]),
-    "the empirical denoiser alone": lambda evidence: _log_mean_exp(evidence[:, 1]),
-    "the three smallest noise levels": lambda evidence: _log_mean_exp(evidence[:, :, :3]),
-    "the three largest noise levels": lambda evidence: _log_mean_exp(evidence[:, :, -3:]),
-    "the mean in place of log-mean-exp": lambda evidence: evidence.mean((1, 2)),
-    "the maximum in its place": lambda evidence: evidence.max((1, 2)),
+    "the learned denoiser alone": lambda learned, stored: _log_mean_exp(learned),
+    "the stored rows alone": lambda learned, stored: _log_mean_exp(stored),
+    "each side's two smallest noise levels": lambda learned, stored: _both(learned[:, :2], stored[:, :2]),
+    "each side's two largest": lambda learned, stored: _both(learned[:, -2:], stored[:, -2:]),
+    "the mean in place of log-mean-exp": lambda learned, stored: learned.mean(1) + stored.mean(1),
+    "the maximum in its place": lambda learned, stored: np.maximum(learned.max(1), stored.max(1)),
 }
 
 
@@ -182,10 +188,10 @@ def run(job: Job) -> dict[str, Any]:
         arrays["calibration"] = model.calibration_scores_
     if isinstance(model, MultiscaleDenoiser):
         arrays["evidence"] = model.evidence(test).astype(np.float32)
-        evidence = arrays["evidence"].reshape(len(test), 2, -1)
+        sides = np.split(arrays["evidence"], [LEVELS], axis=1)
         metrics["parts"] = {}
         for name, rule in PARTS.items():
-            found = -rule(evidence)
+            found = -rule(*sides)
             metrics["parts"][name] = auroc(found[: len(normal)], found[len(normal) :]).value
     return metrics | {"arrays": arrays}
 

@@ -1,0 +1,82 @@
+"""How far rows lie from stored ones, at several noise levels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from offmanifold.probability.missing import filled, missing_cells, share_seen
+
+# Distances to stored rows held at a time: few enough to stay in the processor's cache.
+CELLS = 2**19
+# Logarithm of the smallest weight of a stored row beside the largest: smaller ones would count for nothing, and cost a
+# tenfold where they leave the normal range of float32.
+FAINT = -60.0
+# Distances below that are rounding.
+SMALLEST = 1e-9
+
+
+class StoredRows(nn.Module):
+    """The energy of stored rows under noise: a soft distance from the nearest of them.
+
+    At noise level σ it is −2σ² log mean exp(−‖x − xᵢ‖²/2σ²)/d, the mean over stored rows. Its slope is twice what the
+    exact denoiser of these rows, their mean under the weights exp(−‖x − xᵢ‖²/2σ²), would change in x; for σ → 0 it is
+    the squared distance from the nearest, for σ → ∞ the mean one.
+
+    Parameters
+    ----------
+    count, dimensions : int
+        Of stored rows.
+    levels : sequence of float
+        Noise levels.
+    """
+
+    rows: Tensor
+
+    def __init__(self, count: int, dimensions: int, levels: list[float]) -> None:
+        super().__init__()
+        self.levels = list(levels)
+        self.register_buffer("rows", torch.zeros(count, dimensions))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def features(self) -> int:
+        """How many distances there are of a row."""
+        return len(self.levels) if len(self) else 0
+
+    def forward(self, rows: Tensor, own: Tensor | None = None) -> Tensor:
+        """Return soft squared distances a dimension, above 0: ``(n, levels)``.
+
+        Where the rows are stored ones, ``own`` ``(n,)`` says at which place, and each is left out of its own
+        neighbours. With missing cells it is the mean over those seen.
+        """
+        squares = self.rows.square()
+        norms = squares.sum(1)
+        count, columns = self.rows.shape
+        others = count if own is None else count - 1
+        size = max(1, CELLS // count)
+        parts = []
+        for start in range(0, len(rows), size):
+            whole = rows[start : start + size]
+            missing, share = missing_cells(whole), share_seen(whole).reshape(-1, 1)
+            part = filled(whole)
+            # −‖x − xᵢ‖²/2, but for what is the same for all i.
+            exponents = torch.addmm(norms, part, self.rows.T, beta=-0.5)
+            if missing is not None:
+                exponents.addmm_(missing.to(part.dtype), squares.T, alpha=0.5).div_(share)
+            if own is not None:
+                exponents.scatter_(1, own[start : start + size, None], -1e30)
+            nearest = exponents.detach().amax(1, keepdim=True)
+            exponents.sub_(nearest)
+            # Fresh memory for each level costs as much as its exponentials; only gradients need it.
+            spare = None if torch.is_grad_enabled() else torch.empty_like(exponents)
+            least = (0.5 * part.square().sum(1) / share[:, 0] - nearest[:, 0]).clamp(min=0)
+            found = []
+            for sigma in self.levels:
+                weights = torch.mul(exponents, 1 / sigma**2, out=spare).clamp_(min=FAINT).exp_()
+                mean = weights.sum(1) / others
+                found.append(2 * (least - sigma**2 * mean.log()) / columns)
+            parts.append(torch.stack(found, 1))
+        return torch.cat(parts).clamp(min=SMALLEST)
