@@ -89,6 +89,14 @@ def test_the_slope_of_that_distance_is_what_the_exact_denoiser_would_change() ->
     np.testing.assert_allclose(slope.numpy()[0], 2 * (row.detach().numpy()[0] - denoised) / 3, rtol=1e-9)
 
 
+def test_distances_are_the_same_far_from_zero() -> None:
+    """In float32, of columns that were not standardised."""
+    stored, rows = RNG.normal(size=(40, 4)), RNG.normal(size=(20, 4))
+    near = stored_rows(stored)(torch.from_numpy(rows))
+    far = stored_rows((stored + 3000).astype(np.float32))(torch.from_numpy((rows + 3000).astype(np.float32)))
+    torch.testing.assert_close(far.double(), near, rtol=0.01, atol=1e-3)
+
+
 def test_missing_cells_take_no_part_in_distances() -> None:
     stored, rows, levels = RNG.normal(size=(40, 4)), RNG.normal(size=(3, 4)), (0.1, 0.5, 2.0)
     rows[:, 1] = rows[2, 0] = np.nan

@@ -52,7 +52,10 @@ class StoredRows(nn.Module):
         Where the rows are stored ones, ``own`` ``(n,)`` says at which place, and each is left out of its own
         neighbours. With missing cells it is the mean over those seen.
         """
-        squares = self.rows.square()
+        # About their mean: far from zero the squares of float32 would drown the distances.
+        centre = self.rows.mean(0)
+        stored = self.rows - centre
+        squares = stored.square()
         norms = squares.sum(1)
         count, columns = self.rows.shape
         others = count if own is None else count - 1
@@ -61,9 +64,9 @@ class StoredRows(nn.Module):
         for start in range(0, len(rows), size):
             whole = rows[start : start + size]
             missing, share = missing_cells(whole), share_seen(whole).reshape(-1, 1)
-            part = filled(whole)
+            part = filled(whole - centre)
             # −‖x − xᵢ‖²/2, but for what is the same for all i.
-            exponents = torch.addmm(norms, part, self.rows.T, beta=-0.5)
+            exponents = torch.addmm(norms, part, stored.T, beta=-0.5)
             if missing is not None:
                 exponents.addmm_(missing.to(part.dtype), squares.T, alpha=0.5).div_(share)
             if own is not None:
