@@ -24,7 +24,7 @@ RNG = np.random.default_rng(0)
 def stored_rows(rows: np.ndarray, levels: Sequence[float] = (0.1, 0.5, 2.0)) -> StoredRows:
     """Return stored rows in float64."""
     made = StoredRows(0, rows.shape[1], list(levels))
-    made.rows = torch.from_numpy(rows)
+    made.store(torch.from_numpy(rows))
     return made
 
 
@@ -181,7 +181,7 @@ def test_what_it_cannot_take_is_said(plane: Any) -> None:
 def test_stored_rows_are_left_out_of_their_own_neighbours() -> None:
     stored = RNG.normal(size=(30, 3))
     places = torch.tensor([0, 7, 29])
-    found = stored_rows(stored)(torch.from_numpy(stored[places]), places)
+    found = stored_rows(stored).from_others(places)
     for row, place in zip(found, places.tolist(), strict=True):
         others = stored_rows(np.delete(stored, place, 0))(torch.from_numpy(stored[place : place + 1]))[0]
         torch.testing.assert_close(row, others)

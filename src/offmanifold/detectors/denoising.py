@@ -106,7 +106,7 @@ class DenoisingModel(nn.Module, abc.ABC):
     def store(self, rows: Tensor) -> None:
         """Keep rows to measure distances from."""
         parts = [self.completed(self.flat(part)) for part in torch.split(rows, PART)]
-        self.stored.rows = torch.cat(parts).contiguous()
+        self.stored.store(torch.cat(parts))
 
     def standardise(self, held_out: Tensor) -> None:
         """Learn how the features of rows that were not learned from are distributed."""
@@ -114,7 +114,7 @@ class DenoisingModel(nn.Module, abc.ABC):
         if len(self.stored):
             # Each stored row against all others: as good as a row that is not among them.
             some = torch.from_numpy(evenly(len(self.stored), STANDARDISED)).to(held_out.device)
-            parts.append(self.stored(self.stored.rows[some], some))
+            parts.append(self.stored.from_others(some))
         at = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64, device=held_out.device)
         low, middle, high = torch.cat([(part + TINY).log().double().quantile(at, dim=0) for part in parts], 1)
         self.centre = middle.float()

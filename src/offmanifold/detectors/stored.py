@@ -12,8 +12,6 @@ CELLS = 2**19
 # Logarithm of the smallest weight of a stored row beside the largest: smaller ones would count for nothing, and cost a
 # tenfold where they leave the normal range of float32.
 FAINT = -60.0
-# Distances below that are rounding.
-SMALLEST = 1e-9
 
 
 class StoredRows(nn.Module):
@@ -31,12 +29,17 @@ class StoredRows(nn.Module):
         Noise levels.
     """
 
+    # About their mean: far from zero the squares of float32 would drown the distances.
     rows: Tensor
+    centre: Tensor
+    norms: Tensor
 
     def __init__(self, count: int, dimensions: int, levels: list[float]) -> None:
         super().__init__()
         self.levels = list(levels)
         self.register_buffer("rows", torch.zeros(count, dimensions))
+        self.register_buffer("centre", torch.zeros(dimensions))
+        self.register_buffer("norms", torch.zeros(count))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -46,17 +49,21 @@ class StoredRows(nn.Module):
         """How many distances there are of a row."""
         return len(self.levels) if len(self) else 0
 
-    def forward(self, rows: Tensor, own: Tensor | None = None) -> Tensor:
-        """Return soft squared distances a dimension, above 0: ``(n, levels)``.
+    def store(self, rows: Tensor) -> None:
+        """Keep complete rows ``(n, d)`` in place of those kept before."""
+        self.centre = rows.mean(0)
+        self.rows = rows - self.centre
+        self.norms = self.rows.square().sum(1)
 
-        Where the rows are stored ones, ``own`` ``(n,)`` says at which place, and each is left out of its own
-        neighbours. With missing cells it is the mean over those seen.
-        """
-        # About their mean: far from zero the squares of float32 would drown the distances.
-        centre = self.rows.mean(0)
-        stored = self.rows - centre
-        squares = stored.square()
-        norms = squares.sum(1)
+    def forward(self, rows: Tensor) -> Tensor:
+        """Return soft squared distances a dimension: ``(n, levels)``; with missing cells the mean over those seen."""
+        return self._distances(rows - self.centre, None)
+
+    def from_others(self, places: Tensor) -> Tensor:
+        """Return those of the stored rows at ``places`` from all other stored rows: ``(n, levels)``."""
+        return self._distances(self.rows[places], places)
+
+    def _distances(self, rows: Tensor, own: Tensor | None) -> Tensor:
         count, columns = self.rows.shape
         others = count if own is None else count - 1
         size = max(1, CELLS // count)
@@ -64,11 +71,11 @@ class StoredRows(nn.Module):
         for start in range(0, len(rows), size):
             whole = rows[start : start + size]
             missing, share = missing_cells(whole), share_seen(whole).reshape(-1, 1)
-            part = filled(whole - centre)
+            part = filled(whole)
             # −‖x − xᵢ‖²/2, but for what is the same for all i.
-            exponents = torch.addmm(norms, part, stored.T, beta=-0.5)
+            exponents = torch.addmm(self.norms, part, self.rows.T, beta=-0.5)
             if missing is not None:
-                exponents.addmm_(missing.to(part.dtype), squares.T, alpha=0.5).div_(share)
+                exponents.addmm_(missing.to(part.dtype), self.rows.square().T, alpha=0.5).div_(share)
             if own is not None:
                 exponents.scatter_(1, own[start : start + size, None], -1e30)
             nearest = exponents.detach().amax(1, keepdim=True)
@@ -82,4 +89,4 @@ class StoredRows(nn.Module):
                 mean = weights.sum(1) / others
                 found.append(2 * (least - sigma**2 * mean.log()) / columns)
             parts.append(torch.stack(found, 1))
-        return torch.cat(parts).clamp(min=SMALLEST)
+        return torch.cat(parts).clamp(min=0)
