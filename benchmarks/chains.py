@@ -23,7 +23,7 @@ from torch import Tensor
 
 from offmanifold import NAE, atomic
 from offmanifold.data.inputs import InputSpec
-from offmanifold.networks import small_maps
+from offmanifold.networks import products
 from offmanifold.networks.network import initialise
 from offmanifold.sampling import langevin
 from offmanifold.sampling.chain import State, evaluated, run
@@ -105,7 +105,7 @@ def in_default_arrangement(model: Any) -> None:
         network.convolutional = False
         network.body.to(memory_format=torch.contiguous_format)
         for layer in network.modules():  # the layers differ in what they do, not in what they hold
-            if isinstance(layer, small_maps.Conv2d | small_maps.ConvTranspose2d):
+            if isinstance(layer, products.Conv2d | products.ConvTranspose2d):
                 layer.__class__ = type(layer).__base__
 
 

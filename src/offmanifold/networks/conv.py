@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from offmanifold.networks import small_maps
+from offmanifold.networks import products
 from offmanifold.networks.network import Network, Reshape
 
 Pair = tuple[Network, Network]
@@ -44,14 +44,14 @@ def strided(shape: tuple[int, ...], into_latent: int, latent_dim: int, capacity:
     flat = widths[-1] * rows * columns
     encoder: list[nn.Module] = []
     for before, after in zip([channels, *widths], widths, strict=False):
-        encoder += [small_maps.Conv2d(before, after, 5, 2, 2), nn.ReLU()]
+        encoder += [products.Conv2d(before, after, 5, 2, 2), nn.ReLU()]
     encoder += [nn.Flatten(), nn.Linear(flat, into_latent)]
     decoder: list[nn.Module] = [nn.Linear(latent_dim, flat), nn.ReLU(), Reshape(widths[-1], rows, columns)]
     outputs = [*reversed(widths[:-1]), channels]
     for step, (before, after) in enumerate(zip([widths[-1], *outputs], outputs, strict=False)):
         small, large = sizes[-1 - step], sizes[-2 - step]
         extra = (large[0] - 2 * small[0] + 1, large[1] - 2 * small[1] + 1)
-        decoder += [small_maps.ConvTranspose2d(before, after, 5, 2, 2, output_padding=extra), nn.ReLU()]
+        decoder += [products.ConvTranspose2d(before, after, 5, 2, 2, output_padding=extra), nn.ReLU()]
     return _pair(encoder, decoder[:-1])
 
 
@@ -62,10 +62,10 @@ def conv28(shape: tuple[int, ...], into_latent: int, latent_dim: int, capacity: 
     encoder: list[nn.Module] = [
         nn.Conv2d(shape[0], a, 3), nn.ReLU(), nn.Conv2d(a, b, 3), nn.ReLU(), nn.MaxPool2d(2),
         nn.Conv2d(b, b, 3), nn.ReLU(), nn.Conv2d(b, c, 3), nn.ReLU(), nn.MaxPool2d(2),
-        small_maps.Conv2d(c, wide, 4), nn.ReLU(), small_maps.Conv2d(wide, into_latent, 1), nn.Flatten(),
+        products.Conv2d(c, wide, 4), nn.ReLU(), products.Conv2d(wide, into_latent, 1), nn.Flatten(),
     ]  # fmt: skip
     decoder: list[nn.Module] = [
-        Reshape(latent_dim, 1, 1), small_maps.ConvTranspose2d(latent_dim, c, 4), nn.ReLU(), _bilinear(),
+        Reshape(latent_dim, 1, 1), products.ConvTranspose2d(latent_dim, c, 4), nn.ReLU(), _bilinear(),
         nn.ConvTranspose2d(c, b, 3), nn.ReLU(), nn.ConvTranspose2d(b, b, 3), nn.ReLU(), _bilinear(),
         nn.ConvTranspose2d(b, a, 3), nn.ReLU(), nn.ConvTranspose2d(a, shape[0], 3),
     ]  # fmt: skip
@@ -82,7 +82,7 @@ def conv32(shape: tuple[int, ...], into_latent: int, latent_dim: int, capacity: 
         nn.Conv2d(d, into_latent, 1), nn.ReLU(), _ResAtt(into_latent, *_scaled(capacity, 1024)), nn.Flatten(),
     ]  # fmt: skip
     decoder: list[nn.Module] = [
-        Reshape(latent_dim, 1, 1), small_maps.ConvTranspose2d(latent_dim, d, 6), nn.ReLU(),
+        Reshape(latent_dim, 1, 1), products.ConvTranspose2d(latent_dim, d, 6), nn.ReLU(),
         nn.ConvTranspose2d(d, c, 4, 2), nn.ReLU(), nn.ConvTranspose2d(c, b, 4, 2), nn.ReLU(),
         nn.ConvTranspose2d(b, shape[0], 3),
     ]  # fmt: skip
@@ -102,7 +102,7 @@ def conv32big(shape: tuple[int, ...], into_latent: int, latent_dim: int, capacit
         if isinstance(layer, nn.Conv2d | nn.Linear):
             spectral_norm(layer)
     decoder: list[nn.Module] = [
-        Reshape(latent_dim, 1, 1), small_maps.ConvTranspose2d(latent_dim, a, 4), _ResUp(a), _ResUp(a), _ResUp(a),
+        Reshape(latent_dim, 1, 1), products.ConvTranspose2d(latent_dim, a, 4), _ResUp(a), _ResUp(a), _ResUp(a),
         nn.GroupNorm(8, a), nn.ReLU(), nn.Conv2d(a, shape[0], 3, 1, 1),
     ]  # fmt: skip
     return _pair(encoder, decoder)
@@ -118,7 +118,7 @@ def conv64(shape: tuple[int, ...], into_latent: int, latent_dim: int, capacity: 
     encoder += [nn.Flatten(), nn.Linear(widths[-1], into_latent)]
     rising = [max(8, 8 * round(width / 8)) for width in _scaled(capacity, 1024, 512, 256, 128)]
     decoder: list[nn.Module] = [
-        Reshape(latent_dim, 1, 1), small_maps.ConvTranspose2d(latent_dim, rising[0], 8),
+        Reshape(latent_dim, 1, 1), products.ConvTranspose2d(latent_dim, rising[0], 8),
         nn.GroupNorm(8, rising[0]), nn.ReLU(),
     ]  # fmt: skip
     for before, after in itertools.pairwise(rising):
@@ -139,7 +139,7 @@ def p1_grey(shape: tuple[int, ...], into_latent: int, latent_dim: int, capacity:
     decoder: list[nn.Module] = [
         nn.Linear(latent_dim, base * 49), nn.ReLU(), Reshape(base, 7, 7),
         nn.ConvTranspose2d(base, a, 5, 2, 2, 1), nn.ReLU(), nn.ConvTranspose2d(a, a, 5, 2, 2, 1), nn.ReLU(),
-        nn.ConvTranspose2d(a, b, 5, 1, 2), nn.ReLU(), nn.Conv2d(b, shape[0], 5, 1, 2),
+        nn.ConvTranspose2d(a, b, 5, 1, 2), nn.ReLU(), products.Conv2d(b, shape[0], 5, 1, 2),
     ]  # fmt: skip
     return _pair(encoder, decoder)
 

@@ -1,4 +1,4 @@
-"""The gradient of small maps' weights against PyTorch's."""
+"""Convolutions as matrix products against PyTorch's."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from offmanifold.networks import small_maps
+from offmanifold.networks import products
 
 
 @pytest.mark.parametrize(("kernel", "stride", "padding"), [(5, 2, 2), (3, 1, 1), (3, 2, 0), (4, 2, 1)])
@@ -21,7 +21,7 @@ def test_the_weights_gradient_is_autograds(kernel: int, stride: int, padding: in
     output = F.conv2d(rows, weight, None, stride, padding)
     slope = torch.randn(output.shape, generator=generator, dtype=torch.float64)
     (expected,) = torch.autograd.grad(output, weight, slope)
-    torch.testing.assert_close(small_maps.weight_gradient(slope, rows, kernel, stride, padding), expected)
+    torch.testing.assert_close(products.weight_gradient(slope, rows, kernel, stride, padding), expected)
     # Transposed: the same windows, with the roles of input and output exchanged.
     codes = torch.randn(3, 5, *output.shape[2:], generator=generator, dtype=torch.float64)
     smallest = [(small - 1) * stride - 2 * padding + kernel for small in output.shape[2:]]
@@ -31,14 +31,14 @@ def test_the_weights_gradient_is_autograds(kernel: int, stride: int, padding: in
         output = F.conv_transpose2d(codes, weight, None, stride, padding, extra)
         slope = torch.randn(output.shape, generator=generator, dtype=torch.float64)
         (expected,) = torch.autograd.grad(output, weight, slope)
-        torch.testing.assert_close(small_maps.weight_gradient(codes, slope, kernel, stride, padding), expected)
+        torch.testing.assert_close(products.weight_gradient(codes, slope, kernel, stride, padding), expected)
 
 
 LAYERS = [
-    (small_maps.Conv2d(6, 8, 5, 2, 2), nn.Conv2d(6, 8, 5, 2, 2), (3, 6, 7, 7)),
-    (small_maps.Conv2d(6, 8, 5, 2, 2), nn.Conv2d(6, 8, 5, 2, 2), (3, 6, 16, 12)),
+    (products.Conv2d(6, 8, 5, 2, 2), nn.Conv2d(6, 8, 5, 2, 2), (3, 6, 7, 7)),
+    (products.Conv2d(6, 8, 5, 2, 2), nn.Conv2d(6, 8, 5, 2, 2), (3, 6, 16, 12)),
     (
-        small_maps.ConvTranspose2d(6, 8, 5, 2, 2, output_padding=(1, 0)),
+        products.ConvTranspose2d(6, 8, 5, 2, 2, output_padding=(1, 0)),
         nn.ConvTranspose2d(6, 8, 5, 2, 2, output_padding=(1, 0)),
         (3, 6, 4, 4),
     ),
@@ -60,8 +60,8 @@ def test_layers_are_pytorchs_in_either_arithmetic(
     theirs.load_state_dict(ours.state_dict())
     rows = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     calls = []
-    gradient = small_maps.weight_gradient
-    monkeypatch.setattr(small_maps, "weight_gradient", lambda *args: calls.append(1) or gradient(*args))
+    gradient = products.weight_gradient
+    monkeypatch.setattr(products, "weight_gradient", lambda *args: calls.append(1) or gradient(*args))
     for own, other in zip(*(gradients(layer, rows, torch.float32) for layer in (ours, theirs)), strict=True):
         torch.testing.assert_close(own, other)
     assert not calls, "float32 takes PyTorch's own"
@@ -78,7 +78,7 @@ def test_a_gradient_of_the_input_alone_costs_nothing_more(
     def never(*args: Any) -> None:
         raise AssertionError("the weights' gradient was computed")
 
-    monkeypatch.setattr(small_maps, "weight_gradient", never)
+    monkeypatch.setattr(products, "weight_gradient", never)
     rows = torch.randn(shape, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
         output = ours(rows)
@@ -91,10 +91,10 @@ def test_a_gradient_of_the_input_alone_costs_nothing_more(
 def test_large_maps_and_layers_without_a_bias_are_pytorchs(
     side: int, bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ours, theirs = (kind(2, 3, 5, 2, 2, bias=bias) for kind in (small_maps.Conv2d, nn.Conv2d))
+    ours, theirs = (kind(2, 3, 5, 2, 2, bias=bias) for kind in (products.Conv2d, nn.Conv2d))
     theirs.load_state_dict(ours.state_dict())
     rows = torch.randn(2, 2, side, side, generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr(small_maps, "weight_gradient", None)  # calling it would fail
+    monkeypatch.setattr(products, "weight_gradient", None)  # calling it would fail
     for own, other in zip(*(gradients(layer, rows, torch.bfloat16) for layer in (ours, theirs)), strict=True):
         assert torch.equal(own, other)
 
@@ -112,7 +112,7 @@ def test_large_maps_and_layers_without_a_bias_are_pytorchs(
 def test_a_kernel_as_large_as_its_map_is_one_product(
     kind: str, sizes: tuple[int, ...], shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool
 ) -> None:
-    ours, theirs = getattr(small_maps, kind)(*sizes), getattr(nn, kind)(*sizes)
+    ours, theirs = getattr(products, kind)(*sizes), getattr(nn, kind)(*sizes)
     theirs.load_state_dict(ours.state_dict())
     rows = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     if channels_last:
@@ -124,3 +124,37 @@ def test_a_kernel_as_large_as_its_map_is_one_product(
     with torch.profiler.profile() as profile:
         ours(rows)
     assert not any("convolution" in event.key for event in profile.key_averages())
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "sizes", "shape"),
+    [
+        ("Conv2d", (6, 1, 5, 1, 2), (3, 6, 9, 7)),
+        ("Conv2d", (6, 1, 6, 1, 0), (3, 6, 9, 7)),
+        ("ConvTranspose2d", (6, 1, 5, 2, 2, 1), (3, 6, 4, 5)),
+        ("ConvTranspose2d", (6, 1, 5, 1, 1), (3, 6, 4, 5)),
+        ("ConvTranspose2d", (6, 1, 5, 3, 0, (0, 2)), (3, 6, 4, 5)),
+    ],
+)
+def test_one_channel_is_a_product_and_a_sum(
+    kind: str, sizes: tuple[int, ...], shape: tuple[int, ...], channels_last: bool
+) -> None:
+    ours, theirs = getattr(products, kind)(*sizes), getattr(nn, kind)(*sizes)
+    theirs.load_state_dict(ours.state_dict())
+    rows = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    if channels_last:
+        ours, rows = ours.to(memory_format=torch.channels_last), rows.contiguous(memory_format=torch.channels_last)
+    for own, other in zip(*(gradients(layer, rows, torch.float32) for layer in (ours, theirs)), strict=True):
+        torch.testing.assert_close(own, other)
+    with torch.profiler.profile() as profile:
+        ours(rows)
+    assert not any("convolution" in event.key for event in profile.key_averages())
+
+
+@pytest.mark.parametrize("sizes", [(6, 1, 5, 2, 2), (6, 2, 5, 1, 2), (6, 1, 3, 1, 1), (6, 1, 5, 1, 5)])
+def test_other_convolutions_are_pytorchs(sizes: tuple[int, ...]) -> None:
+    ours, theirs = products.Conv2d(*sizes), nn.Conv2d(*sizes)
+    theirs.load_state_dict(ours.state_dict())
+    rows = torch.randn(3, 6, 9, 7, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(ours(rows), theirs(rows))
