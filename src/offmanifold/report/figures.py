@@ -88,7 +88,7 @@ def dot_rows(
     Rows are (label, value, low, high, paper's value or None). The axis is that of ``shares`` (AUROC), from 0 to 1 with
     a line at chance, unless they are none.
     """
-    figure = new_figure(7.5, 0.9 + 0.34 * len(rows))
+    figure = new_figure(7.5, 1.1 + 0.34 * len(rows))
     axes = figure.subplots()
     places = np.arange(len(rows))[::-1]
     told = False  # about the paper's mark
@@ -105,7 +105,7 @@ def dot_rows(
         axes.set_xlim(0, 1.02)
     axes.set_xlabel(xlabel)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.0 + 1.0 / len(rows)), ncols=2)
+    figure.legend(frameon=False, loc="outside upper center", ncols=2)
     write_figure(figure, path)
 
 

@@ -35,12 +35,16 @@ ROWS = {
     "VAE(L)": Row("vae", {"gamma": 1.0, "score_by": "elbo"}, _paper(0.002, 0.767, 0.185, 0.684, 1.0)),
     "IGEBM": Row("igebm", {"watch": WATCH}, _paper(0.192, 0.216, 0.371, 0.477, 1.0)),
     "NAE-OMI": Row("nae", {"negatives": "omi", "watch": WATCH}, _paper(0.963, 0.819, 0.920, 0.887, 1.0)),
+    "MultiscaleDenoiser": Row("multiscale-denoiser"),
 }
 
 
 def parameters_of(key: str, scale: str, own: dict[str, Any]) -> dict[str, Any]:
     """Return a row's hyper-parameters: those of the MNIST studies, with P3's network, latent size and chains."""
-    parameters = mnist_holdout.parameters_of(key, scale, own) | {"network": "conv32"}
+    parameters = mnist_holdout.parameters_of(key, scale, own)
+    if key == "multiscale-denoiser":
+        return parameters
+    parameters |= {"network": "conv32"}
     if key != "igebm":
         parameters["latent_dim"] = 64
     return parameters | (CHAINS[scale] if key == "nae" else {})

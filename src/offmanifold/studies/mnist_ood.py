@@ -26,6 +26,7 @@ ROWS = {
     "VAE(L)": Row("vae", {"gamma": 1.0, "score_by": "elbo"}),
     "IGEBM": Row("igebm", {"watch": WATCH}, _paper(1.0, 0.986, 0.948, 0.946, 1.0)),
     "NAE-OMI": Row("nae", {"negatives": "omi", "watch": WATCH}, _paper(1.0, 0.999, 0.992, 0.995, 1.0)),
+    "MultiscaleDenoiser": Row("multiscale-denoiser"),
 }
 
 

@@ -19,6 +19,8 @@ from offmanifold.studies.core import Job, Record, Study, baseline_scores, over_s
 
 # Training may be watched by families of outliers that are not reported here.
 WATCH = ("patches", "inverted")
+# What the figure shows, where it has been run.
+DRAWN = ("AE", "NAE-OMI", "MultiscaleDenoiser")
 MADE = {"ConstantGray": "constant", "Half": "erased", "Noise": "noise"}
 
 
@@ -130,8 +132,9 @@ def study_of(
 
     def figure(records: list[Record], path: Path) -> None:
         dots = []
+        drawn = [row for row in DRAWN if any(values(records, row, kind) for kind in kinds)] or list(rows)
         for kind in kinds:
-            for row in ("AE", "NAE-OMI"):
+            for row in drawn:
                 found = values(records, row, kind)
                 if found:
                     dots.append((f"{kind} · {row}", *over_seeds(found), rows[row].paper.get(kind)))
