@@ -308,7 +308,7 @@ def test_detectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         told = re.findall(r"^([a-z]\w+) ", page.partition("meaning")[2], flags=re.MULTILINE)
         assert sorted(told) == sorted(cls().get_params()), name
         assert not re.search(r"As (for|in) |:class:|``", page), "what another detector's page says is said here"
-        assert re.search(r"optimizer +'\w+' +\{\"adam\", \"adamw\", \"rmsprop\"\}", page)
+        assert re.search(r"optimizer +'\w+' +\{(\"auto\", )?\"adam\", \"adamw\", \"rmsprop\"\}", page)
     assert "Did you mean 'vae'" in complaint("detectors", "vea", cwd=tmp_path, status=2)
 
 

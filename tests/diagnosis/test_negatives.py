@@ -55,6 +55,22 @@ def test_every_source_and_loss_trains(source: Any, negative_loss: str, sevens: d
     assert all(f"negative_kl/{name}" in detector.history_[-1] for name in names)
 
 
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        ({"negatives": "adversarial"}, ("rmsprop", "constant", 5e-4)),
+        ({"negatives": {"noise": 1.0, "adversarial": 0.5}, "learning_rate": 1e-4}, ("rmsprop", "constant", 1e-4)),
+        ({"negatives": "adversarial", "optimizer": "adam"}, ("adam", "one-cycle", 2e-3)),
+        ({"negatives": "noise"}, ("adamw", "one-cycle", 2e-3)),
+    ],
+)
+def test_adversaries_are_chased_without_momentum(
+    own: dict[str, Any], expected: tuple[str, str, float], sevens: dict[str, np.ndarray]
+) -> None:
+    detector = NegativeVAE(steps=1, verbose=False, random_state=0, **own).fit(sevens["normal"][:80])
+    assert tuple(detector.settings_[name] for name in ("optimizer", "schedule", "learning_rate")) == expected
+
+
 def test_what_cannot_be_negatives(sevens: dict[str, np.ndarray], plane: Any) -> None:
     normal = sevens["normal"]
     with pytest.raises(ValueError, match=r"negatives: .*trained on grey images of 8×8 pixels; got a table"):

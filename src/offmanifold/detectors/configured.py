@@ -89,7 +89,6 @@ class Configured(BaseEstimator, abc.ABC):  # type: ignore[misc]
         parameters.integer("batch_size", self.batch_size)
         if self.learning_rate != "auto":
             parameters.real("learning_rate", self.learning_rate, above=0)
-        parameters.choice("optimizer", self.optimizer, OPTIMIZERS)
         parameters.real("weight_decay", self.weight_decay, minimum=0)
         if self.scale is not None:
             parameters.choice("scale", self.scale, ("standard", "robust"))
@@ -111,9 +110,10 @@ class Configured(BaseEstimator, abc.ABC):  # type: ignore[misc]
         table = spec.kind == "table"
         own = self._settings(spec)
         steps, rate = own.pop("default_steps"), own.pop("default_rate")
-        # A detector may say what "auto" means for these two.
+        # A detector may say what "auto" means for these.
         capacity = parameters.real("capacity", own.pop("capacity", self.capacity), above=0)
         schedule = parameters.choice("schedule", own.pop("schedule", self.schedule), SCHEDULES)
+        optimizer = parameters.choice("optimizer", own.pop("optimizer", self.optimizer), OPTIMIZERS)
         if self.epochs is not None:
             kept = calibration.split_sizes(rows, self.false_alarm_rate, self.calibration_fraction)
             steps = self.epochs * math.ceil((rows - sum(kept)) / self.batch_size)
@@ -126,7 +126,7 @@ class Configured(BaseEstimator, abc.ABC):  # type: ignore[misc]
             "steps": steps,
             "batch_size": int(self.batch_size),
             "learning_rate": rate if self.learning_rate == "auto" else float(self.learning_rate),
-            "optimizer": self.optimizer,
+            "optimizer": optimizer,
             "weight_decay": float(self.weight_decay),
             "scale": self.scale if table else None,
             "store_rows": bool(self.store_rows),

@@ -40,6 +40,9 @@ ALIKE = (0.02, 0.25)
 LOST = (0.75, 1.0)
 # On tables what a model makes lies among the data, and is pulled less far than what a user knows to be abnormal.
 TABLE_SHIFT, TABLE_SHIFT_GIVEN = 2.0, 8.0
+# Encoder and decoder chase each other: momentum and a falling rate leave the model behind its own samples
+# (docs/defaults.md).
+CHASING = {"optimizer": "rmsprop", "schedule": "constant", "learning_rate": 5e-4}
 
 
 @final
@@ -76,9 +79,14 @@ class NegativeVAE(VariationalDetector):
         As for :class:`VAE`.
     network : str
         As for :class:`AE`, but "auto" is "mlp" for tables and P1's networks for images of their sizes.
-    steps, learning_rate
+    steps
         As for :class:`VAE`.
-    hidden, capacity, epochs, batch_size, optimizer, schedule, weight_decay
+    optimizer : {"auto", "adam", "adamw", "rmsprop"}
+    schedule : {"auto", "constant", "one-cycle", "cosine"}
+    learning_rate : float or "auto"
+        "auto" of all three: RMSProp at a constant rate of 0.0005 for images where negatives are adversarial (P1 §IV-A
+        has 0.0001 for ten times as many steps), else as for :class:`VAE`.
+    hidden, capacity, epochs, batch_size, weight_decay
         As for :class:`AE`.
     scale, false_alarm_rate, calibration_fraction, store_rows, device, precision, random_state, verbose
         As for :class:`AE`.
@@ -123,8 +131,8 @@ class NegativeVAE(VariationalDetector):
         epochs: int | None = None,
         batch_size: int = 128,
         learning_rate: float | str = "auto",
-        optimizer: str = "adamw",
-        schedule: str = "one-cycle",
+        optimizer: str = "auto",
+        schedule: str = "auto",
         weight_decay: float = 0.0,
         scale: str | None = "standard",
         false_alarm_rate: float = 0.05,
@@ -179,6 +187,8 @@ class NegativeVAE(VariationalDetector):
         else:
             shift = parameters.real("shift", self.shift, above=0)
         return {
+            "optimizer": "adamw" if self.optimizer == "auto" else self.optimizer,
+            "schedule": "one-cycle" if self.schedule == "auto" else self.schedule,
             **self._variational_settings(spec, image_latents=100 if colour else 10),
             "negatives": "auto" if self.negatives == "auto" else sources.weights_of("negatives", self.negatives),
             "negative_loss": parameters.choice("negative_loss", self.negative_loss, LOSSES),
@@ -194,6 +204,8 @@ class NegativeVAE(VariationalDetector):
             settings["negatives"] = {"adversarial" if negatives is None else "given": 1.0}
         if settings["shift"] is None:
             settings["shift"] = TABLE_SHIFT if negatives is None else TABLE_SHIFT_GIVEN
+        if "adversarial" in settings["negatives"] and self.spec_.kind == "image" and self.optimizer == "auto":
+            settings |= {name: value for name, value in CHASING.items() if getattr(self, name) == "auto"}
         wanted = "given" in settings["negatives"]
         if wanted != (negatives is not None):
             raise ValueError(

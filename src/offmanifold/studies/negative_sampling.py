@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,11 +12,61 @@ from offmanifold.detectors.negative_vae import NegativeVAE
 from offmanifold.detectors.vae import VAE
 from offmanifold.detectors.variational import VariationalDetector
 from offmanifold.measures.detection import auroc
-from offmanifold.studies.core import Record, shown
+from offmanifold.studies.core import Job, Record, shown
 
 Pixels = npt.NDArray[np.uint8]
 SCORES = {"bpd": "bits/dim", "kl": "KL"}
 NOISE_MODELS = {"Bernoulli": "bernoulli", "Gaussian, σ = 1": "unit-gaussian"}
+# P1's optimiser; fewer steps are larger ones.
+RMSPROP = {"optimizer": "rmsprop", "schedule": "constant"}
+RATES = {"smoke": 3e-4, "laptop": 3e-4, "paper": 1e-4}
+
+
+class Grey(NamedTuple):
+    """What a scale of the studies of grey images takes; of smaller sides than 28 images are means of pixels."""
+
+    train_images: int
+    test_images: int
+    side: int
+    steps: int
+    network: str
+    capacity: float
+
+    def job(self, scale: str, likelihood: str) -> Job:
+        """Return what all jobs have in common."""
+        return {
+            "train_images": self.train_images,
+            "test_images": self.test_images,
+            "side": self.side,
+            "parameters": {
+                "network": self.network, "latent_dim": 10, "capacity": self.capacity, "steps": self.steps,
+                "batch_size": 50, "samples": 1, "calibration_fraction": 0.05, "likelihood": likelihood, **RMSPROP,
+                "learning_rate": RATES[scale],
+            },
+        }  # fmt: skip
+
+
+# P1: all images, 100 epochs of batches of 50 (300 where negatives are adversarial). It takes adversarial training
+# thousands of steps to come out ahead: a laptop has the time for them at half the resolution.
+GREY = {
+    "smoke": Grey(150, 40, 14, 2, "strided", 0.1),
+    "laptop": Grey(20_000, 1_000, 14, 3_000, "strided", 0.125),
+    "paper": Grey(60_000, 10_000, 28, 120_000, "p1-grey", 1.0),
+}
+
+
+def grey_note(job: Job) -> str:
+    """Return what a table says of its scale."""
+    own, side = job["parameters"], job["side"]
+    small = f" of {side} × {side} pixels, {own['network']} network" if side < 28 else ", P1's network"
+    return f"{job['train_images']:,} training images{small} × {own['capacity']:g}, {own['steps']:,} steps"
+
+
+def at_side(images: Pixels, side: int) -> Pixels:
+    """Return images ``(n, H, H)`` at ``(n, side, side)``, means of their pixels."""
+    factor = images.shape[1] // side
+    means: npt.NDArray[np.float64] = images.reshape(len(images), side, factor, side, factor).mean((2, 4))
+    return means.round().astype(np.uint8)
 
 
 def fitted(

@@ -11,8 +11,7 @@ from offmanifold.data import benchmarks
 from offmanifold.report.figures import dot_rows
 from offmanifold.studies import negative_sampling
 from offmanifold.studies.core import Job, Record, Study, over_seeds
-from offmanifold.studies.negative_sampling import NOISE_MODELS, SCORES, Pixels
-from offmanifold.studies.negatives_grey import OPTIMIZERS
+from offmanifold.studies.negative_sampling import NOISE_MODELS, RATES, RMSPROP, SCORES, Pixels
 
 # Scale → training images, steps, test images of each kind, factor on the channels. P1: 50 000, 100 epochs, 10 000, 1.
 SIZES = {"smoke": (100, 2, 30, 0.1), "laptop": (5_000, 800, 1_000, 0.25), "paper": (50_000, 100_000, 10_000, 1.0)}
@@ -39,7 +38,7 @@ def jobs(scale: str, seed: int) -> list[Job]:
             "parameters": {
                 "network": "p1-colour", "latent_dim": 100, "capacity": capacity, "steps": steps, "batch_size": 50,
                 "samples": 1, "calibration_fraction": 0.05, "likelihood": likelihood,
-                **(OPTIMIZERS[scale] | ({"optimizer": "adam"} if scale == "paper" else {})),
+                **(RMSPROP | ({"optimizer": "adam"} if scale == "paper" else {})), "learning_rate": RATES[scale],
             },
         }
         for model, likelihood in NOISE_MODELS.items()

@@ -10,11 +10,8 @@ from offmanifold.data import benchmarks
 from offmanifold.report.figures import dot_rows
 from offmanifold.studies import negative_sampling
 from offmanifold.studies.core import Job, Record, Study, over_seeds, slug
-from offmanifold.studies.negative_sampling import NOISE_MODELS, SCORES
+from offmanifold.studies.negative_sampling import GREY, NOISE_MODELS, SCORES, Pixels, at_side, grey_note
 
-# Scale → training images, steps, test images of each kind, factor on the network's channels. P1: all 60 000, 100 epochs
-# of batches of 50 (300 where negatives are adversarial), all 10 000, and 1.
-SIZES = {"smoke": (150, 2, 40, 0.1), "laptop": (10_000, 800, 1_000, 0.25), "paper": (60_000, 120_000, 10_000, 1.0)}
 SETS = {"Fashion": "fashion_mnist", "MNIST": "mnist", "Letters": "emnist_letters"}
 ROWS = ("none", "auxiliary", "adversarial", "hard")
 # Inlier → outlier → noise model → row → (bits/dim, KL).
@@ -48,45 +45,35 @@ PAPER: dict[tuple[str, str, str], dict[str, tuple[float, float]]] = {
 
 def jobs(scale: str, seed: int) -> list[Job]:
     """Return a job for each inlier set, noise model and row; with auxiliary negatives one for each outlier set."""
-    train, steps, test, capacity = SIZES[scale]
     made = []
     for inlier, model, row in itertools.product(SETS, NOISE_MODELS, ROWS):
         others = [name for name in SETS if name != inlier]
         # The third set is the auxiliary one, so each outlier set has a model of its own.
         for outliers in [[name] for name in others] if row == "auxiliary" else [others]:
             ending = f"-{slug(outliers[0])}" if row == "auxiliary" else ""
-            settings = {
-                "network": "p1-grey", "latent_dim": 10, "capacity": capacity, "steps": steps, "batch_size": 50,
-                "samples": 1, "calibration_fraction": 0.05, "likelihood": NOISE_MODELS[model], **OPTIMIZERS[scale],
-            }  # fmt: skip
             made.append({
                 "name": f"{slug(inlier)}-{NOISE_MODELS[model]}-{row}{ending}-seed{seed}",
                 "inlier": inlier, "outliers": outliers, "model": model, "row": row, "seed": seed,
-                "train_images": train, "test_images": test, "parameters": settings,
+                **GREY[scale].job(scale, NOISE_MODELS[model]),
             })  # fmt: skip
     return made
 
 
-# P1's, which takes its 120 000 steps; ours in a hundredth of them.
-OURS = {"optimizer": "adamw", "schedule": "one-cycle", "learning_rate": 1e-3}
-OPTIMIZERS = {
-    "smoke": OURS,
-    "laptop": OURS,
-    "paper": {"optimizer": "rmsprop", "schedule": "constant", "learning_rate": 1e-4},
-}
-
-
 def run(job: Job) -> dict[str, Any]:
     """Train on one set, and compare its test images with those of the others."""
-    inlier = benchmarks.images(SETS[job["inlier"]])
+
+    def of(name: str) -> tuple[Pixels, Pixels]:
+        found = benchmarks.images(SETS[name])
+        parts = found.train[: job["train_images"]], found.test[: job["test_images"]]
+        return at_side(parts[0], job["side"]), at_side(parts[1], job["side"])
+
+    train, test = of(job["inlier"])
     auxiliary = None
     if job["row"] == "auxiliary":
         (left,) = set(SETS) - {job["inlier"], *job["outliers"]}
-        auxiliary = benchmarks.images(SETS[left]).train[: job["train_images"]]
-    train = inlier.train[: job["train_images"]]
+        auxiliary = of(left)[0]
     detector = negative_sampling.fitted(job["row"], train, auxiliary, job["parameters"], job["seed"])
-    others = {name: benchmarks.images(SETS[name]).test[: job["test_images"]] for name in job["outliers"]}
-    return negative_sampling.compared(detector, inlier.test[: job["test_images"]], others)
+    return negative_sampling.compared(detector, test, {name: of(name)[1] for name in job["outliers"]})
 
 
 def _of(records: list[Record], key: tuple[str, str, str], row: str) -> list[Record]:
@@ -102,10 +89,8 @@ def table(records: list[Record]) -> str:
     """Return the Markdown table."""
     first = records[0]["job"]
     lines = [
-        f"AUROC; {first['train_images']:,} training images, {first['parameters']['steps']:,} steps, network × "
-        f"{first['parameters']['capacity']:g}; {first['test_images']:,} test images of each. The paper's figure in "
-        "brackets. Auxiliary: the third of the sets. Mean over seeds with Student's 95 % interval where there are "
-        "several.",
+        f"AUROC; {grey_note(first)}; {first['test_images']:,} test images of each. The paper's figure in brackets. "
+        "Auxiliary: the third of the sets. Mean over seeds with Student's 95 % interval where there are several.",
         "",
         "| normal → outliers | noise model | score | " + " | ".join(ROWS) + " |",
         "|---" * (3 + len(ROWS)) + "|",

@@ -13,8 +13,7 @@ from offmanifold.measures.estimates import rank_correlation
 from offmanifold.report.figures import dot_rows
 from offmanifold.studies import negative_sampling
 from offmanifold.studies.core import Job, Record, Study, over_seeds, shown
-from offmanifold.studies.negative_sampling import SCORES, Pixels
-from offmanifold.studies.negatives_grey import OPTIMIZERS, SIZES
+from offmanifold.studies.negative_sampling import GREY, SCORES, Pixels, at_side, grey_note
 
 # Row → file of its images; those without are made from the training images.
 CANDIDATES = {
@@ -29,20 +28,8 @@ PAPER = {
 
 def jobs(scale: str, seed: int) -> list[Job]:
     """Return one job a kind of negatives."""
-    train, steps, test, capacity = SIZES[scale]
-    settings = {
-        "network": "p1-grey", "latent_dim": 10, "capacity": capacity, "steps": steps, "batch_size": 50, "samples": 1,
-        "calibration_fraction": 0.05, "likelihood": "bernoulli", **OPTIMIZERS[scale],
-    }  # fmt: skip
     return [
-        {
-            "name": f"{row.lower()}-seed{seed}",
-            "row": row,
-            "seed": seed,
-            "train_images": train,
-            "test_images": test,
-            "parameters": settings,
-        }
+        {"name": f"{row.lower()}-seed{seed}", "row": row, "seed": seed, **GREY[scale].job(scale, "bernoulli")}
         for row in ROWS
     ]
 
@@ -57,22 +44,21 @@ def _images(row: str, train: Pixels, count: int, seed: int) -> Pixels | None:
     if row == "noise":  # P1: σ = 0.25 of the range
         return np.clip(train[:count] + 0.25 * 255 * rng.normal(size=train[:count].shape), 0, 255).astype(np.uint8)
     held = benchmarks.images(str(CANDIDATES[row]))
-    return (held.train if len(held.train) else held.test)[:count]
+    return at_side((held.train if len(held.train) else held.test)[:count], train.shape[1])
 
 
 def run(job: Job) -> dict[str, Any]:
     """Train on Fashion-MNIST with one kind of negatives; without any, rate all of them beforehand."""
-    fashion = benchmarks.images("fashion_mnist")
-    train, test = fashion.train[: job["train_images"]], job["test_images"]
+    fashion, side, count = benchmarks.images("fashion_mnist"), job["side"], job["test_images"]
+    train = at_side(fashion.train[: job["train_images"]], side)
     given = _images(job["row"], train, job["train_images"], job["seed"])
     row = "auxiliary" if given is not None else job["row"]
     detector = negative_sampling.fitted(row, train, given, job["parameters"], job["seed"])
-    metrics = negative_sampling.compared(
-        detector, fashion.test[:test], {"MNIST": benchmarks.images("mnist").test[:test]}
-    )
+    normal, odd = (at_side(images[:count], side) for images in (fashion.test, benchmarks.images("mnist").test))
+    metrics = negative_sampling.compared(detector, normal, {"MNIST": odd})
     if job["row"] == "none":
-        candidates = {name: _images(name, train, test, job["seed"]) for name in CANDIDATES}
-        rated = rate_negatives(detector, fashion.test[-2 * test :], candidates)
+        candidates = {name: _images(name, train, count, job["seed"]) for name in CANDIDATES}
+        rated = rate_negatives(detector, at_side(fashion.test[-2 * count :], side), candidates)
         metrics["rating"] = {one.name: one.to_json() for one in rated}
     return metrics
 
@@ -99,10 +85,9 @@ def table(records: list[Record]) -> str:
     """Return the Markdown table."""
     first = records[0]["job"]
     lines = [
-        f"Fashion-MNIST → MNIST, Bernoulli, AUROC; {first['train_images']:,} training images, "
-        f"{first['parameters']['steps']:,} steps, network × {first['parameters']['capacity']:g}. KMNIST: the test "
-        "images of its first release stand in for its training set. The paper's figure in brackets. Headroom: what "
-        "`offmanifold negatives` said of them before training.",
+        f"Fashion-MNIST → MNIST, Bernoulli, AUROC; {grey_note(first)}. KMNIST: the test images of its first release "
+        "stand in for its training set. The paper's figure in brackets. Headroom: what `offmanifold negatives` said of "
+        "them before training. Mean over seeds with Student's 95 % interval where there are several.",
         "",
         "| negatives | bits/dim | KL | headroom | gain in bits/dim's AUROC |",
         "|---|---|---|---|---|",
