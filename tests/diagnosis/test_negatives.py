@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import polars as pl
 import pytest
 from typer.testing import CliRunner
 
 from offmanifold import VAE, MultiscaleDenoiser, NegativeVAE, SemiSupervisedVAE, TrainingDiverged, auroc
 from offmanifold.cli.main import app
+from offmanifold.detectors.labels import kind_of, missing, read
 from offmanifold.diagnosis.negatives import rate_negatives
 from offmanifold.training import loop
 from offmanifold.training.phases import Optimizer, ParameterGroup, Phase, Unfit, Update
@@ -201,3 +205,52 @@ def test_labels_that_say_little_or_nothing(plane: Any) -> None:
     with pytest.raises(ValueError, match="no probability; predict_label"):
         continuous.predict_proba(rows)
     assert continuous.counterfactual(rows[:3], 0.5).shape == (3, 5)
+    # −1 is a value as any other where a label is asked for, and none is missing.
+    below, above = (continuous.counterfactual(rows[:3], y) for y in (-1.0, -1.0001))
+    np.testing.assert_allclose(below, above, atol=0.01)
+    for wrong, complaint in (
+        ([0, 1, 0], r"one for each of 10 rows; got shape \(3,\)"),
+        ("a", "must be a finite number"),
+    ):
+        with pytest.raises(ValueError, match=complaint):
+            continuous.sample(10, y=wrong)
+
+
+NOTHING = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("y", "expected", "kind"),
+    [
+        (["a", "b", NOTHING], ["a", "b", None], "discrete"),
+        (["a", "b", -1], ["a", "b", None], "discrete"),
+        (np.array(["a", "b", NOTHING]), ["a", "b", None], "discrete"),
+        (pl.Series(["a", "b", None]), ["a", "b", None], "discrete"),
+        (pd.Series(["a", "b", pd.NA], dtype="string"), ["a", "b", None], "discrete"),
+        ([0.53, 1.2, None], [0.53, 1.2, NOTHING], "continuous"),
+        ([1, 2, None], [1, 2, -1], "discrete"),
+        ([True, None, np.False_], [1, -1, 0], "discrete"),
+        (np.array([0.5, -1.0, 2.5]), [0.5, -1.0, 2.5], "continuous"),
+    ],
+)
+def test_labels_as_people_have_them(y: Any, expected: list[Any], kind: str) -> None:
+    found = read(y)
+    np.testing.assert_array_equal(found, np.array(expected, dtype=found.dtype))
+    assert missing(found).sum() == 1 and kind_of(found) == kind
+
+
+@pytest.mark.parametrize(
+    ("y", "complaint"),
+    [
+        (["a", 1, None], "both text and numbers, such as 'a' and 1"),
+        ([datetime.date(2020, 1, 1)], "text, numbers or booleans; got datetime.date"),
+        (np.array(["2020"], dtype="datetime64[ns]"), r"got datetime64\[ns\]"),
+        ([0.5, np.inf], "infinite"),
+    ],
+)
+def test_what_cannot_be_labels(y: Any, complaint: str, plane: Any) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        read(y)
+    if complaint == "infinite":
+        with pytest.raises(ValueError, match="takes numbers; y holds 'a'"):
+            SemiSupervisedVAE(labels="continuous", verbose=False).fit(plane[0], ["a"] * len(plane[0]))

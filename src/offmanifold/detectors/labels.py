@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from typing import Any
 
 import numpy as np
@@ -80,17 +81,23 @@ class Labels:
         Raises
         ------
         ValueError
-            For a class that training did not see.
+            For a class that training did not see, for what is no finite number where labels are, and for another
+            shape.
         """
-        values = np.broadcast_to(np.asarray(y), n)
-        if self.kind == "discrete":
-            unseen = sorted({str(value) for value in values.tolist() if value not in self.classes})
-            if unseen:
-                known = ", ".join(map(str, self.classes))
-                raise ValueError(f"y={', '.join(unseen)}: training saw no such label. It saw {known}.")
-        elif not np.isfinite(values.astype(np.float64)).all():
-            raise ValueError(f"y must be a finite number, or one for each row; got {y!r}.")
-        return self.encode(values)[:, :-1]
+        values = np.asarray(y)
+        if values.shape not in ((), (n,)):
+            raise ValueError(f"y must be one label, or one for each of {n} rows; got shape {values.shape}.")
+        values = np.broadcast_to(values, n)
+        if self.kind == "continuous":
+            if values.dtype.kind not in "biuf" or not np.isfinite(values).all():
+                raise ValueError(f"y must be a finite number, or one for each row; got {y!r}.")
+            return torch.from_numpy(((values - self.mean) / self.scale).astype(np.float32))[:, None]
+        unseen = sorted({str(value) for value in values.tolist() if value not in self.classes})
+        if unseen:
+            known = ", ".join(map(str, self.classes))
+            raise ValueError(f"y={', '.join(unseen)}: training saw no such label. It saw {known}.")
+        places = [self.classes.index(value) for value in values.tolist()]
+        return torch.eye(self.width)[places]
 
     def to_json(self) -> dict[str, Any]:
         """Return what :meth:`from_json` turns back."""
@@ -102,13 +109,58 @@ class Labels:
         return cls(**values | {"classes": tuple(values["classes"]), "frequencies": tuple(values["frequencies"])})
 
 
+def read(y: Any) -> npt.NDArray[Any]:
+    """Return labels of any kind as whole numbers, float64, or text with None; those missing are −1, NaN and None.
+
+    Missing are −1, NaN, None and pandas' NA; in text "-1" and "nan" too, which is what NumPy makes of them there.
+
+    Raises
+    ------
+    ValueError
+        For labels that are neither text, numbers nor booleans, or text and numbers at once; for infinite ones.
+    """
+    values = np.asarray(y if hasattr(y, "dtype") else np.array(list(y), dtype=object))
+    if values.dtype.kind == "b":
+        return values.astype(np.int64)
+    if values.dtype.kind in "iu":
+        return values
+    if values.dtype.kind in "mMc":
+        raise ValueError(f"y must hold text, numbers or booleans; got {values.dtype}.")
+    if values.ndim != 1:
+        return values  # refused for its shape
+    if values.dtype.kind != "f":
+        each = [None if _absent(value) else value for value in values.tolist()]
+        known = [value for value in each if value is not None]
+        words = [value for value in known if isinstance(value, str)]
+        if len(words) == len(known):
+            text = np.empty(len(each), dtype=object)
+            text[:] = each
+            return text
+        odd = next((value for value in known if not isinstance(value, numbers.Real | np.bool_ | str)), None)
+        if odd is not None:
+            raise ValueError(f"y must hold text, numbers or booleans; got {odd!r}, of type {type(odd).__name__}.")
+        if words:
+            number = next(value for value in known if not isinstance(value, str))
+            raise ValueError(f"y holds both text and numbers, such as {words[0]!r} and {number!r}.")
+        if all(isinstance(value, numbers.Integral | np.bool_) for value in known):
+            return np.array([-1 if value is None else int(value) for value in each], dtype=np.int64)
+        values = np.array([math.nan if value is None else float(value) for value in each])
+    if np.isinf(values).any():
+        raise ValueError("y holds infinite labels. Missing ones are NaN.")
+    return values.astype(np.float64)
+
+
+def _absent(value: Any) -> bool:
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):  # which equal nothing, not even with a bool
+        return True
+    return value in (-1, "-1", "nan") or value != value
+
+
 def missing(y: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """Say of each label ``(n,)`` whether it is missing: −1, NaN or None."""
-    if y.dtype.kind == "f":
-        return np.asarray(np.isnan(y) | (y == -1))
-    if y.dtype.kind in "iu":
-        return np.asarray(y == -1)
-    return np.array([value is None or value == -1 or value != value for value in y.tolist()])
+    """Say of each label ``(n,)``, as :func:`read` returns them, whether it is missing."""
+    if y.dtype.kind == "O":
+        return np.array([value is None for value in y.tolist()], dtype=bool)
+    return np.asarray(np.isnan(y) | (y == -1))
 
 
 def kind_of(y: npt.NDArray[Any]) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from offmanifold import parameters
 from offmanifold.data.inputs import Float64Array, InputSpec
 from offmanifold.detectors.configured import Settings
-from offmanifold.detectors.labels import Labels, kind_of, missing
+from offmanifold.detectors.labels import Labels, kind_of, missing, read
 from offmanifold.detectors.m2 import SemiSupervisedAutoencoder
 from offmanifold.detectors.scorer import joined
 from offmanifold.detectors.training_bounds import bound_settings, settled
@@ -173,11 +173,11 @@ class SemiSupervisedVAE(VariationalDetector):
         }
 
     def _take_labels(self, y: Any, training: npt.NDArray[np.intp], rows: int, settings: Settings) -> Tensor:
-        values = np.full(rows, -1) if y is None else np.asarray(y)
+        values = np.full(rows, -1) if y is None else read(y)
         if values.shape != (rows,):
             raise ValueError(f"y must hold one label for each of the {rows} rows; got shape {values.shape}.")
-        if values.dtype.kind == "b":
-            values = values.astype(np.int64)
+        if self.labels == "continuous" and values.dtype.kind == "O" and not missing(values).all():
+            raise ValueError(f"labels='continuous' takes numbers; y holds {values[~missing(values)][0]!r}.")
         if bool(missing(values).all()):
             warnings.warn(
                 "y holds no label: the model is a mixture of two classes that mean nothing. Give some labels, or use "
