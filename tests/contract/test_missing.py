@@ -108,7 +108,7 @@ def test_chains_learn_from_complete_rows(cls: type[OutlierDetector], plane: Any)
         detector = cls(**quick(cls)).fit(rows)
     assert detector.rows_["training"] < 0.9 * len(detector.split(len(rows))[2])  # a quarter was left out
     assert np.isfinite(detector.score_samples(rows)).all()
-    with pytest.raises(ValueError, match="in every row of these a cell is missing"):
+    with pytest.raises(ValueError, match="in every one of the rows to learn from a cell is missing"):
         cls(**quick(cls)).fit(np.c_[rows, np.full(len(rows), np.nan)])
 
 

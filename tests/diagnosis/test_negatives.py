@@ -11,11 +11,13 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
+import torch
 from typer.testing import CliRunner
 
-from offmanifold import VAE, MultiscaleDenoiser, NegativeVAE, SemiSupervisedVAE, TrainingDiverged, auroc
+from offmanifold import VAE, MultiscaleDenoiser, NegativeVAE, SemiSupervisedVAE, TrainingDiverged, auroc, load
 from offmanifold.cli.main import app
 from offmanifold.detectors.labels import kind_of, missing, read
+from offmanifold.diagnosis.capacity import suggest_capacity
 from offmanifold.diagnosis.negatives import rate_negatives
 from offmanifold.training import loop
 from offmanifold.training.phases import Optimizer, ParameterGroup, Phase, Unfit, Update
@@ -94,9 +96,19 @@ def test_what_cannot_be_negatives(sevens: dict[str, np.ndarray], plane: Any) -> 
     with pytest.raises(TypeError, match="VAE learns from normal rows alone.*Use NegativeVAE"):
         VAE(**QUICK).fit(normal, negatives=normal)
     detector = NegativeVAE(steps=2, verbose=False, random_state=0, calibration_fraction=0.1)
-    half_own = np.concatenate([normal[detector.split(len(normal))[2][:20]], sevens["ones"][:20]])
-    with pytest.warns(UserWarning, match="50% of the negatives are training rows as well"):
-        detector.fit(normal, negatives=half_own)
+    calibrating, _, learning = detector.split(len(normal))
+    own = np.concatenate([normal[calibrating[:8]], normal[learning[:12]], sevens["ones"][:20]])
+    with pytest.warns(UserWarning, match="20 of 40 negatives are rows of X as well"):
+        detector.fit(normal, negatives=own)
+    rows = plane[0]
+    for wrong, complaint in (
+        (np.nan, "every one of the negatives a cell is missing. Fill them."),
+        (np.inf, "infinity"),
+    ):
+        odd = rows[:5].copy()
+        odd[:, 1] = wrong
+        with pytest.raises(ValueError, match=complaint):
+            NegativeVAE(steps=2, verbose=False).fit(rows, negatives=odd)
 
 
 def test_a_path_serves_as_well(sevens: dict[str, np.ndarray], tmp_path: Path) -> None:
@@ -110,8 +122,6 @@ def test_a_path_serves_as_well(sevens: dict[str, np.ndarray], tmp_path: Path) ->
 
 
 def test_a_collapse_is_named_and_rolled_back() -> None:
-    import torch
-
     model = torch.nn.Linear(1, 1)
     checks = iter([False, False, True, False, True, True])
 
@@ -128,6 +138,39 @@ def test_a_collapse_is_named_and_rolled_back() -> None:
     rows = torch.ones(8, 1)
     with pytest.raises(TrainingDiverged, match="the samples are all alike"):
         loop.train(model, [phase], rows, rows, seed=0)
+
+
+def test_the_judge_knows_a_collapse(sevens: dict[str, np.ndarray]) -> None:
+    """Samples that are all alike, after having been different: in the same run, and in one that was resumed."""
+    detector = NegativeVAE(negatives="adversarial", steps=200, verbose=False, random_state=0, latent_dim=4)
+    detector.fit(sevens["normal"])
+    model, settings = detector.module_, detector.settings_
+    rows = torch.from_numpy(sevens["held_out"][:, None].astype(np.float32))
+
+    def judged(phase: Phase) -> dict[str, float]:
+        with torch.no_grad():
+            found: dict[str, float] = phase.judge(rows, torch.Generator().manual_seed(0))[1]
+        return found
+
+    (phase,), (resumed,), (new,) = (detector._phases(model, settings) for _ in range(3))
+    assert judged(phase)["sample_spread"] > 0.25
+    for name, tensor in resumed.memory.items():
+        tensor.copy_(phase.memory[name])  # as a checkpoint brings it back
+    with torch.no_grad():
+        for parameter in model.decoder.parameters():
+            parameter.zero_()
+    assert judged(new)["sample_spread"] < 0.02
+    for name in ("spread", "error"):
+        phase.memory[name].zero_()  # as rolling back does
+    for one in (phase, resumed):
+        with pytest.raises(Unfit, match="the model's samples are all alike"):
+            judged(one)
+
+
+def test_what_was_hardly_met_is_told(sevens: dict[str, np.ndarray]) -> None:
+    detector = NegativeVAE(negatives="hard", steps=90, random_state=0, verbose=False, likelihood="bernoulli")
+    with pytest.warns(UserWarning, match=r"kept are of step \d+ of 90: .* little was learned of hard negatives"):
+        detector.fit(sevens["normal"])
 
 
 def test_headroom_is_what_the_model_does_not_know_yet(plain: VAE, sevens: dict[str, np.ndarray]) -> None:
@@ -177,6 +220,63 @@ def test_on_the_command_line(sevens: dict[str, np.ndarray], tmp_path: Path) -> N
     assert rated["name"] == "ones.npy" and 0 <= rated["separable"] <= 1
     done = run(app, ["negatives", model, odd, "--normal", str(tmp_path / "held_out.npy")])
     assert "headroom" in done.stdout and "ones.npy" in done.stdout
+    # Candidates of one name in two folders, and arrays that are called otherwise.
+    (tmp_path / "other").mkdir()
+    np.save(tmp_path / "other" / "ones.npy", sevens["fours"])
+    np.savez(tmp_path / "all.npz", train=sevens["normal"], held_out=sevens["held_out"])
+    np.savez(tmp_path / "odd.npz", ones=sevens["ones"], fours=sevens["fours"])
+    where = str(tmp_path / "all.npz")
+    asked = ["negatives", model, odd, str(tmp_path / "other" / "ones.npy"), "--normal", where, "--array", "held_out"]
+    done = run(app, [*asked, "--json"])
+    assert done.exit_code == 0, done.output
+    assert {one["name"] for one in json.loads(done.stdout)} == {odd, str(tmp_path / "other" / "ones.npy")}
+    fit = ["fit", where, "--array", "train", "--out", model, "--overwrite", "--set", "steps=5", "-q", "--negatives"]
+    assert run(app, [*fit, odd]).exit_code == 0
+    assert run(app, [*fit, str(tmp_path / "odd.npz")]).exit_code != 0
+    assert run(app, [*fit, str(tmp_path / "odd.npz"), "--negatives-array", "fours"]).exit_code == 0
+
+
+def test_tables_on_the_command_line(plane: Any, tmp_path: Path) -> None:
+    rows = plane[0]
+    frame = pl.DataFrame(rows, schema=list("abcde")).with_columns(id=pl.int_range(pl.len()))
+    frame.write_csv(tmp_path / "normal.csv")
+    frame.drop("id").with_columns(a=-pl.col("a")).head(60).write_csv(tmp_path / "odd.csv")
+    run = CliRunner().invoke
+    model, normal, odd = (str(tmp_path / name) for name in ("m.safetensors", "normal.csv", "odd.csv"))
+    common = ["fit", normal, "--out", model, "--overwrite", "--drop", "id", "--set", "steps=5"]
+    done = run(app, [*common, "-q", "--negatives", odd])
+    assert done.exit_code == 0, done.output
+    (tmp_path / "odd.csv").write_text((tmp_path / "odd.csv").read_text().replace("-0.", "?0.", 1))
+    done = run(app, [*common, "-q", "--negatives", odd])
+    assert "odd.csv cannot be read as a table" in str(done.exception)
+    labelled = frame.with_columns(
+        kind=pl.when(pl.col("id") < 100).then(pl.lit("x")).when(pl.col("id") < 200).then(pl.lit("y"))
+    )
+    labelled.write_csv(tmp_path / "normal.csv")
+    done = run(app, [*common, "--labels", "kind"])
+    assert done.exit_code == 0, done.output
+    assert "with semi-supervised-vae" in done.stdout and "--drop id --drop kind" in done.stdout
+    detector = load(tmp_path / "m.safetensors")
+    assert isinstance(detector, SemiSupervisedVAE) and detector.classes_.tolist() == ["x", "y"]
+    done = run(app, [*common, "--labels", "kind", "--detector", "vae"])
+    assert "vae does not learn from labels; semi-supervised-vae does" in str(done.exception)
+    done = run(app, [*common, "--labels", "kind", "--capacity", "auto"])
+    assert "--capacity auto does not look at labels" in str(done.exception)
+
+
+def test_a_size_is_chosen_with_the_negatives(plane: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, seen = plane[0], []
+    fit = NegativeVAE.fit
+
+    def watched(self: NegativeVAE, X: Any, y: Any = None, **options: Any) -> NegativeVAE:
+        found = fit(self, X, y, **options)
+        seen.append(self.settings_["negatives"])
+        return found
+
+    monkeypatch.setattr(NegativeVAE, "fit", watched)
+    detector = NegativeVAE(steps=5, verbose=False, random_state=0)
+    suggest_capacity(detector, rows, negatives=-rows[:30], latent_dims=[1, 2], widths=[1.0])
+    assert seen and all(sources == {"given": 1.0} for sources in seen)
 
 
 def test_labels_that_say_little_or_nothing(plane: Any) -> None:

@@ -45,6 +45,10 @@ ColumnsOption = Annotated[
         help='What columns are where their type does not tell: {"name": "number", "category", "boolean" or "date"}.',
     ),
 ]
+NegativesArrayOption = Annotated[
+    str | None,
+    typer.Option("--negatives-array", metavar="NAME", help="Which array of an .npz file holds what is not normal."),
+]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 ThreadsOption = Annotated[
@@ -110,17 +114,19 @@ def load_model(path: Path) -> OutlierDetector:
     return load(path)
 
 
-def open_for(detector: OutlierDetector, data: Path, array: str | None, drop: list[str] | None) -> Source:
-    """Open data that are to be scored by ``detector``."""
+def open_for(
+    detector: OutlierDetector, data: Path, array: str | None, drop: list[str] | None, *, strict: bool = True
+) -> Source:
+    """Open data that are to be scored by ``detector``; ``strict`` as for :func:`open_source`."""
     from offmanifold.data.files import open_source
 
     spec = detector.spec_
     if spec.details is None:
         colour = spec.kind == "image" and spec.shape[0] == 3
-        return open_source(data, array=array, drop=drop or (), columns=spec.columns, colour=colour)
+        return open_source(data, array=array, drop=drop or (), columns=spec.columns, colour=colour, strict=strict)
     text = [column.name for column in spec.details if column.text or column.kind == "category"]
     numbers = [column.name for column in spec.details if column.kind == "number" and not column.text]
-    return open_source(data, array=array, drop=drop or (), columns=numbers, text=text)
+    return open_source(data, array=array, drop=drop or (), columns=numbers, text=text, strict=strict)
 
 
 def read_columns(path: Path | None) -> dict[str, str] | None:

@@ -29,6 +29,8 @@ FOR_TABLES, FOR_IMAGES = "multiscale-denoiser", "ae"
 SIZED_DETECTOR = "vae"
 # Takes what is not normal.
 TOLD_DETECTOR = "negative-vae"
+# Learns from labels.
+LABELLED_DETECTOR = "semi-supervised-vae"
 
 
 def fit(
@@ -67,7 +69,17 @@ def fit(
         Path | None,
         typer.Option("--negatives", metavar="OTHER", help="Rows of what is not normal, to train against."),
     ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            "--labels",
+            metavar="COLUMN",
+            help="The column (array of an .npz file) of DATA with labels, of which most may be missing "
+            "(takes semi-supervised-vae).",
+        ),
+    ] = None,
     array: common.ArrayOption = None,
+    negatives_array: common.NegativesArrayOption = None,
     drop: common.DropOption = None,
     columns: common.ColumnsOption = None,
     resume: Annotated[
@@ -101,13 +113,18 @@ def fit(
       offmanifold fit normal.csv --capacity auto
 
       offmanifold fit images/ --negatives not-normal/ --out model.safetensors
+
+      offmanifold fit partly-labelled.csv --labels species --out model.safetensors
     """
+    if capacity is not None and labels is not None:
+        raise common.UsageError("--capacity auto does not look at labels. Give --set latent_dim and --set hidden.")
     if capacity not in (None, "auto"):
         raise common.UsageError(f"--capacity takes auto; got {capacity!r}. A factor is set with --set capacity=2.")
     chosen = _read_config(config)
     if threads is not None:
         chosen["threads"] = threads
-    usual = TOLD_DETECTOR if negatives is not None else None if capacity is None else SIZED_DETECTOR
+    special = [(negatives, TOLD_DETECTOR), (labels, LABELLED_DETECTOR), (capacity, SIZED_DETECTOR)]
+    usual = next((key for option, key in special if option is not None), None)
     name = detector or chosen.get("detector", usual)
     array = array or chosen.get("array")
     drop = drop or chosen.get("drop")
@@ -120,7 +137,7 @@ def fit(
             raise common.UsageError(
                 f"An interrupted run is saved in {saved}. Go on with --resume, or discard it with --overwrite."
             )
-    from offmanifold.data.files import Source, open_source
+    from offmanifold.data.files import open_source, read_column
     from offmanifold.detectors import DETECTORS
     from offmanifold.training.checkpoints import saved_seed
     from offmanifold.training.threads import limited_to
@@ -130,10 +147,8 @@ def fit(
     kinds = common.read_columns(columns) or chosen.get("columns")
     text = [column for column, kind in (kinds or {}).items() if kind == "category"]
 
-    def opened(path: Path) -> Source:
-        return open_source(path, array=array, drop=drop or (), text=text)
-
-    source = opened(data)
+    apart = [*(drop or ()), *([labels] if labels and data.suffix.lower() in (".csv", ".parquet") else ())]
+    source = open_source(data, array=array, drop=apart, text=text)
     if name is None:
         name = FOR_IMAGES if source.images else FOR_TABLES
     known = defaults(DETECTORS[name])
@@ -147,7 +162,22 @@ def fit(
         values.setdefault("random_state", secrets.randbelow(2**31))  # known, so that the fit can be repeated
     make: Callable[..., OutlierDetector] = DETECTORS[name]
     model = make(**{"verbose": not quiet, **values})
-    rows, told = source.load(), None if negatives is None else opened(negatives).load()
+    if labels is not None and not hasattr(model, "predict_label"):
+        raise common.UsageError(f"--labels: {name} does not learn from labels; {LABELLED_DETECTOR} does.")
+    rows, y = source.load(), None if labels is None else read_column(data, labels)
+    told = None
+    if negatives is not None:
+        # A column that is numbers among the normal rows is numbers here.
+        numbers = [column for column, kind in getattr(rows, "schema", {}).items() if kind.is_numeric()]
+        told = open_source(
+            negatives,
+            array=negatives_array or array,
+            drop=apart,
+            columns=[column for column in numbers if column not in text],
+            text=text,
+            colour=source.colour,
+            strict=negatives_array is not None,
+        ).load()
     if len(rows) == 0:
         raise ValueError(f"{data} holds no rows.")
     began = time.monotonic()
@@ -156,7 +186,7 @@ def fit(
     tried: dict[str, Any] = {}
     if capacity == "auto":
         with limited_to(chosen.get("threads")):
-            sizes = _choose_capacity(model, rows, kinds, search, quiet)
+            sizes = _choose_capacity(model, rows, told, kinds, search, quiet)
         tried["sizes_tried"] = [dataclasses.asdict(candidate) for candidate in sizes.candidates]
         if not (quiet or as_json):
             common.table("sizes tried", *sizes.table())
@@ -165,6 +195,7 @@ def fit(
         try:
             model.fit(
                 rows,
+                y,
                 negatives=told,
                 columns=kinds,
                 checkpoint=checkpoint,
@@ -210,18 +241,20 @@ def fit(
         levels = [column.name for column in model.spec_.details or () if column.levels]
         if levels and not model.store_rows:
             typer.echo(f"The values that categories have are part of it all the same: {', '.join(levels)}.")
-        again = "".join(f" --drop {shlex.quote(name)}" for name in drop or ())
+        again = "".join(f" --drop {shlex.quote(name)}" for name in apart)
         typer.echo(f"Wrote {out}. Next:  offmanifold score {out} NEW_DATA{again} --out scores.csv")
 
 
 def _choose_capacity(
-    model: OutlierDetector, rows: Any, kinds: dict[str, str] | None, state: Path, quiet: bool
+    model: OutlierDetector, rows: Any, negatives: Any, kinds: dict[str, str] | None, state: Path, quiet: bool
 ) -> Suggestion:
     """Set the model's size by :func:`suggest_capacity`, and return what was decided from."""
     from offmanifold.diagnosis.capacity import suggest_capacity
 
     try:
-        found = suggest_capacity(model, rows, columns=kinds, state=state, report=None if quiet else common.note)
+        found = suggest_capacity(
+            model, rows, columns=kinds, negatives=negatives, state=state, report=None if quiet else common.note
+        )
     except KeyboardInterrupt:
         raise common.Stopped(
             f"Interrupted; what was tried is saved in {state}. Repeat the command with --resume to go on."

@@ -21,6 +21,7 @@ def negatives(
         typer.Option("--normal", metavar="DATA", help="Normal rows that the model was not trained on."),
     ],
     array: common.ArrayOption = None,
+    negatives_array: common.NegativesArrayOption = None,
     drop: common.DropOption = None,
     threads: common.ThreadsOption = None,
     as_json: common.JsonOption = False,
@@ -41,7 +42,14 @@ def negatives(
 
     detector = common.load_model(model)
     rows = common.open_for(detector, normal, array, drop).load()
-    sets = {path.name: common.open_for(detector, path, array, drop).load() for path in candidates}
+    # By their names alone, where those tell them apart.
+    short = len({path.name for path in candidates}) == len(candidates)
+    sets = {
+        path.name if short else str(path): common.open_for(
+            detector, path, negatives_array or array, drop, strict=negatives_array is not None
+        ).load()
+        for path in candidates
+    }
     with limited_to(threads), common.telling() as report:
         found = rate_negatives(detector, rows, sets, report=report)
     if as_json:

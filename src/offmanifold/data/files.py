@@ -31,12 +31,14 @@ class Source:
         File names, one a row, where the rows are pictures in a folder.
     images : bool
         Whether the rows are images.
+    colour : bool
+        Whether they are images in colour.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.files: list[str] | None = None
-        self.images = False
+        self.images = self.colour = False
 
     def chunks(self, rows: int) -> Iterator[Any]:
         """Yield arrays or frames of at most ``rows`` rows, in order."""
@@ -55,6 +57,7 @@ def open_source(
     columns: Sequence[str] | None = None,
     text: Sequence[str] = (),
     colour: bool = False,
+    strict: bool = True,
 ) -> Source:
     """Open a ``.csv``, ``.parquet``, ``.npy`` or ``.npz`` file, or a folder of PNG and JPEG pictures.
 
@@ -71,6 +74,8 @@ def open_source(
         Columns of a CSV file to be left as text (categories that look like numbers).
     colour : bool
         Read pictures in colour even where all of them are grey.
+    strict : bool
+        False: ``array`` and ``drop`` were meant for another file, and count where they fit this one.
 
     Warns
     -----
@@ -85,20 +90,20 @@ def open_source(
     path = Path(path)
     if not path.exists():
         raise ValueError(f"{path} does not exist.")
-    if array is not None and path.suffix.lower() != ".npz":
+    if strict and array is not None and path.suffix.lower() != ".npz":
         raise ValueError(f"--array names an array of an .npz file; {path} is not one.")
     if path.is_dir():
         source: Source = _Folder(path, colour)
     elif path.suffix.lower() in (".csv", ".parquet"):
-        return _Table(path, drop, columns, text)
+        return _Table(path, drop, columns, text, strict)
     elif path.suffix.lower() in (".npy", ".npz"):
-        source = _Array(path, array)
+        source = _Array(path, array, strict)
     else:
         raise ValueError(
             f"{path} is of an unknown type. Known: {', '.join(SUFFIXES)}, and folders of "
             f"{', '.join(PICTURES)} pictures."
         )
-    if drop:
+    if strict and drop:
         raise ValueError(f"--drop names columns of a .csv or .parquet file; {path} has none.")
     return source
 
@@ -160,15 +165,17 @@ def _scan(path: Path, columns: Sequence[str] | None = None, text: Sequence[str] 
 
 
 class _Table(Source):
-    def __init__(self, path: Path, drop: Sequence[str], columns: Sequence[str] | None, text: Sequence[str]) -> None:
+    def __init__(
+        self, path: Path, drop: Sequence[str], columns: Sequence[str] | None, text: Sequence[str], strict: bool
+    ) -> None:
         super().__init__(path)
         with _polars_errors(path):
             frame = _scan(path, columns, text)
             names = frame.collect_schema().names()
         for name in drop:
-            if name not in names:
+            if strict and name not in names:
                 raise ValueError(f"{path} has no column {name!r} to drop.{did_you_mean(name, names)}")
-        self._frame = frame.drop(list(drop))
+        self._frame = frame.drop(list(drop), strict=False)
 
     def chunks(self, rows: int) -> Iterator[pl.DataFrame]:
         with _polars_errors(self.path):
@@ -181,7 +188,7 @@ class _Table(Source):
 
 
 class _Array(Source):
-    def __init__(self, path: Path, name: str | None) -> None:
+    def __init__(self, path: Path, name: str | None, strict: bool = True) -> None:
         super().__init__(path)
         try:
             opened = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -190,22 +197,25 @@ class _Array(Source):
         except Exception as error:  # zipfile and zlib raise their own kinds for damaged archives
             raise ValueError(f"{path} is damaged: {error}") from error
         if isinstance(opened, np.ndarray):
-            self._array = opened
-            self.images = opened.ndim > 2
+            self._take(opened)
             return
         with opened:
             names = list(opened.keys())
-            if name is None:
+            if name is None or (not strict and name not in names and len(names) == 1):
                 if len(names) != 1:
                     raise ValueError(f"{path} holds several arrays ({', '.join(names)}): choose one with --array.")
                 name = names[0]
             if name not in names:
                 raise ValueError(f"{path} has no array {name!r}.{did_you_mean(name, names)}")
             try:
-                self._array = opened[name]
+                self._take(opened[name])
             except Exception as error:
                 raise ValueError(f"{path}: the array {name!r} cannot be read: {error}") from error
-        self.images = self._array.ndim > 2
+
+    def _take(self, array: npt.NDArray[Any]) -> None:
+        self._array = array
+        self.images = array.ndim > 2
+        self.colour = array.ndim == 4 and 3 in (array.shape[1], array.shape[3])
 
     def chunks(self, rows: int) -> Iterator[npt.NDArray[Any]]:
         array = self._array
@@ -254,7 +264,7 @@ class _Folder(Source):
             )
         self._mode = "RGB" if coloured or colour else "L"
         self.files = [picture.name for picture in pictures]
-        self.images = True
+        self.images, self.colour = True, self._mode == "RGB"
 
     def chunks(self, rows: int) -> Iterator[npt.NDArray[np.uint8]]:
         for start in range(0, len(self._pictures), rows):

@@ -97,8 +97,11 @@ class OutlierDetector(Scorer, abc.ABC):
         """Return what training is told about each row, ``(rows, k)``: further columns of what losses see."""
         return None
 
-    def _take_negatives(self, negatives: Any, rows: Tensor) -> None:
-        """Keep the user's negatives, prepared, as ``_negatives`` while training lasts."""
+    def _take_negatives(self, negatives: Any, rows: Tensor, everything: Rows) -> None:
+        """Keep the user's negatives, prepared, as ``_negatives`` while training lasts.
+
+        ``rows`` are the prepared ones to train on, ``everything`` is the user's.
+        """
         if negatives is not None:
             raise TypeError(
                 f"{type(self).__name__} learns from normal rows alone and takes no negatives. Use NegativeVAE "
@@ -200,7 +203,7 @@ class OutlierDetector(Scorer, abc.ABC):
         held_out = self._prepare(rows.take(for_stopping))
         held_out = self._learnable(labelled(held_out, labels, for_stopping), "rows to stop by")
         self._settle(data, settings)
-        self._take_negatives(negatives, data)
+        self._take_negatives(negatives, data, rows)
         rows.take(for_calibration)  # a bad value among them is better found now than after training
 
         self._check_memory(self._network_spec, settings)
@@ -320,12 +323,13 @@ class OutlierDetector(Scorer, abc.ABC):
 
     def _learnable(self, rows: Tensor, which: str = "rows to learn from") -> Tensor:
         """Return the prepared rows that the detector can learn from."""
+        own = which != "negatives"
         if self.gaps == "learned" or not bool((gaps := rows.flatten(1).isnan().any(1)).any()):
             return rows
         if bool(gaps.all()):
             raise ValueError(
-                f"{type(self).__name__} learns from complete rows, and in every row of these a cell is missing. Fill "
-                "them, leave columns out, or use AE, VAE or MultiscaleDenoiser."
+                f"{type(self).__name__} learns from complete rows, and in every one of the {which} a cell is missing. "
+                + ("Fill them" + (", leave columns out, or use AE, VAE or MultiscaleDenoiser." if own else "."))
             )
         warnings.warn(
             f"{type(self).__name__} learns from complete rows alone: {int(gaps.sum()):,} of {len(rows):,} {which}, in "

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from offmanifold import parameters
-from offmanifold.data.inputs import InputSpec
+from offmanifold.data.inputs import InputSpec, Rows, evenly
 from offmanifold.detectors import negatives as sources
 from offmanifold.detectors.chains import chain_settings
 from offmanifold.detectors.configured import Settings
@@ -30,10 +30,14 @@ from offmanifold.training.phases import Judge, Metrics, Phase, Unfit, Update
 from offmanifold.training.progress import Verbosity
 
 LOSSES = ("prior", "eubo")
-# What is made by the model itself changes with it: how well it is told apart says nothing about the weights.
+# What the model makes itself changes with it.
 MOVING = ("adversarial", "hard")
+# Training that is best so early has kept nothing of what it learned about its own samples.
+EARLY = 1 / 3
 # Rows that the judge looks at, of each kind.
 JUDGED = 512
+# Rows compared with negatives at a time.
+COMPARED = 8192
 # Samples that vary by less than the first share of what the data vary by, having varied by the second, are all alike;
 # an error above the second share of the data's variance, having been below the first, reconstructs nothing.
 ALIKE = (0.02, 0.25)
@@ -198,7 +202,7 @@ class NegativeVAE(VariationalDetector):
             **self._network_settings(spec, for_tables="mlp", table_steps=500, table_rate=5e-3, for_images=p1_network),
         }
 
-    def _take_negatives(self, negatives: Any, rows: Tensor) -> None:
+    def _take_negatives(self, negatives: Any, rows: Tensor, everything: Rows) -> None:
         settings = self.settings_
         if settings["negatives"] == "auto":
             settings["negatives"] = {"adversarial" if negatives is None else "given": 1.0}
@@ -217,12 +221,15 @@ class NegativeVAE(VariationalDetector):
         self._negatives = None
         if negatives is not None:
             found = sources.rows_given(negatives, self.spec_)
-            self._negatives = self._learnable(self._prepare(found.take(slice(None))), "negatives")
-            shared = sources.overlap(self._negatives, rows)
+            told = self._prepare(sources.named("negatives", lambda: found.take(slice(None))))
+            self._negatives = self._learnable(told, "negatives")
+            parts = range(0, len(everything), COMPARED)
+            known = (self._prepare(everything.take(slice(start, start + COMPARED))) for start in parts)
+            shared = sources.overlap(self._negatives, known)
             if shared:
                 warnings.warn(
-                    f"{shared:.0%} of the negatives are training rows as well: the model is told both that they belong "
-                    "and that they do not. Remove them from one or the other.",
+                    f"{shared:,} of {len(self._negatives):,} negatives are rows of X as well: the model is told both "
+                    "that they belong and that they do not. Remove them from one or the other.",
                     UserWarning,
                     stacklevel=3,
                 )
@@ -300,24 +307,43 @@ class NegativeVAE(VariationalDetector):
         encoder, *others = generative_groups(model.encoder, model.decoder, model.likelihood)
         optimizer = self._optimizer(settings)
         updates = (Update((encoder,), for_encoder, optimizer), Update(tuple(others), for_decoder, optimizer))
+        memory = {name: torch.zeros(()) for name in ("spread", "error")}
         return [
             Phase(
                 "negative-vae",
                 updates,
                 settings["steps"],
                 settings["batch_size"],
-                judge=self._judge(model, settings),
+                judge=self._judge(model, settings, memory),
+                memory=memory,
                 rollbacks=3,
             )
         ]
 
-    def _judge(self, model: VariationalAutoencoder, settings: Settings) -> Judge:
-        """Return the judge: held-out rows' ELBO per dimension; weights whose samples or errors collapse are unfit."""
+    def _warn_about_training(self) -> None:
+        """Say so where what was kept had hardly met the model's own samples yet."""
+        super()._warn_about_training()
+        (phase,) = self.training_summary().values()
+        moving = [name for name in MOVING if name in self.settings_["negatives"]]
+        if moving and phase["weights_kept_from_step"] < EARLY * phase["steps"]:
+            warnings.warn(
+                f"The weights kept are of step {phase['weights_kept_from_step']} of {phase['steps']}: after it the "
+                f"likelihood of held-out rows only fell, so that little was learned of {' and '.join(moving)} "
+                f"negatives. A smaller weight (negatives={{{moving[0]!r}: 0.1}}) or a smaller shift leave both room.",
+                UserWarning,
+                stacklevel=3,
+            )
+
+    def _judge(self, model: VariationalAutoencoder, settings: Settings, memory: dict[str, Tensor]) -> Judge:
+        """Return the judge: held-out rows' ELBO per dimension; weights whose samples or errors collapse are unfit.
+
+        What has worked once is kept in ``memory``.
+        """
         own = sources.generated(model, settings["latent_dim"])
-        worked = {"spread": False, "error": False}
+        worked = dict.fromkeys(("spread", "error"), False)
 
         def judge(held_out: Tensor, generator: torch.Generator) -> tuple[float, dict[str, float]]:
-            rows = held_out[:JUDGED]
+            rows = held_out[torch.from_numpy(evenly(len(held_out), JUDGED)).to(held_out.device)]
             energies = [model.energies(part) for part in torch.split(rows, 128)]
             loss = sum(float((part["reconstruction"] + part["kl"]).double().sum()) for part in energies)
             varies = float(rows.var(0, correction=0).mean())
@@ -325,12 +351,17 @@ class NegativeVAE(VariationalDetector):
             errors = [model.expected_errors(part) for part in torch.split(rows, 128)]
             error = float(torch.cat(errors).mean()) / max(varies, 1e-12)
             if "adversarial" in settings["negatives"]:
+                # What a checkpoint brought back counts too; rolling back forgets it there, but not here.
+                for name in worked:
+                    worked[name] |= bool(memory[name])
                 if worked["spread"] and spread < ALIKE[0]:
                     raise Unfit("adversarial training collapsed: the model's samples are all alike")
                 if worked["error"] and error > LOST[1]:
                     raise Unfit("adversarial training collapsed: nothing is reconstructed")
                 worked["spread"] |= spread > ALIKE[1]
                 worked["error"] |= error < LOST[0]
+                for name, tensor in memory.items():
+                    tensor.fill_(worked[name])
             return loss / rows.numel(), {"sample_spread": spread, "relative_error": error}
 
         return judge

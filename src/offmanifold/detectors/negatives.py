@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from offmanifold.sampling import langevin
 from offmanifold.sampling.chain import Kernel, Space
 from offmanifold.sampling.starts import FromData
 
+T = TypeVar("T")
 # (batch of rows, generator) → as many negatives, without gradient.
 Source = Callable[[Tensor, torch.Generator], Tensor]
 SOURCES = ("given", "adversarial", "hard", "noise", "random")
@@ -55,16 +56,23 @@ def rows_given(negatives: Any, like: Any) -> Rows:
                 f"fit's negatives are rows or a path to them; a source is set by NegativeVAE(negatives={negatives!r})."
             )
         negatives = open_source(negatives).load()
+    return named("negatives", lambda: Rows(negatives, like, "the detector"))
+
+
+def named(name: str, read: Callable[[], T]) -> T:
+    """Return what ``read`` returns; its errors name the argument that they are about."""
     try:
-        return Rows(negatives, like, "the detector")
+        return read()
     except (ValueError, TypeError) as error:
-        raise type(error)(f"negatives: {error}") from error
+        raise type(error)(f"{name}: {error}") from error
 
 
-def overlap(negatives: Tensor, rows: Tensor) -> float:
-    """Return the share of negatives that are training rows to the last bit."""
-    known = {row.tobytes() for row in rows.cpu().numpy()}
-    return sum(row.tobytes() in known for row in negatives.cpu().numpy()) / len(negatives)
+def overlap(negatives: Tensor, known: Iterable[Tensor]) -> int:
+    """Return how many negatives are among the ``known`` rows, to the last bit."""
+    told = [row.tobytes() for row in negatives.cpu().numpy()]
+    own = set(told)
+    found = {key for part in known for row in part.cpu().numpy() if (key := row.tobytes()) in own}
+    return sum(key in found for key in told)
 
 
 def given(pool: Tensor) -> Source:

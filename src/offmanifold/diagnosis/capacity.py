@@ -20,6 +20,7 @@ from sklearn.base import clone
 from offmanifold import atomic, parameters
 from offmanifold.data.inputs import Rows, evenly
 from offmanifold.detectors.base import OutlierDetector
+from offmanifold.detectors.negatives import rows_given
 from offmanifold.measures.estimates import Estimate, difference_of_means, mean_of
 from offmanifold.networks import choose
 
@@ -115,6 +116,7 @@ def suggest_capacity(
     X: Any,
     *,
     columns: Mapping[str, str] | None = None,
+    negatives: Any = None,
     widths: Sequence[float] = WIDTHS,
     latent_dims: Sequence[int] | None = None,
     state: str | os.PathLike[str] | None = None,
@@ -130,6 +132,7 @@ def suggest_capacity(
         Normal rows, as for ``fit``. The rows that ``fit`` will calibrate with are left out of the search; a fifth of
         the others, at most 5 000, is held out of every training and compared row by row.
     columns : mapping of str to str, optional
+    negatives : array-like or path, optional
         As for ``fit``.
     widths : increasing sequence of float
         Factors on a convolutional network's channels, or on a dense one's hidden units.
@@ -167,7 +170,7 @@ def suggest_capacity(
         # The final fit must set the same rows aside, and so must a search that goes on.
         random_state = stored.get("random_state", int(np.random.default_rng().integers(2**31 - 1)))
     detector = clone(detector).set_params(random_state=int(random_state))
-    return _Search(detector, rows, latent_dims, widths, state, stored, report).run()
+    return _Search(detector, rows, negatives, latent_dims, widths, state, stored, report).run()
 
 
 def _read(state: Path | None) -> dict[str, Any]:
@@ -201,6 +204,7 @@ class _Search:
         self,
         detector: OutlierDetector,
         rows: Rows,
+        negatives: Any,
         latent_dims: list[int],
         widths: list[float],
         state: Path | None,
@@ -216,6 +220,7 @@ class _Search:
             raise ValueError(f"suggest_capacity needs at least 20 rows to compare sizes on; got {len(rows)}.")
         rows.learn(np.delete(index, held_out))
         # As they came: a fit learns from its own rows what columns hold.
+        self.negatives = negatives
         self.rows, self.for_training, self.for_judging = rows, np.delete(index, held_out), index[np.sort(held_out)]
         self.state = state
         self.checkpoint = None if state is None else state.with_suffix(".candidate")
@@ -291,7 +296,11 @@ class _Search:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of few calibration rows, or a collapse: told in the table
             model.fit(
-                self.rows.select(self.for_training), columns=self.rows.asked, checkpoint=self.checkpoint, resume=True
+                self.rows.select(self.for_training),
+                negatives=self.negatives,
+                columns=self.rows.asked,
+                checkpoint=self.checkpoint,
+                resume=True,
             )
         if self.checkpoint is not None:
             self.checkpoint.unlink(missing_ok=True)
@@ -314,6 +323,8 @@ class _Search:
         digest = hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode())
         for part in (self.for_training, self.for_judging):
             digest.update(np.ascontiguousarray(self.rows.take(part)).data)
+        if self.negatives is not None:
+            digest.update(np.ascontiguousarray(rows_given(self.negatives, self.rows.spec).take(slice(None))).data)
         return digest.hexdigest()
 
     def _write_state(self) -> None:
