@@ -92,8 +92,21 @@ def test_kraskov_agrees_with_scikit_learn(rng: np.random.Generator, k: int) -> N
     assert kraskov(x, y, k=k) == pytest.approx(expected, abs=1e-3)
 
 
+def test_kraskov_knows_no_units_and_no_ties(rng: np.random.Generator) -> None:
+    x, noise = rng.normal(size=(2, 1000))
+    y = 0.9 * x + (1 - 0.9**2) ** 0.5 * noise
+    for unit in (1e3, 0.01):
+        assert kraskov(unit * x, y + 7 / unit) == pytest.approx(kraskov(x, y), abs=0.02)
+    coin, other = rng.integers(2, size=(2, 1000))
+    assert kraskov(coin, other) == pytest.approx(0, abs=0.06)
+    assert kraskov(coin, coin) == pytest.approx(np.log(2), abs=0.06)
+    assert abs(kraskov(np.ones(50), rng.normal(size=50))) < 0.3
+
+
 def test_kraskov_agrees_with_brute_force(rng: np.random.Generator) -> None:
     x, y = rng.normal(size=(40, 2)), rng.normal(size=40)
+    x, y = x - x.mean(0), y - y.mean()
+    x, y = x / np.sqrt((x**2).sum(1).mean()), y / y.std()
     total = 0.0
     for i in range(40):
         dx, dy = np.linalg.norm(x - x[i], axis=1), np.abs(y - y[i])
@@ -115,6 +128,8 @@ def test_kraskov_says_what_it_needs() -> None:
         kraskov(np.zeros(5), np.zeros(4))
     with pytest.raises(ValueError, match="k = 3 neighbours need more than 3 rows; got 3"):
         kraskov(np.zeros(3), np.zeros(3))
+    with pytest.raises(ValueError, match="y must hold finite numbers"):
+        kraskov(np.zeros(5), [0, 1, np.nan, 2, 3])
 
 
 def test_averaged_kl_is_information_plus_misfit(rng: np.random.Generator) -> None:

@@ -144,6 +144,23 @@ def test_lagging_trains_the_encoder_more_than_the_decoder(line: np.ndarray) -> N
     assert detector.history_[-1]["repeats"] >= 6
 
 
+def test_lagging_has_an_end(line: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=r"lagging\[1\] must be at most 50; got 51"):
+        VAE(lagging=(0.1, 51), verbose=False).fit(line)
+
+
+@pytest.mark.parametrize("kind", ["discrete", "continuous"])
+def test_the_gap_of_labels_counts_too(kind: str, line: np.ndarray) -> None:
+    y = np.where(np.arange(len(line)) < len(line) // 2, line[:, 0] > 0 if kind == "discrete" else line[:, 0], -1.0)
+    detector = SemiSupervisedVAE(labels=kind, steps=200, random_state=0, verbose=False).fit(line, y)
+    gaps = detector.posterior_gaps(line)
+    expected = detector.log_likelihood(line) - detector.scores(line)["elbo"]
+    assert gaps.mean() == pytest.approx(expected.mean(), abs=0.1)
+    if kind == "discrete":  # continuous labels are drawn like codes
+        assert gaps.mean() > VAE.posterior_gaps(detector, line).mean() + 0.1
+    assert detector.posterior_gaps(line, samples=10, most_rows=7).shape == (7,)
+
+
 def test_negatives_start_at_the_divergence_of_the_papers_priors(digits: Any) -> None:
     """320 nats with ten latents and a shift of 8, 31 250 with a hundred and 25, in float32 (P1)."""
     for latent_dim, shift, expected in ((10, 8.0, 320.0), (100, 25.0, 31_250.0)):

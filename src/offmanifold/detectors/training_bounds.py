@@ -9,6 +9,8 @@ from offmanifold.detectors.configured import Settings
 
 BOUNDS = ("elbo", "iwae")
 IWAE_SAMPLES = 10
+# Steps of the encoder alone before one of both, at most.
+MOST_REPEATS = 100
 
 
 def bound_settings(bound: str, training_samples: int | str, lagging: Sequence[float] | None) -> Settings:
@@ -27,11 +29,11 @@ def lagging_settings(lagging: Sequence[float]) -> list[float]:
     """Check (T, R)."""
     if isinstance(lagging, str) or not isinstance(lagging, Sequence) or len(lagging) != 2:
         raise parameters.InvalidParameter(f"lagging must be (T, R), such as (0.1, 10), or None; got {lagging!r}.")
-    threshold, repeats = lagging
-    return [
-        parameters.real("lagging[0]", threshold, minimum=0),
-        parameters.integer("lagging[1]", repeats),
-    ]
+    threshold = parameters.real("lagging[0]", lagging[0], minimum=0)
+    repeats = parameters.integer("lagging[1]", lagging[1])
+    if 2 * repeats > MOST_REPEATS:
+        raise parameters.InvalidParameter(f"lagging[1] must be at most {MOST_REPEATS // 2}; got {repeats}.")
+    return [threshold, repeats]
 
 
 def settled(threshold: float, repeats: int, dimensions: float) -> Callable[[Sequence[float]], bool]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from offmanifold import parameters
 from offmanifold.data.inputs import InputSpec
 from offmanifold.detectors.configured import Settings
-from offmanifold.detectors.training_bounds import bound_settings, settled
+from offmanifold.detectors.training_bounds import MOST_REPEATS, bound_settings, settled
 from offmanifold.detectors.variational import (
     VariationalAutoencoder,
     VariationalDetector,
@@ -50,7 +50,7 @@ class VAE(VariationalDetector):
     lagging : (float, int), optional
         (T, R): before each step of both networks the encoder alone is trained on fresh batches until the mean loss of R
         of them, in nats a row, is less than T below that of the R before (lagging inference, P2 appendix J; He et al.,
-        2019). At least 2 R times the work.
+        2019). At least 2 R times the work, and at most 100 times: R is at most 50.
     score_by : {"elbo", "reconstruction", "kl", "iwae"}
         All in nats, high = normal: E_q log p(x|z) − KL; its first term; minus the KL; the
         importance-weighted bound. (Not ``score``, which is a method of scikit-learn's estimators.)
@@ -188,5 +188,5 @@ class VAE(VariationalDetector):
         if settings["lagging"] is not None:
             threshold, repeats = settings["lagging"]
             enough = settled(threshold, repeats, self._network_spec.dimensions)
-            updates.insert(0, Update((groups[0],), loss, optimizer, repeat_until=enough))
+            updates.insert(0, Update((groups[0],), loss, optimizer, repeat_until=enough, most_repeats=MOST_REPEATS))
         return [Phase("vae", tuple(updates), settings["steps"], settings["batch_size"])]

@@ -178,7 +178,7 @@ def fit_stack(
         phases.append(_phase("encoder", (Update((encoder,), flagged, Optimizer(RATE)),), steps))
     updates = [Update(groups, loss, optimizer)]
     if method.name == "LIN":
-        # A stack waits for the mean of its restarts.
+        # A stack waits for the mean of its restarts, so that here, and here alone, one depends on the others.
         enough = settled(method.lagging[0], method.lagging[1], 1 / len(model))
         updates.insert(0, Update((encoder,), loss, optimizer, repeat_until=enough))
     if joint_steps != 0:
