@@ -6,12 +6,13 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import binom
+from scipy.stats import binom, norm
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from offmanifold import calibration
 from offmanifold.detectors import AE
-from offmanifold.measures.detection import aupr, auroc, fpr_at_tpr, proportion
+from offmanifold.measures.detection import aupr, auroc, auroc_difference, fpr_at_tpr, proportion
+from offmanifold.measures.estimates import Estimate
 
 
 def test_p_values_by_counting() -> None:
@@ -105,6 +106,24 @@ def test_aurocs_interval_covers() -> None:
     draws = [auroc(rng.normal(1, 1, 50), rng.normal(0, 1, 50)) for _ in range(600)]
     covered = np.mean([d.low <= true <= d.high for d in draws])
     assert 0.92 <= covered <= 0.98
+
+
+def test_the_difference_of_two_aurocs_of_the_same_rows() -> None:
+    rng = np.random.default_rng(5)
+
+    def draw() -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+        normal, odd = rng.normal(1, 1, 60), rng.normal(0, 1, 40)
+        noisy = tuple(rows + 0.7 * rng.normal(size=len(rows)) for rows in (normal, odd))
+        return (normal, odd), (noisy[0], noisy[1])
+
+    (sharp, noisy), true = draw(), norm.cdf(1 / 2**0.5) - norm.cdf(1 / (2 * 1.49) ** 0.5)
+    found = auroc_difference(sharp, noisy)
+    assert found.value == pytest.approx(auroc(*sharp).value - auroc(*noisy).value)
+    assert auroc_difference(sharp, sharp) == Estimate(0.0, 0.0, 0.0, 0.95)
+    found = [auroc_difference(*draw()) for _ in range(600)]
+    assert 0.92 <= np.mean([one.low <= true <= one.high for one in found]) <= 0.98
+    # Shared rows make it narrower than two intervals together would be.
+    assert found[0].high - found[0].low < auroc(*sharp).high - auroc(*sharp).low
 
 
 def test_perfect_separation_still_has_an_interval() -> None:

@@ -9,6 +9,9 @@ import typer
 
 from offmanifold.cli import common
 
+# Of candidates.
+FEW = 50
+
 
 def negatives(
     model: common.ModelArgument,
@@ -58,7 +61,7 @@ def negatives(
     shown = [
         [
             one.name,
-            f"{one.headroom:+.3f}",
+            f"{one.headroom:+.3f} [{one.interval[0]:+.2f}, {one.interval[1]:+.2f}]",
             f"{one.separable:.3f}",
             f"{one.known:.3f}",
             f"{one.distance:.2f}",
@@ -76,3 +79,6 @@ def negatives(
         "headroom = separable − known: AUROC of a classifier taught on the candidates, less the model's own. Distance "
         "and\ndiversity: 1 is as among normal rows. Caught: the share that the model calls outliers already."
     )
+    few = [one.name for one in found if one.rows < FEW]
+    if few:
+        common.note(f"Fewer than {FEW} rows say little: {', '.join(few)}.")

@@ -16,7 +16,7 @@ from offmanifold import parameters
 from offmanifold.data.inputs import Float64Array, Rows, evenly
 from offmanifold.detectors.base import OutlierDetector
 from offmanifold.diagnosis.patient import Patient
-from offmanifold.measures.detection import auroc, proportion
+from offmanifold.measures.detection import auroc, auroc_difference, proportion
 from offmanifold.measures.estimates import Estimate
 from offmanifold.networks import choose
 from offmanifold.networks.network import initialise
@@ -40,6 +40,9 @@ class Candidate:
     headroom : float
         ``separable`` − ``known``, what the model would gain on rows of this kind; candidates are sorted by it. Rows
         that the model tells apart already (noise, P1 Table III) teach it nothing, nor do rows that nobody tells apart.
+    interval : (float, float)
+        95 % interval of the headroom for the rows it was measured on. A half that few candidates make may teach less
+        or more than another: of fewer than 50 it is a hint at most.
     separable : float
         AUROC, on candidates and normal rows held out, of a small classifier taught for 200 steps with the model's own
         encoder: how easily an encoder tells them apart.
@@ -56,6 +59,7 @@ class Candidate:
     name: str
     rows: int
     headroom: float
+    interval: tuple[float, float]
     separable: float
     known: float
     distance: float
@@ -125,15 +129,16 @@ def rate_negatives(
         probe = _taught(detector, patient.reference, block[:half], random_state)
         normal = probe(held_out)
         scores = patient.score(block)
-        separable = auroc(normal, probe(block[half:])).value
-        known = auroc(patient.scores, scores[half:]).value
+        taught, own = (normal, probe(block[half:])), (patient.scores, scores[half:])
+        gain = auroc_difference(taught, own)
         found.append(
             Candidate(
                 name=name,
                 rows=len(rows),
-                headroom=separable - known,
-                separable=separable,
-                known=known,
+                headroom=gain.value,
+                interval=(gain.low, gain.high),
+                separable=auroc(*taught).value,
+                known=auroc(*own).value,
                 distance=float(np.median(patient.nearest(block)[0])) / max(own_distance, 1e-12),
                 diversity=_spread(block) / max(own_spread, 1e-12),
                 caught=proportion(int((scores < detector.offset_).sum()), len(scores)),

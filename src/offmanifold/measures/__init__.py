@@ -1,6 +1,6 @@
 """Measures of detection, of the latent space and of the fit, each with an interval where it is an estimate."""
 
-from offmanifold.measures.detection import aupr, auroc, detection_report, fpr_at_tpr
+from offmanifold.measures.detection import aupr, auroc, auroc_difference, detection_report, fpr_at_tpr
 from offmanifold.measures.estimates import Estimate
 from offmanifold.measures.fitting import generalisation_gap, optimal_gamma, reconstruction_error
 from offmanifold.measures.information import kraskov
@@ -24,6 +24,7 @@ __all__ = [
     "aggregate_mmd",
     "aupr",
     "auroc",
+    "auroc_difference",
     "detection_report",
     "fpr_at_tpr",
     "generalisation_gap",

@@ -29,6 +29,15 @@ def _pair(normal: npt.ArrayLike, outliers: npt.ArrayLike) -> tuple[Scores, Score
     return arrays[0], arrays[1]
 
 
+def _placements(normal: npt.ArrayLike, outliers: npt.ArrayLike) -> tuple[Scores, Scores]:
+    """Return the share of outliers above each normal row and of normal rows below each outlier, ties counting half."""
+    low_scores, high_scores = _pair(normal, outliers)
+    n, m = len(low_scores), len(high_scores)
+    ranks = rankdata(np.concatenate([high_scores, low_scores]))
+    of_outliers = (ranks[:m] - rankdata(high_scores)) / n
+    return 1 - (ranks[m:] - rankdata(low_scores)) / m, of_outliers
+
+
 def auroc(normal: npt.ArrayLike, outliers: npt.ArrayLike, *, level: float = 0.95) -> Estimate:
     """Area under the ROC curve, with DeLong's interval on the logit scale.
 
@@ -49,11 +58,8 @@ def auroc(normal: npt.ArrayLike, outliers: npt.ArrayLike, *, level: float = 0.95
     Variance by DeLong et al. (1988) in the O(n log n) form of Sun & Xu (2014). For perfect separation that
     variance is zero; the far end is then the exact binomial bound for min(n, m) successes in as many trials.
     """
-    low_scores, high_scores = _pair(normal, outliers)
-    n, m = len(low_scores), len(high_scores)
-    ranks = rankdata(np.concatenate([high_scores, low_scores]))
-    of_outliers = (ranks[:m] - rankdata(high_scores)) / n
-    of_normals = 1 - (ranks[m:] - rankdata(low_scores)) / m
+    of_normals, of_outliers = _placements(normal, outliers)
+    n, m = len(of_normals), len(of_outliers)
     value = float(of_outliers.mean())
     variance = (of_outliers.var(ddof=1) / m if m > 1 else 0.25) + (of_normals.var(ddof=1) / n if n > 1 else 0.25)
     if value in (0.0, 1.0):
@@ -64,6 +70,26 @@ def auroc(normal: npt.ArrayLike, outliers: npt.ArrayLike, *, level: float = 0.95
     spread = z * math.sqrt(variance) / (value * (1 - value))
     low, high = (1 / (1 + math.exp(-min(max(logit + s, -700), 700))) for s in (-spread, spread))
     return Estimate(value, low, high, level)
+
+
+def auroc_difference(
+    scores: tuple[npt.ArrayLike, npt.ArrayLike], others: tuple[npt.ArrayLike, npt.ArrayLike], *, level: float = 0.95
+) -> Estimate:
+    """AUROC of one kind of scores minus that of another, of the same rows, with DeLong's interval for pairs.
+
+    Parameters
+    ----------
+    scores, others : pairs of (n,) and (m,)
+        Of normal rows and of outliers, high = normal.
+    level : float
+        Confidence of the interval.
+    """
+    pairs = zip(_placements(*scores), _placements(*others), strict=True)
+    of_normals, of_outliers = (mine - theirs for mine, theirs in pairs)
+    value = float(of_outliers.mean())
+    variance = sum(part.var(ddof=1) / len(part) if len(part) > 1 else 0.25 for part in (of_normals, of_outliers))
+    spread = float(norm.ppf(0.5 + level / 2)) * math.sqrt(variance)
+    return Estimate(value, max(-1.0, value - spread), min(1.0, value + spread), level)
 
 
 def aupr(
