@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import math
 import re
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ from conftest import quick
 
 from offmanifold import load
 from offmanifold.detectors import IGEBM, NAE, OutlierDetector
+from offmanifold.detectors.contrastive import watching
+from offmanifold.probability import missing
 from offmanifold.training.checkpoints import Checkpointer
 
 CASES = [
@@ -124,7 +128,8 @@ def test_the_density_integrates_to_one_in_the_users_units(tmp_path: Path) -> Non
     bounds = ((-4.0, 4.0), (800.0, 1200.0))
     axes = [np.linspace(low, high, 241) for low, high in bounds]
     grid = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 2)
-    density = np.exp(detector.log_prob(grid, bounds=bounds)).reshape(241, 241)
+    with pytest.warns(UserWarning, match="density is flatter than that of the data.*preset='2d'"):
+        density = np.exp(detector.log_prob(grid, bounds=bounds)).reshape(241, 241)
     assert np.trapezoid(np.trapezoid(density, axes[1]), axes[0]) == pytest.approx(1, abs=0.01)
     # log p differs from row to row as the score does, over T.
     scores = detector.score_samples(rows[:9])
@@ -139,6 +144,50 @@ def test_the_density_integrates_to_one_in_the_users_units(tmp_path: Path) -> Non
     mixed = pl.DataFrame({"a": rng.normal(size=60), "b": list("xyz") * 20})
     with pytest.raises(ValueError, match="integrates over two columns of numbers"):
         made(NAE).fit(mixed).log_prob(mixed)
+    with pytest.raises(ValueError, match="log_prob takes complete rows"):
+        detector.log_prob([[0.0, np.nan]])
+    for wrong in (((4, -4), (0, 1)), (-4, 4), ((0, 0), (0, 1))):
+        with pytest.raises(ValueError, match=r"bounds must be \(\(low, high\), \(low, high\)\)"):
+            detector.log_prob(rows[:2], bounds=wrong)
+    switch = pl.DataFrame({"a": rng.normal(size=60), "b": [True, False] * 30})
+    with pytest.raises(ValueError, match="integrates over two columns of numbers"):
+        made(NAE).fit(switch).log_prob(switch)
+    # Chains that sample the model's own temperature: nothing to warn of.
+    own = made(NAE, visible_chain=(3, 0.005, 0.1), preset="2d", hidden=(16, 32)).fit(rows)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        own.log_prob(rows[:2])
+
+
+@pytest.mark.parametrize("cls", [NAE, IGEBM])
+def test_nothing_in_a_chain_waits_to_see_whether_cells_are_missing(
+    cls: type[OutlierDetector], plane: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detector, looked = made(cls).fit(plane[0]), []
+    isfinite = math.isfinite
+    monkeypatch.setattr(missing.math, "isfinite", lambda value: looked.append(value) or isfinite(value))
+    detector.sample(3, random_state=0)
+    assert not looked
+    detector.score_samples(plane[0])
+    assert looked
+
+
+def test_the_seconds_of_phases_add_up(plane: Any) -> None:
+    began = time.monotonic()
+    detector = made(NAE).fit(plane[0])
+    assert len(detector.training_summary()) == 2
+    assert 0 < detector.training_seconds <= detector.history_[-1]["seconds"] + 0.01
+    assert detector.training_seconds < time.monotonic() - began
+
+
+def test_negatives_are_judged_by_the_weights_that_are_judged() -> None:
+    """What is recorded of held-out rows and of negatives is of one network, not of two states of it."""
+    scale, samples = torch.nn.Parameter(torch.tensor(3.0)), torch.full((4, 2), 2.0)
+    judge = watching(lambda rows: scale.detach() * rows.square().sum(1), (), lambda: samples, [scale])
+    with torch.no_grad():
+        scale.fill_(0.5)  # as when the running average takes the place of the weights
+    _, record = judge(torch.ones(6, 2), torch.Generator().manual_seed(0))
+    assert record["energy_gap"] == pytest.approx(0.5 * 8 - 0.5 * 2)
 
 
 def test_the_chains_of_samples_can_be_left_out(digits: Any) -> None:
@@ -190,6 +239,10 @@ def test_adjusted_chains_that_do_not_move_are_named() -> None:
         (NAE, {"visible_chain": (0, 0.1, 0.1)}, r"visible_chain\[0\] must be an integer of at least 1; got 0"),
         (NAE, {"latent_chain": (3, 0.0, 0.1)}, r"latent_chain\[1\] must be .* above 0"),
         (NAE, {"watch": ("permuted", "blotched")}, "watch='blotched' is unknown"),
+        (NAE, {"watch": "permutde"}, "watch='permutde' is unknown. Did you mean 'permuted'"),
+        (NAE, {"watch": 3}, "watch must be 'auto', names of families, or None; got 3"),
+        (NAE, {"bounds": 3}, "bounds must be .* or 'auto'; got 3"),
+        (NAE, {"adjusted": True, "visible_chain": (3, 0.1, 0.0)}, r"visible_chain\[2\], the noise, must be above 0"),
         (NAE, {"bounds": (1.0, -1.0)}, "bounds must be .* with low < high"),
         (NAE, {"preset": "mnits"}, "preset='mnits' is unknown. Did you mean 'mnist'"),
         (NAE, {"negatives": "cdd"}, "negatives='cdd' is unknown"),

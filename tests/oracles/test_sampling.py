@@ -251,6 +251,14 @@ def test_the_ring_keeps_the_newest_and_draws_them_all() -> None:
     positions, ages = ring.draw(generator(), torch.full((20_000, 1), -1.0), restart=0.25)
     assert abs(positions.eq(-1).double().mean().item() - 0.25) < 4.5 * math.sqrt(0.25 * 0.75 / 20_000)
     assert ages[positions.flatten() == -1].eq(0).all()
+    for wrong in (torch.zeros(4, 2), torch.zeros(4), torch.zeros(4, 1, dtype=torch.float64)):
+        with pytest.raises(ValueError, match=r"positions must be \(n, 1\) of torch.float32; got"):
+            ring.push(wrong, torch.zeros(4))
+        with pytest.raises(ValueError, match="fresh must be"):
+            ring.draw(generator(), wrong, restart=0.0)
+    exact = Replay(6, (1,), torch.device("cpu"), torch.float64)
+    exact.push(torch.full((2, 1), 1 / 3, dtype=torch.float64), torch.zeros(2))
+    assert exact.draw(generator(), torch.zeros(4, 1, dtype=torch.float64), 0.0)[0].eq(1 / 3).all()
     with pytest.raises(ValueError, match="7 positions do not fit into a replay buffer of 6"):
         ring.push(torch.zeros(7, 1), torch.zeros(7))
 
@@ -282,6 +290,35 @@ def test_starts() -> None:
     assert {"replay_age", "latent_drift", "latent_noise"} == set(metrics)
 
 
+def test_the_state_alone_is_differentiated() -> None:
+    """Starts that require a gradient get none, and chains leave no graph behind."""
+    start = torch.zeros(3, 2, requires_grad=True)
+    for step in (langevin.step, metropolis.step):
+        state, _ = step(generator(), State(start), lambda x: x.square().sum(1), Kernel(0.1))
+        assert state.position.grad_fn is None
+
+
+def test_rejecting_needs_no_bounds() -> None:
+    """Where the energy overflows a chain stays where it was."""
+    kernel = Kernel(0.1, space=Space(outside="reject"))
+    state, info = langevin.step(generator(), State(torch.ones(4, 2)), lambda x: x.sum(1) * 1e38 * 1e2, kernel)
+    assert state.position.eq(1).all() and info.accepted.eq(0).all()
+
+
+@pytest.mark.parametrize("first", [1e6, 1.0, 1e-6])
+def test_a_step_size_that_is_accepted_about_half_of_the_time(first: float) -> None:
+    start = torch.randn(500, 3, generator=generator())
+
+    def energy(x: torch.Tensor) -> torch.Tensor:
+        return 0.5 * x.square().sum(1)
+
+    size = metropolis.suggest_step_size(generator(), start, energy, Kernel(first), steps=30)
+    _, info = run(metropolis.step, generator(), start, energy, Kernel(size), 30)
+    assert 0.4 < info.accepted.mean() < 0.75
+    with pytest.raises(ValueError, match=r"No step size is accepted about half of the time; at .* 0% were"):
+        metropolis.suggest_step_size(generator(), start, lambda x: x.sum(1) * torch.nan, Kernel(first))
+
+
 def test_bad_settings_name_themselves() -> None:
     with pytest.raises(ValueError, match="step_size must be a finite number, above 0; got 0"):
         Kernel(0)
@@ -295,5 +332,15 @@ def test_bad_settings_name_themselves() -> None:
         run(langevin.step, generator(), torch.zeros(0, 2), lambda x: x.sum(1), Kernel(0.1), 1)
     with pytest.raises(ValueError, match="low must be below high"):
         Space(1.0, 0.0)
+    with pytest.raises(ValueError, match="low must be a finite number; got nan"):
+        Space(math.nan, 1.0)
+    with pytest.raises(ValueError, match="A sphere has no bounds"):
+        Space(-0.3, 0.3, sphere=True)
+    for shape in ((2, 1), (2, 1, 3, 3)):
+        with pytest.raises(ValueError, match=r"On the sphere start must be \(n, k\) with k ≥ 2"):
+            run(langevin.step, generator(), torch.ones(shape), lambda x: x, Kernel(0.1, space=Space(sphere=True)), 1)
+    for energy in (lambda x: x.sum(), lambda x: x.sum(1, keepdim=True)):
+        with pytest.raises(ValueError, match="energy must return one number for each of 5 rows; got shape"):
+            run(metropolis.step, generator(), torch.zeros(5, 2), energy, Kernel(0.1), 1)
     with pytest.raises(ValueError, match="noise above 0"):
         metropolis.step(generator(), State(torch.zeros(2, 2)), lambda x: x.sum(1), Kernel(0.1, 0.0))

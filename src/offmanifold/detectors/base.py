@@ -292,7 +292,7 @@ class OutlierDetector(Scorer, abc.ABC):
     def training_summary(self) -> dict[str, dict[str, Any]]:
         """Return for each phase of training: steps, the step whose weights were kept, and how often it rolled back."""
         check_is_fitted(self, "module_")
-        summary = {}
+        summary, before = {}, 0.0
         for phase in dict.fromkeys(record["phase"] for record in self.history_):
             records = [record for record in self.history_ if record["phase"] == phase]
             judged = [record for record in records if "validation" in record]
@@ -303,8 +303,9 @@ class OutlierDetector(Scorer, abc.ABC):
                 "weights_kept_from_step": best.get("step", 0),
                 "judged_at": best.get("validation"),
                 "rolled_back": len(records) - len(judged),
-                "seconds": records[-1]["seconds"],
+                "seconds": round(records[-1]["seconds"] - before, 3),  # records count from the run's start
             }
+            before = records[-1]["seconds"]
         return summary
 
     @property

@@ -46,11 +46,11 @@ class Chain(Generic[AnyStart]):
 
     def negatives(self, generator: torch.Generator, rows: Tensor, energy: Energy) -> tuple[Tensor, Metrics]:
         """Return samples of the model ``(n, *shape)``, as many as there are rows, and how the chains went."""
-        begun, told = self.start.begin(generator, rows)
-        begun, metrics = self.kernel.space.enter(begun), Metrics(told)
-        if not self.steps:
-            return begun, metrics
-        with nothing_missing():
+        with nothing_missing():  # nor does anything wait for the device to see whether it is so
+            begun, told = self.start.begin(generator, rows)
+            begun, metrics = self.kernel.space.enter(begun), Metrics(told)
+            if not self.steps:
+                return begun, metrics
             state, info = run(self.step, generator, begun, energy, self.kernel, self.steps)
         self.start.end(state.position)
         metrics |= {"drift": info.drift.mean(), "noise": info.noise.mean(), "acceptance": info.accepted.mean()}
@@ -79,7 +79,7 @@ def chain_bounds(bounds: Range | str, table: bool) -> list[float] | None:
     if isinstance(bounds, str):
         parameters.choice("bounds", bounds, ("auto",))
         return None if table else [0.0, 1.0]
-    if len(bounds) != 2:
+    if not isinstance(bounds, Sequence) or len(bounds) != 2:
         raise parameters.InvalidParameter(f"bounds must be (low, high) or 'auto'; got {bounds!r}.")
     low, high = (parameters.real(f"bounds[{i}]", value) for i, value in enumerate(bounds))
     if not low < high:
@@ -94,12 +94,18 @@ def settle_bounds(rows: Tensor, settings: dict[str, Any]) -> None:
         settings["bounds"] = [-widest, widest]
 
 
-def families_to_watch(watch: Sequence[str] | str, kind: str) -> list[str]:
+def families_to_watch(watch: Sequence[str] | str | None, kind: str) -> list[str]:
     """Check ``watch``; "auto" is :data:`~offmanifold.data.outliers.WATCHED`, none keeps the last weights."""
+    known = outliers.families(kind)
+    if watch is None:
+        return []
     if isinstance(watch, str):
-        parameters.choice("watch", watch, ("auto",))
+        if parameters.choice("watch", watch, ("auto", *known)) != "auto":
+            return [watch]
         return [maker.__name__ for maker in outliers.WATCHED[kind]]
-    return [parameters.choice("watch", family, outliers.families(kind)) for family in watch]
+    if not isinstance(watch, Sequence):
+        raise parameters.InvalidParameter(f"watch must be 'auto', names of families, or None; got {watch!r}.")
+    return [parameters.choice("watch", family, known) for family in watch]
 
 
 def size_of_network(shape: tuple[int, ...]) -> str:

@@ -64,7 +64,7 @@ def contrastive_phase(
         values = values + negative_penalty * negative.square() + positive_penalty * positive.square()
         if weight_penalty is not None:
             values = values + weight_penalty()
-        latest["negative"] = negative.detach()
+        latest["samples"] = samples.detach()
         metrics |= {"positive_energy": positive.detach().mean(), "negative_energy": negative.detach().mean()}
         if temperature is not None:
             metrics["temperature"] = temperature().detach()
@@ -77,7 +77,7 @@ def contrastive_phase(
         steps,
         batch_size,
         keep="best" if watch else "last",
-        judge=watching(energy, watch, lambda: latest["negative"], modules),
+        judge=watching(energy, watch, lambda: latest["samples"], modules),
         average=average,
         rollbacks=3,
         memory=chain.start.tensors,
@@ -85,14 +85,14 @@ def contrastive_phase(
 
 
 def watching(
-    energy: Energy, families: Sequence[str], negative: Callable[[], Tensor], weights: Sequence[nn.Parameter]
+    energy: Energy, families: Sequence[str], samples: Callable[[], Tensor], weights: Sequence[nn.Parameter]
 ) -> Judge:
     """Return the judge of contrastive training.
 
     It keeps the weights whose AUROC, averaged over families of synthetic outliers made from held-out normal rows, is
     highest (without families, the last ones), to the third decimal: of equals the later are kept, so that families
     which are easy from the start do not end training at its start. The loss itself, a difference of two energies that
-    both move, says nothing. Recorded are the AUROC of each family, the gap between the negatives' energy and the
+    both move, says nothing. Recorded are the AUROC of each family, the gap between the last negatives' energy and the
     held-out rows', the share of negatives below the held-out rows' median, and the weights' norm.
     """
 
@@ -108,7 +108,7 @@ def watching(
         for family in families:
             odd = energies(outliers.make(family, rows, generator))
             record[f"auroc/{family}"] = auroc(-normal.numpy(), -odd.nan_to_num(torch.inf).numpy()).value
-        last = negative().double().cpu()
+        last = energies(samples())  # of the weights that are judged
         norm = torch.stack([parameter.detach().square().sum() for parameter in weights]).sum().sqrt()
         missed = round(1 - sum(record.values()) / len(record), DECIMALS) if record else 0.0
         return missed, record | {

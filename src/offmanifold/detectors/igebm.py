@@ -70,8 +70,8 @@ class EnergyNetwork(nn.Module):
 class IGEBM(OutlierDetector):
     """Energy-based model: a network's output is the energy, and chains on x find its samples (P3's baseline).
 
-    The score is minus the energy, log p(x) up to a constant where T = 1. Training is watched as in
-    :class:`~offmanifold.NAE`.
+    The score is minus the energy: log p(x) up to a constant and a factor, for the chains of training sample at the
+    temperature σ²/(2λ) of their step size λ and noise σ. Training is watched as in :class:`~offmanifold.NAE`.
 
     Parameters
     ----------
@@ -93,7 +93,7 @@ class IGEBM(OutlierDetector):
         α on the squared energies of data and samples.
     average : float
         Factor of the weights' running average; 0 keeps raw weights.
-    watch : sequence of str or "auto"
+    watch : str, sequence of str, "auto" or None
         Families of synthetic outliers that judge training, as in :class:`~offmanifold.NAE`.
     steps, epochs, batch_size, learning_rate, optimizer, schedule, weight_decay, scale, false_alarm_rate, \
 calibration_fraction, store_rows, device, precision, random_state, verbose
@@ -173,8 +173,8 @@ calibration_fraction, store_rows, device, precision, random_state, verbose
 
     @property
     def score_unit(self) -> str:
-        """Log density up to a constant."""
-        return "nats, up to a constant"
+        """Minus the energy."""
+        return "energy"
 
     def _settings(self, spec: InputSpec) -> Settings:
         table = spec.kind == "table"

@@ -108,7 +108,8 @@ class NAE(LatentMixin, OutlierDetector):
     ----------
     preset : {"auto", "images", "tables", "2d", "mnist", "cifar10", "celeba"}
         What every "auto" below means. "auto" is "images" or "tables", measured for minutes on a laptop; the last four
-        are P3's settings, for a GPU.
+        follow P3, for a GPU: chains, steps and rates are its own, but for batches of 128 everywhere, and for "2d" ten
+        times the rate of the temperature and bounds of ±4.
     negatives : {"omi", "cd", "pcd", "pcd-restart"}
         Where chains start: on the decoder's manifold (a chain on z, from a replay buffer of z, comes first); at the
         data; at earlier chains' ends, without or with restarts.
@@ -119,7 +120,8 @@ class NAE(LatentMixin, OutlierDetector):
         width.
     distance : {"squared", "l1", "ssim"}
     temperature : float, "learned" or "auto"
-        T. With the paper's chains on images, whose σ² is not 2λ, T is 1 and means nothing by itself.
+        T. Where the chain on x has another σ² than 2λ, as in the paper's on images and in ours on tables, T is 1 and
+        means nothing by itself.
     latent_chain, visible_chain : (int, float, float) or "auto"
         Steps, step size λ and noise σ of the chains on z and x.
     adjusted : bool or "auto"
@@ -137,11 +139,12 @@ class NAE(LatentMixin, OutlierDetector):
         Factor on the sum of the encoder's squared weights.
     average : float or "auto"
         Factor of the weights' running average; 0 keeps raw weights.
-    watch : sequence of str or "auto"
+    watch : str, sequence of str, "auto" or None
         Families of synthetic outliers that judge training: for images "constant", "erased", "mixed", "noise",
         "patches", "inverted"; for tables "permuted", "exchanged", "jittered", "stretched". "auto" is all of these;
         the other makers of ``offmanifold.data.outliers`` can be named too.
-        Leave out what you will report; with none at all the last weights are kept.
+        Leave out what you will report; with none at all (None) the last weights are kept. All steps are taken in any
+        case: which weights were the best is known at the end.
     pretraining_steps : int or "auto"
         Steps as a plain autoencoder.
     pretraining_rate : float or "auto"
@@ -290,6 +293,9 @@ device, precision, random_state, verbose
         visible_chain = auto("visible_chain")
         if visible_chain is preset["visible_chain"] and visible_chain[1] is None:
             visible_chain = (visible_chain[0], STEP_A_DIMENSION * spec.dimensions, visible_chain[2])
+        visible_chain = chain_settings("visible_chain", visible_chain, fewest=1)
+        if adjusted and visible_chain[2] == 0:
+            raise parameters.InvalidParameter("visible_chain[2], the noise, must be above 0 with adjusted=True; got 0.")
         network = self._network_settings(
             spec,
             for_tables="fcres2" if name == "2d" else "resmlp",
@@ -304,8 +310,8 @@ device, precision, random_state, verbose
             "distance": self.distance,
             "temperature": temperature,
             "latent_chain": chain_settings("latent_chain", auto("latent_chain"), fewest=0),
-            "visible_chain": chain_settings("visible_chain", visible_chain, fewest=1),
-            "anneal": preset["anneal"],
+            "visible_chain": visible_chain,
+            "anneal": preset["anneal"] and not bool(adjusted),  # smaller noise at the same step size is hardly accepted
             "clip": preset["clip"],
             "adjusted": bool(adjusted),
             "bounds": chain_bounds(self.bounds, table),
@@ -473,7 +479,7 @@ device, precision, random_state, verbose
             Other lengths of the two chains. 0 leaves one out: with no chain on x the decoded ends of the latent chain
             come back, with neither the decoded prior (P3, Fig. 7).
         random_state : int or RandomState, optional
-            The same one begins with the same codes, whatever the lengths.
+            Up to 256 rows, the same one begins with the same codes, whatever the lengths.
         """
         check_is_fitted(self, "module_")
         parameters.integer("n", n)
@@ -508,13 +514,38 @@ device, precision, random_state, verbose
             Of the two columns. Default: where training kept its chains.
         points : int
             Of the grid, along each axis.
+
+        Raises
+        ------
+        ValueError
+            For rows with missing cells, a detector of other than two columns of numbers, and bounds that are none.
+
+        Warns
+        -----
+        UserWarning
+            The chains of training sampled another temperature than the model's, so that its density is not what they
+            were drawn from: the step size λ and noise σ have σ² ≠ 2λ, or noise was annealed. ``preset="2d"`` has
+            them agree.
         """
         rows = self._fitted_rows(X)
         parameters.choice("normalise", normalise, ("grid",))
         parameters.integer("points", points, minimum=2)
-        if self.spec_.shape != (2,) or self._network_spec.shape != (2,):
+        numbers = self.spec_.details is None or all(column.kind == "number" for column in self.spec_.details)
+        if self.spec_.shape != (2,) or self._network_spec.shape != (2,) or not numbers:
             raise ValueError(
                 f"log_prob integrates over two columns of numbers; the detector was trained on {self.spec_.describe()}."
+            )
+        prepared = rows.take(slice(None))
+        if np.isnan(prepared).any():
+            raise ValueError("log_prob takes complete rows; a cell of these is missing.")
+        _, step_size, noise = self.settings_["visible_chain"]
+        if self.settings_["anneal"] or not math.isclose(noise**2, 2 * step_size, rel_tol=0.05):
+            warnings.warn(
+                f"The chains that this model was trained with sample {noise**2 / (2 * step_size):.3g} of its "
+                f"temperature{', less as their noise is annealed' if self.settings_['anneal'] else ''}: its density "
+                "is flatter than that of the data. NAE(preset='2d') learns a density.",
+                UserWarning,
+                stacklevel=2,
             )
         if bounds is None:
             low, high = self.settings_["bounds"]
@@ -522,6 +553,8 @@ device, precision, random_state, verbose
             if self._standardiser is not None:
                 corners = self._standardiser.inverse(corners)
             bounds = ((corners[0, 0], corners[1, 0]), (corners[0, 1], corners[1, 1]))
+        if np.shape(bounds) != (2, 2) or not all(low < high for low, high in bounds):
+            raise ValueError(f"bounds must be ((low, high), (low, high)) with low < high; got {bounds!r}.")
         grid, area = midpoints(bounds, points)
         log_omega = log_integral(self.score_samples(grid) / self.temperature_, area)
         log_p: Float64Array = self._scores(rows) / self.temperature_ - log_omega
@@ -531,16 +564,21 @@ device, precision, random_state, verbose
         """Say so where adjusted chains hardly moved."""
         if not self.settings_["adjusted"]:
             return
-        rate = self.history_[-1].get("acceptance", 1.0)
+        # After rolling back a record has none.
+        rate = next((record["acceptance"] for record in reversed(self.history_) if "acceptance" in record), 1.0)
         if rate < LOWEST_ACCEPTANCE:
             chain, generator = self._fresh_chain(1), self._generator(0)
             begun, _ = chain.start.begin(generator, torch.empty(128, 1, device=self._device))
-            size = metropolis.suggest_step_size(
-                generator, chain.kernel.space.enter(begun), self.module_.energy, chain.kernel
-            )
+            try:
+                size = metropolis.suggest_step_size(
+                    generator, chain.kernel.space.enter(begun), self.module_.energy, chain.kernel, steps=chain.steps
+                )
+                advice = f"Try visible_chain=({chain.steps}, {size:.3g}, {math.sqrt(2 * size):.3g}): about half are "
+                advice += "accepted then."
+            except ValueError as error:
+                advice = str(error)
             warnings.warn(
-                f"The adjusted chains accepted {rate:.1%} of their moves, so they hardly moved. Try "
-                f"visible_chain=({chain.steps}, {size:.3g}, {math.sqrt(2 * size):.3g}): about half are accepted then.",
+                f"The adjusted chains accepted {rate:.1%} of their moves, so they hardly moved. {advice}",
                 UserWarning,
                 stacklevel=3,
             )

@@ -75,8 +75,13 @@ class Space:
 
     def __post_init__(self) -> None:
         parameters.choice("outside", self.outside, OUTSIDE)
+        for name, bound in (("low", self.low), ("high", self.high)):
+            if bound is not None:
+                parameters.real(name, bound)
         if self.low is not None and self.high is not None and not self.low < self.high:
             raise ValueError(f"low must be below high; got {self.low} and {self.high}.")
+        if self.sphere and self.bounded:
+            raise ValueError("A sphere has no bounds: within them positions would leave it.")
 
     @property
     def bounded(self) -> bool:
@@ -171,8 +176,12 @@ def evaluated(state: State, energy: Energy) -> State:
     with torch.enable_grad():
         position = state.position.detach().requires_grad_()
         energies = energy(position)
+        if energies.shape != position.shape[:1]:
+            raise ValueError(
+                f"energy must return one number for each of {len(position)} rows; got shape {tuple(energies.shape)}."
+            )
         (gradient,) = torch.autograd.grad(energies.sum(), position)
-    return state._replace(energy=energies.detach(), gradient=gradient)
+    return state._replace(position=position.detach(), energy=energies.detach(), gradient=gradient)
 
 
 def norms(rows: Tensor) -> Tensor:
@@ -203,8 +212,27 @@ def run(
     State, Info
         The end, and each chain's means over its steps. Memory does not grow with ``steps``, and nothing waits for
         the device.
+
+    Raises
+    ------
+    ValueError
+        For starts without rows, off the sphere's kind, and energies that are not one number a row.
+
+    Examples
+    --------
+    Four hundred chains towards a standard normal, from far off:
+
+    >>> import torch
+    >>> from offmanifold.sampling import Kernel, metropolis, run
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> energy = lambda x: 0.5 * x.square().sum(1)
+    >>> state, info = run(metropolis.step, generator, torch.full((400, 2), 5.0), energy, Kernel(0.5), 200)
+    >>> bool((state.position.var(0) - 1).abs().max() < 0.2), bool(info.accepted.mean() > 0.5)
+    (True, True)
     """
     parameters.integer("steps", steps)
+    if kernel.space.sphere and (start.ndim != 2 or start.shape[1] < 2):
+        raise ValueError(f"On the sphere start must be (n, k) with k ≥ 2; got shape {tuple(start.shape)}.")
     if start.ndim < 2 or len(start) == 0:
         raise ValueError(f"start must be (n, *shape) with n ≥ 1; got shape {tuple(start.shape)}.")
     state, total = State(start.detach()), None

@@ -21,7 +21,7 @@ def step(generator: torch.Generator, state: State, energy: Energy, kernel: Kerne
     noise = torch.empty_like(position).normal_(generator=generator) * kernel.deviation(state.step)
     moved = kernel.space.bring_back(position + drift + noise)
     accepted = torch.ones_like(state.energy)
-    if kernel.space.outside == "reject" and kernel.space.bounded:
+    if kernel.space.outside == "reject":
         inside = kernel.space.contains(moved)
         moved = torch.where(inside.view(-1, *[1] * (moved.ndim - 1)), moved, position)
         accepted = inside.to(accepted.dtype)

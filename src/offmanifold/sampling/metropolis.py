@@ -52,18 +52,24 @@ def step(generator: torch.Generator, state: State, energy: Energy, kernel: Kerne
 
 
 def suggest_step_size(
-    generator: torch.Generator, start: Tensor, energy: Energy, kernel: Kernel, *, tries: int = 40
+    generator: torch.Generator, start: Tensor, energy: Energy, kernel: Kernel, *, steps: int = 10, tries: int = 100
 ) -> float:
     """Return λ (with σ² = 2λ) at which adjusted chains from ``start`` accept about 57 % of their proposals.
 
-    That is the rate at which they mix fastest in many dimensions (Roberts & Rosenthal, 1998). Each try runs ten steps.
+    That is the rate at which they mix fastest in many dimensions (Roberts & Rosenthal, 1998). Each try runs ``steps``
+    steps, as many as the chains are to have: what is accepted changes as they leave their starts.
+
+    Raises
+    ------
+    ValueError
+        Where none of so many ``tries`` is accepted often enough and not too often.
     """
     step_size = kernel.step_size
     for _ in range(tries):
         trial = dataclasses.replace(kernel, step_size=step_size, noise=None)
-        _, info = run(step, generator, start, energy, trial, 10)
+        _, info = run(step, generator, start, energy, trial, steps)
         accepted = float(info.accepted.mean())
         if 0.45 < accepted < 0.7:
-            break
+            return step_size
         step_size *= 0.6 if accepted < 0.57 else 1.5
-    return step_size
+    raise ValueError(f"No step size is accepted about half of the time; at {step_size:.3g} {accepted:.0%} were.")

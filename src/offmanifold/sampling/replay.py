@@ -17,6 +17,7 @@ class Replay:
     shape : tuple of int
         Of one position.
     device : torch.device
+    dtype : torch.dtype
 
     Notes
     -----
@@ -24,10 +25,12 @@ class Replay:
     waits for the device.
     """
 
-    def __init__(self, capacity: int, shape: tuple[int, ...], device: torch.device) -> None:
+    def __init__(
+        self, capacity: int, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> None:
         parameters.integer("capacity", capacity)
         self.tensors = {
-            "positions": torch.zeros(capacity, *shape, device=device),
+            "positions": torch.zeros(capacity, *shape, device=device, dtype=dtype),
             "ages": torch.zeros(capacity, device=device),
             "pushed": torch.zeros((), dtype=torch.int64, device=device),
         }
@@ -48,6 +51,7 @@ class Replay:
         restart : float
             Share of the chains that do; all of them while the ring is empty.
         """
+        self._check("fresh", fresh)
         n, device = len(fresh), fresh.device
         filled = self.tensors["pushed"].clamp(max=self.capacity)
         index = (torch.rand(n, generator=generator, device=device, dtype=torch.float64) * filled).long()
@@ -57,6 +61,7 @@ class Replay:
 
     def push(self, positions: Tensor, ages: Tensor) -> None:
         """Put chains' ends ``(n, *shape)`` in, over the oldest."""
+        self._check("positions", positions)
         n = len(positions)
         if n > self.capacity:
             raise ValueError(f"{n} positions do not fit into a replay buffer of {self.capacity}.")
@@ -64,3 +69,12 @@ class Replay:
         self.tensors["positions"][index] = positions.detach()
         self.tensors["ages"][index] = ages
         self.tensors["pushed"] += n
+
+    def _check(self, name: str, positions: Tensor) -> None:
+        """Refuse positions of another shape or type: assigned, they would be broadcast or rounded."""
+        own = self.tensors["positions"]
+        if positions.shape[1:] != own.shape[1:] or positions.dtype != own.dtype:
+            raise ValueError(
+                f"{name} must be (n, {', '.join(map(str, own.shape[1:]))}) of {own.dtype}; got "
+                f"{tuple(positions.shape)} of {positions.dtype}."
+            )
