@@ -72,6 +72,15 @@ def test_readmes_commands_exist() -> None:
         assert (ROOT / "src" / "offmanifold" / "cli" / f"{command}.py").exists(), command
 
 
+def test_the_example_of_chains() -> None:
+    import doctest
+
+    from offmanifold.sampling import chain
+
+    found = doctest.testmod(chain)
+    assert found.attempted >= 5 and found.failed == 0
+
+
 def test_docstring_examples(detector_class: type[OutlierDetector]) -> None:
     import doctest
 

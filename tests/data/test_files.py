@@ -163,3 +163,23 @@ def test_benchmark_data_are_found_or_their_absence_explained(tmp_path: Path, mon
     (table,) = benchmarks.tables(0)
     assert (len(table.train), len(table.normal), len(table.outliers)) == (3, 4, 3)
     assert sorted(np.concatenate(table[1:])[:, 0]) == sorted(rows[:, 0])
+
+
+def test_options_that_were_meant_for_another_file(tmp_path: Path) -> None:
+    rows = np.ones((4, 2))
+    np.save(tmp_path / "one.npy", rows)
+    np.savez(tmp_path / "one.npz", rows=rows)
+    np.savez(tmp_path / "two.npz", a=rows, b=rows)
+    (tmp_path / "t.csv").write_text("a,b\n1,2\n")
+    for name in ("one.npy", "one.npz"):
+        assert open_source(tmp_path / name, array="train", drop=["id"], lenient=("array", "drop")).load().shape == (
+            4,
+            2,
+        )
+        with pytest.raises(ValueError, match="array"):
+            open_source(tmp_path / name, array="train", lenient=("drop",))
+    with pytest.raises(ValueError, match="has no array 'train'"):
+        open_source(tmp_path / "two.npz", array="train", lenient=("array", "drop"))
+    assert open_source(tmp_path / "t.csv", drop=["id", "b"], lenient=("drop",)).load().columns == ["a"]
+    with pytest.raises(ValueError, match="no column 'id' to drop"):
+        open_source(tmp_path / "t.csv", drop=["id"], lenient=("array",))

@@ -45,6 +45,18 @@ LAYERS = [
 ]
 
 
+def pair(
+    kind: str, sizes: tuple[Any, ...], shape: tuple[int, ...], channels_last: bool
+) -> tuple[nn.Module, nn.Module, torch.Tensor]:
+    """Our layer and PyTorch's with the same weights, and rows for them."""
+    ours, theirs = getattr(products, kind)(*sizes), getattr(nn, kind)(*sizes)
+    theirs.load_state_dict(ours.state_dict())
+    rows = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    if channels_last:
+        ours, rows = ours.to(memory_format=torch.channels_last), rows.contiguous(memory_format=torch.channels_last)
+    return ours, theirs, rows
+
+
 def gradients(layer: nn.Module, rows: torch.Tensor, dtype: torch.dtype) -> list[torch.Tensor]:
     rows = rows.clone().requires_grad_()
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
@@ -112,11 +124,7 @@ def test_large_maps_and_layers_without_a_bias_are_pytorchs(
 def test_a_kernel_as_large_as_its_map_is_one_product(
     kind: str, sizes: tuple[int, ...], shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool
 ) -> None:
-    ours, theirs = getattr(products, kind)(*sizes), getattr(nn, kind)(*sizes)
-    theirs.load_state_dict(ours.state_dict())
-    rows = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    if channels_last:
-        ours, rows = ours.to(memory_format=torch.channels_last), rows.contiguous(memory_format=torch.channels_last)
+    ours, theirs, rows = pair(kind, sizes, shape, channels_last)
     tolerance = 1e-5 if dtype == torch.float32 else 0.01
     for own, other in zip(*(gradients(layer, rows, dtype) for layer in (ours, theirs)), strict=True):
         assert own.shape == other.shape
@@ -140,11 +148,7 @@ def test_a_kernel_as_large_as_its_map_is_one_product(
 def test_one_channel_is_a_product_and_a_sum(
     kind: str, sizes: tuple[int, ...], shape: tuple[int, ...], channels_last: bool
 ) -> None:
-    ours, theirs = getattr(products, kind)(*sizes), getattr(nn, kind)(*sizes)
-    theirs.load_state_dict(ours.state_dict())
-    rows = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    if channels_last:
-        ours, rows = ours.to(memory_format=torch.channels_last), rows.contiguous(memory_format=torch.channels_last)
+    ours, theirs, rows = pair(kind, sizes, shape, channels_last)
     for own, other in zip(*(gradients(layer, rows, torch.float32) for layer in (ours, theirs)), strict=True):
         torch.testing.assert_close(own, other)
     with torch.profiler.profile() as profile:

@@ -6,7 +6,7 @@ import contextlib
 import datetime
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -115,18 +115,28 @@ def load_model(path: Path) -> OutlierDetector:
 
 
 def open_for(
-    detector: OutlierDetector, data: Path, array: str | None, drop: list[str] | None, *, strict: bool = True
+    detector: OutlierDetector,
+    data: Path,
+    array: str | None,
+    drop: list[str] | None,
+    *,
+    lenient: Collection[str] = (),
 ) -> Source:
-    """Open data that are to be scored by ``detector``; ``strict`` as for :func:`open_source`."""
+    """Open data that are to be scored by ``detector``; ``lenient`` as for :func:`open_source`."""
     from offmanifold.data.files import open_source
 
     spec = detector.spec_
     if spec.details is None:
         colour = spec.kind == "image" and spec.shape[0] == 3
-        return open_source(data, array=array, drop=drop or (), columns=spec.columns, colour=colour, strict=strict)
+        return open_source(data, array=array, drop=drop or (), columns=spec.columns, colour=colour, lenient=lenient)
     text = [column.name for column in spec.details if column.text or column.kind == "category"]
     numbers = [column.name for column in spec.details if column.kind == "number" and not column.text]
-    return open_source(data, array=array, drop=drop or (), columns=numbers, text=text, strict=strict)
+    return open_source(data, array=array, drop=drop or (), columns=numbers, text=text, lenient=lenient)
+
+
+def lenient_with(negatives_array: str | None) -> tuple[str, ...]:
+    """Return which options were meant for the normal rows' file, and need not fit that of the negatives."""
+    return ("drop",) if negatives_array else ("array", "drop")
 
 
 def read_columns(path: Path | None) -> dict[str, str] | None:

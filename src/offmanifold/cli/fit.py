@@ -176,7 +176,7 @@ def fit(
             columns=[column for column in numbers if column not in text],
             text=text,
             colour=source.colour,
-            strict=negatives_array is not None,
+            lenient=common.lenient_with(negatives_array),
         ).load()
     if len(rows) == 0:
         raise ValueError(f"{data} holds no rows.")

@@ -9,9 +9,6 @@ import typer
 
 from offmanifold.cli import common
 
-# Of candidates.
-FEW = 50
-
 
 def negatives(
     model: common.ModelArgument,
@@ -40,7 +37,7 @@ def negatives(
 
       offmanifold fit normal.csv --negatives other-machine.csv --out better.safetensors
     """
-    from offmanifold.diagnosis.negatives import rate_negatives
+    from offmanifold.diagnosis.negatives import FEW, rate_negatives
     from offmanifold.training.threads import limited_to
 
     detector = common.load_model(model)
@@ -49,7 +46,7 @@ def negatives(
     short = len({path.name for path in candidates}) == len(candidates)
     sets = {
         path.name if short else str(path): common.open_for(
-            detector, path, negatives_array or array, drop, strict=negatives_array is not None
+            detector, path, negatives_array or array, drop, lenient=common.lenient_with(negatives_array)
         ).load()
         for path in candidates
     }

@@ -6,7 +6,7 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ def open_source(
     columns: Sequence[str] | None = None,
     text: Sequence[str] = (),
     colour: bool = False,
-    strict: bool = True,
+    lenient: Collection[str] = (),
 ) -> Source:
     """Open a ``.csv``, ``.parquet``, ``.npy`` or ``.npz`` file, or a folder of PNG and JPEG pictures.
 
@@ -74,8 +74,8 @@ def open_source(
         Columns of a CSV file to be left as text (categories that look like numbers).
     colour : bool
         Read pictures in colour even where all of them are grey.
-    strict : bool
-        False: ``array`` and ``drop`` were meant for another file, and count where they fit this one.
+    lenient : collection of {"array", "drop"}
+        What was meant for another file, and counts where it fits this one.
 
     Warns
     -----
@@ -90,20 +90,20 @@ def open_source(
     path = Path(path)
     if not path.exists():
         raise ValueError(f"{path} does not exist.")
-    if strict and array is not None and path.suffix.lower() != ".npz":
+    if "array" not in lenient and array is not None and path.suffix.lower() != ".npz":
         raise ValueError(f"--array names an array of an .npz file; {path} is not one.")
     if path.is_dir():
         source: Source = _Folder(path, colour)
     elif path.suffix.lower() in (".csv", ".parquet"):
-        return _Table(path, drop, columns, text, strict)
+        return _Table(path, drop, columns, text, "drop" not in lenient)
     elif path.suffix.lower() in (".npy", ".npz"):
-        source = _Array(path, array, strict)
+        source = _Array(path, array, "array" not in lenient)
     else:
         raise ValueError(
             f"{path} is of an unknown type. Known: {', '.join(SUFFIXES)}, and folders of "
             f"{', '.join(PICTURES)} pictures."
         )
-    if strict and drop:
+    if drop and "drop" not in lenient:
         raise ValueError(f"--drop names columns of a .csv or .parquet file; {path} has none.")
     return source
 

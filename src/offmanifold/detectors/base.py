@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -42,6 +42,8 @@ STORED_CELLS = 2**20
 REPORTED = 1000
 # Of each weight in training: itself, its gradient, two moments, and the best one so far.
 COPIES = 5
+# What else there is where every row misses a cell.
+INSTEAD = ", leave columns out, or use AE, VAE or MultiscaleDenoiser"
 
 
 def labelled(prepared: Tensor, labels: Tensor | None, index: npt.NDArray[np.intp]) -> Tensor:
@@ -97,10 +99,10 @@ class OutlierDetector(Scorer, abc.ABC):
         """Return what training is told about each row, ``(rows, k)``: further columns of what losses see."""
         return None
 
-    def _take_negatives(self, negatives: Any, rows: Tensor, everything: Rows) -> None:
+    def _take_negatives(self, negatives: Any, rows: Tensor, others: Sequence[Tensor]) -> None:
         """Keep the user's negatives, prepared, as ``_negatives`` while training lasts.
 
-        ``rows`` are the prepared ones to train on, ``everything`` is the user's.
+        ``rows`` are those to train on, ``others`` where there are negatives the rest of the user's, prepared too.
         """
         if negatives is not None:
             raise TypeError(
@@ -203,8 +205,9 @@ class OutlierDetector(Scorer, abc.ABC):
         held_out = self._prepare(rows.take(for_stopping))
         held_out = self._learnable(labelled(held_out, labels, for_stopping), "rows to stop by")
         self._settle(data, settings)
-        self._take_negatives(negatives, data, rows)
-        rows.take(for_calibration)  # a bad value among them is better found now than after training
+        calibrating = rows.take(for_calibration)  # a bad value among them is better found now than after training
+        others = () if negatives is None else (held_out, self._prepare(calibrating))
+        self._take_negatives(negatives, data, others)
 
         self._check_memory(self._network_spec, settings)
         model = self._new_module(self._network_spec, settings, seed)
@@ -322,15 +325,14 @@ class OutlierDetector(Scorer, abc.ABC):
             return Preparation.fit(rows.astype(np.float64), columns, self.scale)
         return Standardiser.fit(rows.astype(np.float64))
 
-    def _learnable(self, rows: Tensor, which: str = "rows to learn from") -> Tensor:
+    def _learnable(self, rows: Tensor, which: str = "rows to learn from", instead: str = INSTEAD) -> Tensor:
         """Return the prepared rows that the detector can learn from."""
-        own = which != "negatives"
         if self.gaps == "learned" or not bool((gaps := rows.flatten(1).isnan().any(1)).any()):
             return rows
         if bool(gaps.all()):
             raise ValueError(
                 f"{type(self).__name__} learns from complete rows, and in every one of the {which} a cell is missing. "
-                + ("Fill them" + (", leave columns out, or use AE, VAE or MultiscaleDenoiser." if own else "."))
+                f"Fill them{instead}."
             )
         warnings.warn(
             f"{type(self).__name__} learns from complete rows alone: {int(gaps.sum()):,} of {len(rows):,} {which}, in "

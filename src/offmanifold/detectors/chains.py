@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -79,7 +79,7 @@ def chain_bounds(bounds: Range | str, table: bool) -> list[float] | None:
     if isinstance(bounds, str):
         parameters.choice("bounds", bounds, ("auto",))
         return None if table else [0.0, 1.0]
-    if not isinstance(bounds, Sequence) or len(bounds) != 2:
+    if not isinstance(bounds, Iterable) or len(bounds) != 2:
         raise parameters.InvalidParameter(f"bounds must be (low, high) or 'auto'; got {bounds!r}.")
     low, high = (parameters.real(f"bounds[{i}]", value) for i, value in enumerate(bounds))
     if not low < high:
@@ -103,7 +103,7 @@ def families_to_watch(watch: Sequence[str] | str | None, kind: str) -> list[str]
         if parameters.choice("watch", watch, ("auto", *known)) != "auto":
             return [watch]
         return [maker.__name__ for maker in outliers.WATCHED[kind]]
-    if not isinstance(watch, Sequence):
+    if not isinstance(watch, Iterable):
         raise parameters.InvalidParameter(f"watch must be 'auto', names of families, or None; got {watch!r}.")
     return [parameters.choice("watch", family, known) for family in watch]
 

@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from offmanifold import parameters
-from offmanifold.data.inputs import Float64Array, InputSpec
+from offmanifold.data.inputs import InputSpec
 from offmanifold.detectors.autoencoder import Autoencoder
 from offmanifold.detectors.base import OutlierDetector
 from offmanifold.detectors.chains import (
@@ -31,12 +31,12 @@ from offmanifold.detectors.chains import (
 )
 from offmanifold.detectors.configured import Settings
 from offmanifold.detectors.contrastive import contrastive_phase, sum_of_squares
+from offmanifold.detectors.density import GridDensityMixin
 from offmanifold.detectors.explanations import Cells
 from offmanifold.detectors.latent import LatentMixin
 from offmanifold.detectors.presets import PRESETS
 from offmanifold.networks import choose
 from offmanifold.probability.distances import DISTANCES, distance, parts
-from offmanifold.probability.grids import log_integral, midpoints
 from offmanifold.probability.latents import LATENTS, prior_sample
 from offmanifold.sampling import langevin, metropolis
 from offmanifold.sampling.chain import Kernel, Space
@@ -93,7 +93,7 @@ class NormalizedAutoencoder(Autoencoder):
 
 
 @final
-class NAE(LatentMixin, OutlierDetector):
+class NAE(LatentMixin, GridDensityMixin, OutlierDetector):
     """Normalized Autoencoder: rows off the manifold may not be reconstructed either (P3).
 
     A plain autoencoder reconstructs much that it never saw. This one is a density, p(x) = exp(−E(x)/T)/Ω with E the
@@ -452,13 +452,7 @@ device, precision, random_state, verbose
             return None
         return Cells(parts(rows, model.reconstruct(rows), model.kind))
 
-    # --- the density -----------------------------------------------------------------------------------
-
-    @property
-    def temperature_(self) -> float:
-        """T of the fitted density."""
-        check_is_fitted(self, "module_")
-        return float(self.module_.temperature())
+    # --- samples ---------------------------------------------------------------------------------------
 
     def sample(
         self,
@@ -499,66 +493,6 @@ device, precision, random_state, verbose
         start = self._on_manifold(self.module_, self.settings_, None, 1.0)
         start.steps *= factor
         return self._chain(self.module_, self.settings_, start)
-
-    def log_prob(
-        self, X: Any, *, normalise: str = "grid", bounds: tuple[Range, Range] | None = None, points: int = 400
-    ) -> Float64Array:
-        """Return log p(x) of two-dimensional rows ``(n,)`` in nats, in the user's units (P3, Eq. 5).
-
-        Parameters
-        ----------
-        X : (n, 2)
-        normalise : {"grid"}
-            Ω is the integral of exp(−E/T) over ``bounds`` by the midpoint rule.
-        bounds : ((low, high), (low, high)), optional
-            Of the two columns. Default: where training kept its chains.
-        points : int
-            Of the grid, along each axis.
-
-        Raises
-        ------
-        ValueError
-            For rows with missing cells, a detector of other than two columns of numbers, and bounds that are none.
-
-        Warns
-        -----
-        UserWarning
-            The chains of training sampled another temperature than the model's, so that its density is not what they
-            were drawn from: the step size λ and noise σ have σ² ≠ 2λ, or noise was annealed. ``preset="2d"`` has
-            them agree.
-        """
-        rows = self._fitted_rows(X)
-        parameters.choice("normalise", normalise, ("grid",))
-        parameters.integer("points", points, minimum=2)
-        numbers = self.spec_.details is None or all(column.kind == "number" for column in self.spec_.details)
-        if self.spec_.shape != (2,) or self._network_spec.shape != (2,) or not numbers:
-            raise ValueError(
-                f"log_prob integrates over two columns of numbers; the detector was trained on {self.spec_.describe()}."
-            )
-        prepared = rows.take(slice(None))
-        if np.isnan(prepared).any():
-            raise ValueError("log_prob takes complete rows; a cell of these is missing.")
-        _, step_size, noise = self.settings_["visible_chain"]
-        if self.settings_["anneal"] or not math.isclose(noise**2, 2 * step_size, rel_tol=0.05):
-            warnings.warn(
-                f"The chains that this model was trained with sample {noise**2 / (2 * step_size):.3g} of its "
-                f"temperature{', less as their noise is annealed' if self.settings_['anneal'] else ''}: its density "
-                "is flatter than that of the data. NAE(preset='2d') learns a density.",
-                UserWarning,
-                stacklevel=2,
-            )
-        if bounds is None:
-            low, high = self.settings_["bounds"]
-            corners = np.array([[low, low], [high, high]])
-            if self._standardiser is not None:
-                corners = self._standardiser.inverse(corners)
-            bounds = ((corners[0, 0], corners[1, 0]), (corners[0, 1], corners[1, 1]))
-        if np.shape(bounds) != (2, 2) or not all(low < high for low, high in bounds):
-            raise ValueError(f"bounds must be ((low, high), (low, high)) with low < high; got {bounds!r}.")
-        grid, area = midpoints(bounds, points)
-        log_omega = log_integral(self.score_samples(grid) / self.temperature_, area)
-        log_p: Float64Array = self._scores(rows) / self.temperature_ - log_omega
-        return log_p
 
     def _warn_about_training(self) -> None:
         """Say so where adjusted chains hardly moved."""

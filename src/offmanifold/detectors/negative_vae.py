@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from offmanifold import parameters
-from offmanifold.data.inputs import InputSpec, Rows, evenly
+from offmanifold.data.inputs import InputSpec, evenly
 from offmanifold.detectors import negatives as sources
 from offmanifold.detectors.chains import chain_settings
 from offmanifold.detectors.configured import Settings
@@ -30,14 +30,12 @@ from offmanifold.training.phases import Judge, Metrics, Phase, Unfit, Update
 from offmanifold.training.progress import Verbosity
 
 LOSSES = ("prior", "eubo")
-# What the model makes itself changes with it.
+# Sources that the model makes, and that change with it.
 MOVING = ("adversarial", "hard")
 # Training that is best so early has kept nothing of what it learned about its own samples.
 EARLY = 1 / 3
 # Rows that the judge looks at, of each kind.
 JUDGED = 512
-# Rows compared with negatives at a time.
-COMPARED = 8192
 # Samples that vary by less than the first share of what the data vary by, having varied by the second, are all alike;
 # an error above the second share of the data's variance, having been below the first, reconstructs nothing.
 ALIKE = (0.02, 0.25)
@@ -89,7 +87,7 @@ class NegativeVAE(VariationalDetector):
     schedule : {"auto", "constant", "one-cycle", "cosine"}
     learning_rate : float or "auto"
         "auto" of all three: RMSProp at a constant rate of 0.0005 for images where negatives are adversarial (P1 §IV-A
-        has 0.0001 for ten times as many steps), else as for :class:`VAE`.
+        has 0.0001 for a hundred times as many steps), else as for :class:`VAE`.
     hidden, capacity, epochs, batch_size, weight_decay
         As for :class:`AE`.
     scale, false_alarm_rate, calibration_fraction, store_rows, device, precision, random_state, verbose
@@ -202,7 +200,7 @@ class NegativeVAE(VariationalDetector):
             **self._network_settings(spec, for_tables="mlp", table_steps=500, table_rate=5e-3, for_images=p1_network),
         }
 
-    def _take_negatives(self, negatives: Any, rows: Tensor, everything: Rows) -> None:
+    def _take_negatives(self, negatives: Any, rows: Tensor, others: Sequence[Tensor]) -> None:
         settings = self.settings_
         if settings["negatives"] == "auto":
             settings["negatives"] = {"adversarial" if negatives is None else "given": 1.0}
@@ -222,10 +220,8 @@ class NegativeVAE(VariationalDetector):
         if negatives is not None:
             found = sources.rows_given(negatives, self.spec_)
             told = self._prepare(sources.named("negatives", lambda: found.take(slice(None))))
-            self._negatives = self._learnable(told, "negatives")
-            parts = range(0, len(everything), COMPARED)
-            known = (self._prepare(everything.take(slice(start, start + COMPARED))) for start in parts)
-            shared = sources.overlap(self._negatives, known)
+            self._negatives = self._learnable(told, "negatives", instead="")
+            shared = sources.overlap(self._negatives, (rows, *others))
             if shared:
                 warnings.warn(
                     f"{shared:,} of {len(self._negatives):,} negatives are rows of X as well: the model is told both "

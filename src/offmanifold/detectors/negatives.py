@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -67,7 +67,7 @@ def named(name: str, read: Callable[[], T]) -> T:
         raise type(error)(f"{name}: {error}") from error
 
 
-def overlap(negatives: Tensor, known: Iterable[Tensor]) -> int:
+def overlap(negatives: Tensor, known: Sequence[Tensor]) -> int:
     """Return how many negatives are among the ``known`` rows, to the last bit."""
     told = [row.tobytes() for row in negatives.cpu().numpy()]
     own = set(told)

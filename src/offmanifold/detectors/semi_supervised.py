@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from offmanifold import parameters
-from offmanifold.data.inputs import Float64Array, InputSpec, evenly
+from offmanifold.data.inputs import Float64Array, InputSpec, Rows
 from offmanifold.detectors.configured import Settings
 from offmanifold.detectors.labels import Labels, kind_of, missing, read
 from offmanifold.detectors.m2 import SemiSupervisedAutoencoder
@@ -295,30 +295,14 @@ class SemiSupervisedVAE(VariationalDetector):
             updates.insert(0, Update((groups[0],), loss, optimizer, repeat_until=enough, most_repeats=MOST_REPEATS))
         return [Phase("semi-supervised-vae", tuple(updates), settings["steps"], settings["batch_size"])]
 
-    def posterior_gaps(
-        self,
-        X: Any,
-        *,
-        samples: int = 1000,
-        most_rows: int | None = None,
-        random_state: int | np.random.RandomState | None = 0,
-    ) -> Float64Array:
-        """Estimate what the unlabelled bound falls short of log p(x) by: ``(n,)`` nats.
-
-        That is KL(q(y | x) q(z | x) ‖ p(y, z | x)). :meth:`log_likelihood` of rows, or of ``most_rows`` of them, minus
-        their ELBO; both are estimates of draws of their own.
-        """
-        parameters.integer("samples", samples, minimum=2)
-        rows, generator = self._fitted_rows(X), self._generator(random_state)
-        index = None if most_rows is None else evenly(len(rows), parameters.integer("most_rows", most_rows))
-        draws = self._importance(rows, samples, generator, index, shared=False)
-        likelihoods = joined(bounds.iwae(part.log_weights.double()) for part in draws)
+    def _elbos(self, rows: Rows, index: npt.NDArray[np.intp] | None, of_draws: Float64Array) -> Float64Array:
+        """Return the unlabelled bound ``(n,)``: q(y | x) draws too, and its divergence is part of what is lost."""
 
         def unlabelled(model: SemiSupervisedAutoencoder, part: Tensor) -> Tensor:
             terms = model.energies(part)
             return -(terms["reconstruction"] + terms["kl"])
 
-        return likelihoods - joined(self._through(unlabelled, rows, index))
+        return joined(self._through(unlabelled, rows, index))
 
     def predict_proba(self, X: Any) -> Float64Array:
         """Return q(y | x) of each class: ``(n, classes)``, in the order of ``classes_``.

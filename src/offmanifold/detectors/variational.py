@@ -333,7 +333,8 @@ class VariationalDetector(LatentMixin, OutlierDetector):
         """Estimate KL(q(z | x) ‖ p(z | x)), which the ELBO falls short of log p(x) by: ``(n,)`` nats (P2 Eq. 2).
 
         :meth:`log_likelihood` minus the ELBO of the same draws: not below 0, and in expectation below the KL, towards
-        which it rises with ``samples``. Of all rows, or of ``most_rows`` of them, evenly spread.
+        which it rises with ``samples``. Of all rows, or of ``most_rows`` of them, evenly spread. Of a model with labels
+        it is the divergence of q(y | x) q(z | x), and the ELBO is an estimate of its own.
         """
         parameters.integer("samples", samples, minimum=2)
         rows, generator = self._fitted_rows(X), self._generator(random_state)
@@ -341,7 +342,12 @@ class VariationalDetector(LatentMixin, OutlierDetector):
         # Draws of their own for each row: errors of draws that all share would not average out over rows.
         draws = self._importance(rows, samples, generator, index, shared=False)
         weights = (part.log_weights.double() for part in draws)
-        return joined(bounds.iwae(own) - own.mean(0) for own in weights)
+        both = joined(torch.stack([bounds.iwae(own), own.mean(0)], 1) for own in weights)
+        return both[:, 0] - self._elbos(rows, index, both[:, 1])
+
+    def _elbos(self, rows: Rows, index: npt.NDArray[np.intp] | None, of_draws: Float64Array) -> Float64Array:
+        """Return the ELBO of rows ``(n,)``: what their draws of z have, where z is all that q draws."""
+        return of_draws
 
     def posterior_samples(
         self, X: Any, n: int = 1, *, samples: int = 1000, random_state: int | np.random.RandomState | None = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from offmanifold import parameters
 from offmanifold.data.inputs import Float64Array, Rows, evenly
 from offmanifold.detectors.base import OutlierDetector
+from offmanifold.detectors.negatives import named
 from offmanifold.diagnosis.patient import Patient
 from offmanifold.measures.detection import auroc, auroc_difference, proportion
 from offmanifold.measures.estimates import Estimate
@@ -25,6 +27,8 @@ from offmanifold.training.phases import Metrics, Optimizer, ParameterGroup, Phas
 from offmanifold.training.threads import limited_to
 
 MOST_ROWS = 2000
+# Fewer candidates say little.
+FEW = 50
 STEPS = 200
 BATCH, RATE = 64, 1e-3
 
@@ -116,10 +120,7 @@ def rate_negatives(
     own_spread = _spread(held_out)
     found = []
     for name, values in candidates.items():
-        try:
-            rows = Rows(values, detector.spec_, "the detector")
-        except (ValueError, TypeError) as error:
-            raise type(error)(f"candidates[{name!r}]: {error}") from error
+        rows = named(f"candidates[{name!r}]", partial(Rows, values, detector.spec_, "the detector"))
         if len(rows) < 4:
             raise ValueError(f"candidates[{name!r}] has {len(rows)} rows; at least 4 are needed.")
         given = rows.take(evenly(len(rows), MOST_ROWS)).astype(np.float64)

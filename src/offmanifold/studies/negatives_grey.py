@@ -62,18 +62,18 @@ def jobs(scale: str, seed: int) -> list[Job]:
 def run(job: Job) -> dict[str, Any]:
     """Train on one set, and compare its test images with those of the others."""
 
-    def of(name: str) -> tuple[Pixels, Pixels]:
-        found = benchmarks.images(SETS[name])
-        parts = found.train[: job["train_images"]], found.test[: job["test_images"]]
-        return at_side(parts[0], job["side"]), at_side(parts[1], job["side"])
+    def train(name: str) -> Pixels:
+        return at_side(benchmarks.images(SETS[name]).train[: job["train_images"]], job["side"])
 
-    train, test = of(job["inlier"])
+    def test(name: str) -> Pixels:
+        return at_side(benchmarks.images(SETS[name]).test[: job["test_images"]], job["side"])
+
     auxiliary = None
     if job["row"] == "auxiliary":
         (left,) = set(SETS) - {job["inlier"], *job["outliers"]}
-        auxiliary = of(left)[0]
-    detector = negative_sampling.fitted(job["row"], train, auxiliary, job["parameters"], job["seed"])
-    return negative_sampling.compared(detector, test, {name: of(name)[1] for name in job["outliers"]})
+        auxiliary = train(left)
+    detector = negative_sampling.fitted(job["row"], train(job["inlier"]), auxiliary, job["parameters"], job["seed"])
+    return negative_sampling.compared(detector, test(job["inlier"]), {name: test(name) for name in job["outliers"]})
 
 
 def _of(records: list[Record], key: tuple[str, str, str], row: str) -> list[Record]:
