@@ -119,7 +119,8 @@ def read(y: Any) -> npt.NDArray[Any]:
     ValueError
         For labels that are neither text, numbers nor booleans, or text and numbers at once; for infinite ones.
     """
-    values = np.asarray(y if hasattr(y, "dtype") else np.array(list(y), dtype=object))
+    # Lists go through objects: NumPy would make text of numbers that stand beside it.
+    values = np.asarray(y if hasattr(y, "__array__") else np.array(list(y), dtype=object))
     if values.dtype.kind == "b":
         return values.astype(np.int64)
     if values.dtype.kind in "iu":
