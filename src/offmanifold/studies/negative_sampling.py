@@ -17,13 +17,10 @@ from offmanifold.studies.core import Job, Record, shown
 Pixels = npt.NDArray[np.uint8]
 SCORES = {"bpd": "bits/dim", "kl": "KL"}
 NOISE_MODELS = {"Bernoulli": "bernoulli", "Gaussian, σ = 1": "unit-gaussian"}
-# P1's optimiser; fewer steps are larger ones.
-RMSPROP = {"optimizer": "rmsprop", "schedule": "constant"}
-RATES = {"smoke": 3e-4, "laptop": 3e-4, "paper": 1e-4}
 
 
-class Grey(NamedTuple):
-    """What a scale of the studies of grey images takes; of smaller sides than 28 images are means of pixels."""
+class Size(NamedTuple):
+    """What a scale of a study takes; images of smaller sides than the files' are means of their pixels."""
 
     train_images: int
     test_images: int
@@ -31,41 +28,54 @@ class Grey(NamedTuple):
     steps: int
     network: str
     capacity: float
+    latent_dim: int
+    learning_rate: float
+    optimizer: str = "rmsprop"
 
-    def job(self, scale: str, likelihood: str) -> Job:
+    def job(self, likelihood: str) -> Job:
         """Return what all jobs have in common."""
         return {
             "train_images": self.train_images,
             "test_images": self.test_images,
             "side": self.side,
             "parameters": {
-                "network": self.network, "latent_dim": 10, "capacity": self.capacity, "steps": self.steps,
-                "batch_size": 50, "samples": 1, "calibration_fraction": 0.05, "likelihood": likelihood, **RMSPROP,
-                "learning_rate": RATES[scale],
+                "network": self.network, "latent_dim": self.latent_dim, "capacity": self.capacity, "steps": self.steps,
+                "batch_size": 50, "samples": 1, "calibration_fraction": 0.05, "likelihood": likelihood,
+                "optimizer": self.optimizer, "schedule": "constant", "learning_rate": self.learning_rate,
             },
         }  # fmt: skip
 
 
-# P1: all images, 100 epochs of batches of 50 (300 where negatives are adversarial). It takes adversarial training
-# thousands of steps to come out ahead: a laptop has the time for them at half the resolution.
+# P1: all images, 100 epochs of batches of 50 (300 where negatives are adversarial) by RMSProp (grey) or Adam (colour)
+# at 1e-4; fewer steps are larger ones. It takes adversarial training thousands of steps to come out ahead: a laptop has
+# the time for them at half the resolution.
 GREY = {
-    "smoke": Grey(150, 40, 14, 2, "strided", 0.1),
-    "laptop": Grey(20_000, 1_000, 14, 3_000, "strided", 0.125),
-    "paper": Grey(60_000, 10_000, 28, 120_000, "p1-grey", 1.0),
+    "smoke": Size(150, 40, 14, 2, "strided", 0.1, 10, 3e-4),
+    "laptop": Size(20_000, 1_000, 14, 3_000, "strided", 0.125, 10, 3e-4),
+    "paper": Size(60_000, 10_000, 28, 120_000, "p1-grey", 1.0, 10, 1e-4),
+}
+COLOUR = {
+    "smoke": Size(100, 30, 16, 2, "strided", 0.1, 32, 3e-4),
+    "laptop": Size(8_000, 1_000, 16, 3_000, "strided", 0.25, 32, 3e-4),
+    "paper": Size(50_000, 10_000, 32, 100_000, "p1-colour", 1.0, 100, 1e-4, "adam"),
 }
 
 
-def grey_note(job: Job) -> str:
+def size_note(job: Job) -> str:
     """Return what a table says of its scale."""
     own, side = job["parameters"], job["side"]
-    small = f" of {side} × {side} pixels, {own['network']} network" if side < 28 else ", P1's network"
+    p1 = own["network"].startswith("p1")
+    small = ", P1's network" if p1 else f" of {side} × {side} pixels, {own['network']} network"
     return f"{job['train_images']:,} training images{small} × {own['capacity']:g}, {own['steps']:,} steps"
 
 
 def at_side(images: Pixels, side: int) -> Pixels:
-    """Return images ``(n, H, H)`` at ``(n, side, side)``, means of their pixels."""
+    """Return images ``(n, H, H)`` or ``(n, H, H, 3)`` with ``side`` in place of H, means of their pixels."""
     factor = images.shape[1] // side
-    means: npt.NDArray[np.float64] = images.reshape(len(images), side, factor, side, factor).mean((2, 4))
+    if factor == 1:
+        return images
+    blocks = images.reshape(len(images), side, factor, side, factor, *images.shape[3:])
+    means: npt.NDArray[np.float64] = blocks.mean((2, 4))
     return means.round().astype(np.uint8)
 
 

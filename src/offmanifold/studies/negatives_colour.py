@@ -11,10 +11,8 @@ from offmanifold.data import benchmarks
 from offmanifold.report.figures import dot_rows
 from offmanifold.studies import negative_sampling
 from offmanifold.studies.core import Job, Record, Study, over_seeds
-from offmanifold.studies.negative_sampling import NOISE_MODELS, RATES, RMSPROP, SCORES, Pixels
+from offmanifold.studies.negative_sampling import COLOUR, NOISE_MODELS, SCORES, Pixels, at_side, size_note
 
-# Scale → training images, steps, test images of each kind, factor on the channels. P1: 50 000, 100 epochs, 10 000, 1.
-SIZES = {"smoke": (100, 2, 30, 0.1), "laptop": (5_000, 800, 1_000, 0.25), "paper": (50_000, 100_000, 10_000, 1.0)}
 ROWS = ("none", "auxiliary", "adversarial", "hard")
 # CIFAR-10 → SVHN, of which there is no copy here: for perspective.
 PAPER = {
@@ -26,41 +24,37 @@ OUTLIERS = ("Faces", "ConstantGray", "SVHN")
 
 def jobs(scale: str, seed: int) -> list[Job]:
     """Return one job a noise model and row."""
-    train, steps, test, capacity = SIZES[scale]
     return [
         {
             "name": f"{likelihood}-{row}-seed{seed}",
             "model": model,
             "row": row,
             "seed": seed,
-            "train_images": train,
-            "test_images": test,
-            "parameters": {
-                "network": "p1-colour", "latent_dim": 100, "capacity": capacity, "steps": steps, "batch_size": 50,
-                "samples": 1, "calibration_fraction": 0.05, "likelihood": likelihood,
-                **(RMSPROP | ({"optimizer": "adam"} if scale == "paper" else {})), "learning_rate": RATES[scale],
-            },
+            **COLOUR[scale].job(likelihood),
         }
         for model, likelihood in NOISE_MODELS.items()
         for row in ROWS
-    ]  # fmt: skip
+    ]
 
 
 def _others(like: Pixels, count: int, seed: int) -> dict[str, Pixels]:
     grey = np.random.default_rng(seed).integers(0, 256, (count, 1, 1, 1), dtype=np.uint8)
     found = benchmarks.others_at_hand({"Faces": "lfw32", "SVHN": "svhn"}, count)
-    return found | {"ConstantGray": np.broadcast_to(grey, (count, *like.shape[1:])).copy()}
+    side = like.shape[1]
+    return {name: at_side(images, side) for name, images in found.items()} | {
+        "ConstantGray": np.broadcast_to(grey, (count, *like.shape[1:])).copy()
+    }
 
 
 def run(job: Job) -> dict[str, Any]:
     """Train on CIFAR-10, and compare its test images with others."""
-    cifar = benchmarks.images("cifar10")
-    train = cifar.train[: job["train_images"]]
+    cifar, side, count = benchmarks.images("cifar10"), job["side"], job["train_images"]
     auxiliary = None
     if job["row"] == "auxiliary":
-        auxiliary = benchmarks.images("tinyimagenet32").train[: job["train_images"]]
+        auxiliary = at_side(benchmarks.images("tinyimagenet32").train[:count], side)
+    train = at_side(cifar.train[:count], side)
     detector = negative_sampling.fitted(job["row"], train, auxiliary, job["parameters"], job["seed"])
-    normal = cifar.test[: job["test_images"]]
+    normal = at_side(cifar.test[: job["test_images"]], side)
     return negative_sampling.compared(detector, normal, _others(normal, len(normal), job["seed"]))
 
 
@@ -76,9 +70,9 @@ def table(records: list[Record]) -> str:
     """Return the Markdown table."""
     first = records[0]["job"]
     lines = [
-        f"CIFAR-10 (JPEG copy), AUROC; {first['train_images']:,} training images, {first['parameters']['steps']:,} "
-        f"steps, network × {first['parameters']['capacity']:g}. Auxiliary: Tiny ImageNet at 32 × 32. In brackets the "
-        "paper's figure for SVHN, of which there is no copy here.",
+        f"CIFAR-10 (JPEG copy), AUROC; {size_note(first)}; {first['test_images']:,} test images of each. Auxiliary: "
+        "Tiny ImageNet. In brackets the paper's figure for SVHN, of which there is no copy here. Mean over seeds with "
+        "Student's 95 % interval where there are several.",
         "",
         "| outliers | noise model | score | " + " | ".join(ROWS) + " |",
         "|---" * (3 + len(ROWS)) + "|",

@@ -10,7 +10,7 @@ from offmanifold.data import benchmarks
 from offmanifold.report.figures import dot_rows
 from offmanifold.studies import negative_sampling
 from offmanifold.studies.core import Job, Record, Study, over_seeds, slug
-from offmanifold.studies.negative_sampling import GREY, NOISE_MODELS, SCORES, Pixels, at_side, grey_note
+from offmanifold.studies.negative_sampling import GREY, NOISE_MODELS, SCORES, Pixels, at_side, size_note
 
 SETS = {"Fashion": "fashion_mnist", "MNIST": "mnist", "Letters": "emnist_letters"}
 ROWS = ("none", "auxiliary", "adversarial", "hard")
@@ -54,7 +54,7 @@ def jobs(scale: str, seed: int) -> list[Job]:
             made.append({
                 "name": f"{slug(inlier)}-{NOISE_MODELS[model]}-{row}{ending}-seed{seed}",
                 "inlier": inlier, "outliers": outliers, "model": model, "row": row, "seed": seed,
-                **GREY[scale].job(scale, NOISE_MODELS[model]),
+                **GREY[scale].job(NOISE_MODELS[model]),
             })  # fmt: skip
     return made
 
@@ -89,7 +89,7 @@ def table(records: list[Record]) -> str:
     """Return the Markdown table."""
     first = records[0]["job"]
     lines = [
-        f"AUROC; {grey_note(first)}; {first['test_images']:,} test images of each. The paper's figure in brackets. "
+        f"AUROC; {size_note(first)}; {first['test_images']:,} test images of each. The paper's figure in brackets. "
         "Auxiliary: the third of the sets. Mean over seeds with Student's 95 % interval where there are several.",
         "",
         "| normal → outliers | noise model | score | " + " | ".join(ROWS) + " |",

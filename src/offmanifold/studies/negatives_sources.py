@@ -13,7 +13,7 @@ from offmanifold.measures.estimates import rank_correlation
 from offmanifold.report.figures import dot_rows
 from offmanifold.studies import negative_sampling
 from offmanifold.studies.core import Job, Record, Study, over_seeds, shown
-from offmanifold.studies.negative_sampling import GREY, SCORES, Pixels, at_side, grey_note
+from offmanifold.studies.negative_sampling import GREY, SCORES, Pixels, at_side, size_note
 
 # Row → file of its images; those without are made from the training images.
 CANDIDATES = {
@@ -29,8 +29,7 @@ PAPER = {
 def jobs(scale: str, seed: int) -> list[Job]:
     """Return one job a kind of negatives."""
     return [
-        {"name": f"{row.lower()}-seed{seed}", "row": row, "seed": seed, **GREY[scale].job(scale, "bernoulli")}
-        for row in ROWS
+        {"name": f"{row.lower()}-seed{seed}", "row": row, "seed": seed, **GREY[scale].job("bernoulli")} for row in ROWS
     ]
 
 
@@ -85,7 +84,7 @@ def table(records: list[Record]) -> str:
     """Return the Markdown table."""
     first = records[0]["job"]
     lines = [
-        f"Fashion-MNIST → MNIST, Bernoulli, AUROC; {grey_note(first)}. KMNIST: the test images of its first release "
+        f"Fashion-MNIST → MNIST, Bernoulli, AUROC; {size_note(first)}. KMNIST: the test images of its first release "
         "stand in for its training set. The paper's figure in brackets. Headroom: what `offmanifold negatives` said of "
         "them before training. Mean over seeds with Student's 95 % interval where there are several.",
         "",
