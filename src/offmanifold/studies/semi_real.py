@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from offmanifold.data.benchmarks import DataMissing, data_folder
+from offmanifold.detectors.semi_supervised import SemiSupervisedVAE
 from offmanifold.measures.two_sample import smooth_knn_test
 from offmanifold.report.figures import dot_rows
 from offmanifold.studies.core import Job, Record, Study, over_seeds, shown
@@ -70,7 +71,8 @@ def run(job: Job) -> dict[str, Any]:
         settings = settings_of(job["method"], job["steps"], 100) | {
             "latent_dim": latents, "gamma": variance, "scale": None
         }  # fmt: skip
-        detector = best_of(rows[parts[0]], few, settings, seeds)
+        detectors = [SemiSupervisedVAE(**settings, random_state=seed) for seed in seeds]
+        detector = detectors[best_of(detectors, rows[parts[0]], few)]
         drawn = detector.sample(len(parts[1]), random_state=0)
         fitted.append((smooth_knn_test(drawn, rows[parts[1]]).statistic, variance, detector))
     _, variance, detector = min(fitted, key=lambda one: one[0])
