@@ -21,6 +21,7 @@ from offmanifold.detectors import IGEBM, NAE, OutlierDetector
 from offmanifold.detectors.contrastive import watching
 from offmanifold.probability import missing
 from offmanifold.training.checkpoints import Checkpointer
+from offmanifold.training.loop import TrainingDiverged
 
 CASES = [
     (NAE, {"negatives": "omi"}),
@@ -190,6 +191,18 @@ def test_negatives_are_judged_by_the_weights_that_are_judged() -> None:
         scale.fill_(0.5)  # as when the running average takes the place of the weights
     _, record = judge(torch.ones(6, 2), torch.Generator().manual_seed(0))
     assert record["energy_gap"] == pytest.approx(0.5 * 8 - 0.5 * 2)
+
+
+def test_an_image_model_that_reconstructs_nothing_is_unfit(digits: Any) -> None:
+    """Its energies stay in [0, 1], so that no loss explodes."""
+    images = digits[0][:200].astype(np.float32)
+    settings = {"pretraining_steps": 200, "steps": 20, "verbose": False, "random_state": 0}
+    with pytest.raises(TrainingDiverged, match="reconstructed worse than by their mean"):
+        NAE(**settings, learning_rate=10.0).fit(images)
+    found = NAE(**settings, learning_rate=1e-4).fit(images)
+    assert found.training_summary()["normalisation"]["rolled_back"] == 0
+    alike = np.full((100, 8, 8), 0.5, dtype=np.float32) + 0.01 * np.eye(8, dtype=np.float32)
+    NAE(**settings).fit(alike)
 
 
 def test_the_chains_of_samples_can_be_left_out(digits: Any) -> None:

@@ -12,12 +12,17 @@ from offmanifold.data import outliers
 from offmanifold.detectors.chains import Chain
 from offmanifold.measures.detection import auroc
 from offmanifold.sampling.chain import Energy
-from offmanifold.training.phases import Judge, Metrics, Optimizer, ParameterGroup, Phase, Update
+from offmanifold.training.phases import Judge, Metrics, Optimizer, ParameterGroup, Phase, Unfit, Update
 
 # As many held-out rows are watched, and as many synthetic outliers of each family.
 WATCHED = 512
 # What so many rows can tell of an AUROC near 1 (its standard error at .999 is .0006).
 DECIMALS = 3
+# An image model that answers in black, as saturated ones do, has 1.5 times the energy of the mean image or more on
+# MNIST, Fashion-MNIST and CIFAR-10.
+LOST = 1.25
+# Of images that are all alike nothing does better than the mean: up to here (rms .1) an energy is no failure.
+SLIGHT = 0.01
 
 
 def contrastive_phase(
@@ -35,6 +40,7 @@ def contrastive_phase(
     positive_penalty: float = 0.0,
     weight_penalty: Callable[[], Tensor] | None = None,
     temperature: Callable[[], Tensor] | None = None,
+    of_the_mean: Energy | None = None,
 ) -> Phase:
     """Return the phase that lowers the energy of data and raises that of samples (P3, Eq. 12).
 
@@ -53,12 +59,18 @@ def contrastive_phase(
         α⁻ and α⁺.
     weight_penalty, temperature : callable, optional
         Return scalars with gradients.
+    of_the_mean : callable, optional
+        The energies that rows ``(n, *shape)`` would have, were each reconstructed as their mean. Training that brings
+        data well above them has lost what it had: energies with a ceiling do not explode.
     """
     latest: dict[str, Tensor] = {}
+    began = torch.zeros(())  # the energy of data at the start, and after going back
 
     def loss(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Metrics]:
         samples, metrics = chain.negatives(generator, rows, energy)
         positive, negative = energy(torch.cat([rows, samples])).chunk(2)
+        if not began:
+            began.copy_(positive.detach().mean())
         difference = positive - negative
         values = difference if temperature is None else difference / temperature()
         values = values + negative_penalty * negative.square() + positive_penalty * positive.square()
@@ -70,6 +82,7 @@ def contrastive_phase(
             metrics["temperature"] = temperature().detach()
         return values, metrics
 
+    limit = None if of_the_mean is None else _lost(of_the_mean, began)
     modules = [parameter for group in groups for parameter in group.parameters]
     return Phase(
         name,
@@ -77,15 +90,24 @@ def contrastive_phase(
         steps,
         batch_size,
         keep="best" if watch else "last",
-        judge=watching(energy, watch, lambda: latest["samples"], modules),
+        judge=watching(energy, watch, lambda: latest["samples"], modules, limit),
         average=average,
         rollbacks=3,
-        memory=chain.start.tensors,
+        memory=chain.start.tensors | {"began": began},
     )
 
 
+def _lost(of_the_mean: Energy, began: Tensor) -> Callable[[Tensor], float]:
+    """Return the mean energy of rows above which nothing is reconstructed any more."""
+    return lambda rows: max(LOST * float(of_the_mean(rows).mean()), LOST * float(began), SLIGHT)
+
+
 def watching(
-    energy: Energy, families: Sequence[str], samples: Callable[[], Tensor], weights: Sequence[nn.Parameter]
+    energy: Energy,
+    families: Sequence[str],
+    samples: Callable[[], Tensor],
+    weights: Sequence[nn.Parameter],
+    limit: Callable[[Tensor], float] | None = None,
 ) -> Judge:
     """Return the judge of contrastive training.
 
@@ -94,6 +116,8 @@ def watching(
     which are easy from the start do not end training at its start. The loss itself, a difference of two energies that
     both move, says nothing. Recorded are the AUROC of each family, the gap between the last negatives' energy and the
     held-out rows', the share of negatives below the held-out rows' median, and the weights' norm.
+
+    Weights by which the held-out rows have a higher energy than ``limit`` gives them are unfit.
     """
 
     def energies(rows: Tensor) -> Tensor:
@@ -104,6 +128,8 @@ def watching(
         normal = energies(rows)
         if not bool(torch.isfinite(normal).all()):
             return float("nan"), {}
+        if limit is not None and float(normal.mean()) > limit(rows):
+            raise Unfit("held-out rows are reconstructed worse than by their mean")
         record = {}
         for family in families:
             odd = energies(outliers.make(family, rows, generator))

@@ -101,8 +101,9 @@ class NAE(LatentMixin, GridDensityMixin, OutlierDetector):
     raises the error there. The score is minus the error, at the cost of one pass.
 
     Training is watched: at every check, weights (their running average) are judged by the AUROC against synthetic
-    outliers made from held-out normal rows, the best are kept, and a run that diverges goes back to them and on at half
-    the rate. See :func:`offmanifold.detectors.contrastive.watching` for the rule, ``history_`` for what happened.
+    outliers made from held-out normal rows, the best are kept, and a run that diverges, or no longer reconstructs,
+    goes back to them and on at half the rate. See :func:`offmanifold.detectors.contrastive.watching` for the rule,
+    ``history_`` for what happened.
 
     Parameters
     ----------
@@ -366,6 +367,9 @@ device, precision, random_state, verbose
             metrics: Metrics = {"reconstruction": errors.detach().mean()}
             return (errors + weight_penalty() if factor else errors), metrics
 
+        def of_the_mean(rows: Tensor) -> Tensor:
+            return distance(rows, rows.mean(0).expand_as(rows), settings["distance"])
+
         networks = (ParameterGroup.of("encoder", model.encoder), ParameterGroup.of("decoder", model.decoder))
         phases = []
         if settings["pretraining_steps"]:
@@ -397,6 +401,7 @@ device, precision, random_state, verbose
                 negative_penalty=settings["energy_penalty"],
                 weight_penalty=weight_penalty if factor else None,
                 temperature=model.temperature,
+                of_the_mean=of_the_mean if self._network_spec.kind == "image" else None,
             )
         )
         return phases
