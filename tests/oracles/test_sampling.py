@@ -298,6 +298,17 @@ def test_the_state_alone_is_differentiated() -> None:
         assert state.position.grad_fn is None
 
 
+@pytest.mark.parametrize("step", [langevin.step, metropolis.step])
+def test_chains_run_where_gradients_are_off(step: chain.Step) -> None:
+    """A service that scores in ``torch.inference_mode`` may sample there too."""
+    ends, energy = [], Counting()
+    for mode in (torch.enable_grad(), torch.no_grad(), torch.inference_mode()):
+        with mode:
+            state, _ = run(step, generator(), torch.ones(5, 2), energy, Kernel(0.1), 4)
+        ends.append(state.position)
+    assert torch.equal(ends[0], ends[1]) and torch.equal(ends[0], ends[2])
+
+
 def test_rejecting_needs_no_bounds() -> None:
     """Where the energy overflows a chain stays where it was."""
     kernel = Kernel(0.1, space=Space(outside="reject"))
@@ -342,5 +353,7 @@ def test_bad_settings_name_themselves() -> None:
     for energy in (lambda x: x.sum(), lambda x: x.sum(1, keepdim=True)):
         with pytest.raises(ValueError, match="energy must return one number for each of 5 rows; got shape"):
             run(metropolis.step, generator(), torch.zeros(5, 2), energy, Kernel(0.1), 1)
+    with pytest.raises(ValueError, match="restart must be a finite number, at least 0, at most 1; got 1.5"):
+        Replay(4, (2,), torch.device("cpu")).draw(generator(), torch.zeros(2, 2), 1.5)
     with pytest.raises(ValueError, match="noise above 0"):
         metropolis.step(generator(), State(torch.zeros(2, 2)), lambda x: x.sum(1), Kernel(0.1, 0.0))

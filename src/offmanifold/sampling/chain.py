@@ -169,12 +169,14 @@ Step = Callable[[torch.Generator, State, Energy, Kernel], tuple[State, Info]]
 def evaluated(state: State, energy: Energy) -> State:
     """Return ``state`` with energy and gradient, computed where they are missing.
 
-    Differentiated with respect to the position alone: a model's weights get no gradient.
+    Differentiated with respect to the position alone: a model's weights get no gradient. In ``torch.inference_mode``
+    as well.
     """
     if state.gradient is not None:
         return state
-    with torch.enable_grad():
-        position = state.position.detach().requires_grad_()
+    with torch.inference_mode(False), torch.enable_grad():
+        position = state.position.detach()
+        position = (position.clone() if position.is_inference() else position).requires_grad_()
         energies = energy(position)
         if energies.shape != position.shape[:1]:
             raise ValueError(

@@ -51,6 +51,7 @@ class Replay:
         restart : float
             Share of the chains that do; all of them while the ring is empty.
         """
+        parameters.real("restart", restart, minimum=0, maximum=1)
         self._check("fresh", fresh)
         n, device = len(fresh), fresh.device
         filled = self.tensors["pushed"].clamp(max=self.capacity)
