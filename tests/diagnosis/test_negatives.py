@@ -77,6 +77,23 @@ def test_adversaries_are_chased_without_momentum(
     assert tuple(detector.settings_[name] for name in ("optimizer", "schedule", "learning_rate")) == expected
 
 
+@pytest.mark.parametrize(("source", "average"), [("adversarial", True), ("noise", False)])
+def test_a_game_has_no_best_weights(
+    source: str, average: bool, sevens: dict[str, np.ndarray], plane: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kept of adversarial training on images is the end's running average, else what suits held-out rows best."""
+    phases: list[Phase] = []
+    train = loop.train
+    monkeypatch.setattr(
+        "offmanifold.detectors.base.train", lambda m, p, *a, **k: phases.extend(p) or train(m, p, *a, **k)
+    )
+    detector = NegativeVAE(negatives=source, steps=40, verbose=False, random_state=0).fit(sevens["normal"][:80])
+    assert [(phase.keep, phase.average > 0) for phase in phases] == [("last" if average else "best", average)]
+    assert not average or detector.training_summary()["negative-vae"]["weights_kept_from_step"] == 40
+    NegativeVAE(negatives=source, steps=5, verbose=False, random_state=0).fit(plane[0])
+    assert (phases[-1].keep, phases[-1].average) == ("best", 0.0)
+
+
 def test_what_cannot_be_negatives(sevens: dict[str, np.ndarray], plane: Any) -> None:
     normal = sevens["normal"]
     with pytest.raises(ValueError, match=r"negatives: .*trained on grey images of 8×8 pixels; got a table"):

@@ -42,9 +42,10 @@ ALIKE = (0.02, 0.25)
 LOST = (0.75, 1.0)
 # On tables what a model makes lies among the data, and is pulled less far than what a user knows to be abnormal.
 TABLE_SHIFT, TABLE_SHIFT_GIVEN = 2.0, 8.0
-# Encoder and decoder chase each other: momentum and a falling rate leave the model behind its own samples
-# (docs/defaults.md).
+# Encoder and decoder chase each other: momentum and a falling rate leave the model behind its own samples, and the
+# weights that happen to suit normal rows best are no better than others: kept is the end's average (docs/defaults.md).
 CHASING = {"optimizer": "rmsprop", "schedule": "constant", "learning_rate": 5e-4}
+AVERAGE = 0.997
 
 
 @final
@@ -52,7 +53,9 @@ class NegativeVAE(VariationalDetector):
     """Variational autoencoder with negative sampling: rows that are unlikely, or like the negatives, do not belong.
 
     Beside the ELBO of normal rows, training pushes negatives off: the encoder sends them to a prior of their own,
-    N(s, I) (P1 §III-A), or their likelihood is lowered by an upper bound (§III-B). Encoder and decoder take turns.
+    N(s, I) (P1 §III-A), or their likelihood is lowered by an upper bound (§III-B). Encoder and decoder take turns. Kept
+    are the weights that suit held-out normal rows best; of adversarial training on images, which never settles, a
+    running average of the last ones.
 
     Parameters
     ----------
@@ -206,7 +209,7 @@ class NegativeVAE(VariationalDetector):
             settings["negatives"] = {"adversarial" if negatives is None else "given": 1.0}
         if settings["shift"] is None:
             settings["shift"] = TABLE_SHIFT if negatives is None else TABLE_SHIFT_GIVEN
-        if "adversarial" in settings["negatives"] and self.spec_.kind == "image" and self.optimizer == "auto":
+        if self._chases(settings) and self.optimizer == "auto":
             settings |= {name: value for name, value in CHASING.items() if getattr(self, name) == "auto"}
         wanted = "given" in settings["negatives"]
         if wanted != (negatives is not None):
@@ -231,6 +234,9 @@ class NegativeVAE(VariationalDetector):
                 )
         low, high = (0.0, 1.0) if self.spec_.kind == "image" else (float(rows.min()), float(rows.max()))
         settings["negative_bounds"] = [low, max(high, low + 1e-3)]
+
+    def _chases(self, settings: Settings) -> bool:
+        return "adversarial" in settings["negatives"] and self.spec_.kind == "image"
 
     def _build(self, spec: InputSpec, settings: Settings) -> VariationalAutoencoder:
         model = super()._build(spec, settings)
@@ -311,6 +317,8 @@ class NegativeVAE(VariationalDetector):
                 settings["steps"],
                 settings["batch_size"],
                 judge=self._judge(model, settings, memory),
+                keep="last" if self._chases(settings) else "best",
+                average=AVERAGE if self._chases(settings) else 0.0,
                 memory=memory,
                 rollbacks=3,
             )
