@@ -205,6 +205,13 @@ def test_an_image_model_that_reconstructs_nothing_is_unfit(digits: Any) -> None:
     NAE(**settings).fit(alike)
 
 
+def test_chains_that_overflow_are_named(plane: Any) -> None:
+    """Half the learning rate does not help them, and the message does not leave it at that."""
+    detector = made(NAE).set_params(latent="euclidean", latent_chain=(5, 1e30, 0.1), steps=20)
+    with pytest.raises(TrainingDiverged, match="chains ended at values that are not finite: their step size is too"):
+        detector.fit(plane[0])
+
+
 def test_the_chains_of_samples_can_be_left_out(digits: Any) -> None:
     images = made(NAE).fit(digits[0][:150])
     prior, start, sample = (

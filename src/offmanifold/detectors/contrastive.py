@@ -124,7 +124,9 @@ def watching(
         return torch.cat([energy(part) for part in torch.split(rows, 128)]).double().cpu()
 
     def judge(held_out: Tensor, generator: torch.Generator) -> tuple[float, dict[str, float]]:
-        rows = held_out[:WATCHED]
+        rows, ends = held_out[:WATCHED], samples()
+        if not bool(torch.isfinite(ends).all()):
+            raise Unfit("chains ended at values that are not finite: their step size is too large")
         normal = energies(rows)
         if not bool(torch.isfinite(normal).all()):
             return float("nan"), {}
@@ -134,7 +136,7 @@ def watching(
         for family in families:
             odd = energies(outliers.make(family, rows, generator))
             record[f"auroc/{family}"] = auroc(-normal.numpy(), -odd.nan_to_num(torch.inf).numpy()).value
-        last = energies(samples())  # of the weights that are judged
+        last = energies(ends)  # of the weights that are judged
         norm = torch.stack([parameter.detach().square().sum() for parameter in weights]).sum().sqrt()
         missed = round(1 - sum(record.values()) / len(record), DECIMALS) if record else 0.0
         return missed, record | {
