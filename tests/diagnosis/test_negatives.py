@@ -184,6 +184,13 @@ def test_the_judge_knows_a_collapse(sevens: dict[str, np.ndarray]) -> None:
             judged(one)
 
 
+def test_a_table_without_numbers_has_no_error_to_record() -> None:
+    rng = np.random.default_rng(0)
+    words = pl.DataFrame({name: rng.choice(list("abc"), 100) for name in "xy"})
+    detector = NegativeVAE(negatives="adversarial", steps=4, verbose=False, random_state=0).fit(words)
+    assert "sample_spread" in detector.history_[-1] and "relative_error" not in detector.history_[-1]
+
+
 def test_what_was_hardly_met_is_told(sevens: dict[str, np.ndarray]) -> None:
     detector = NegativeVAE(negatives="hard", steps=90, random_state=0, verbose=False, likelihood="bernoulli")
     with pytest.warns(UserWarning, match=r"kept are of step \d+ of 90: .* little was learned of hard negatives"):

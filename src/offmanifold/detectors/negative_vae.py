@@ -366,7 +366,8 @@ class NegativeVAE(VariationalDetector):
                 worked["error"] |= error < LOST[0]
                 for name, tensor in memory.items():
                     tensor.fill_(worked[name])
-            return loss / rows.numel(), {"sample_spread": spread, "relative_error": error}
+            record = {"sample_spread": spread, "relative_error": error}  # a table without numbers has no error
+            return loss / rows.numel(), {name: value for name, value in record.items() if math.isfinite(value)}
 
         return judge
 
