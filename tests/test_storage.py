@@ -30,7 +30,7 @@ def model_file(tmp_path_factory: pytest.TempPathFactory, plane: Any) -> Path:
 
 def sealed(header: dict[str, Any], tensors: dict[str, torch.Tensor], version: str = "1") -> bytes:
     """Write a file with a valid digest, as someone who means harm would."""
-    text = json.dumps(header)
+    text = json.dumps(header | {"version": int(version)})
     metadata = {
         "format": "offmanifold",
         "version": version,
@@ -52,6 +52,17 @@ def test_no_flipped_bit_goes_unnoticed(model_file: Path, data: st.DataObject) ->
     other = model_file.with_name("flipped.safetensors")
     other.write_bytes(content)
     with pytest.raises(ValueError, match="flipped.safetensors"):
+        load(other)
+
+
+def test_another_version_is_not_believed(model_file: Path) -> None:
+    """One bit turns a 5 into a 4, which this version would read as well."""
+    content = model_file.read_bytes()
+    saved = f'"version":"{storage.VERSION}"'.encode()
+    assert content.count(saved) == 1
+    other = model_file.with_name("older.safetensors")
+    other.write_bytes(content.replace(saved, f'"version":"{storage.VERSION - 1}"'.encode()))
+    with pytest.raises(ValueError, match=r"older\.safetensors is damaged: it was not saved as version"):
         load(other)
 
 

@@ -73,6 +73,7 @@ def save(detector: OutlierDetector, path: str | os.PathLike[str]) -> None:
     tensors["probes/scores"] = torch.from_numpy(detector._probe_scores(tensors["probes/rows"]))
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header = {
+        "version": VERSION,  # here it is under the digest as well
         "detector": detector.key,
         "parameters": _plain(detector.get_params()),
         "settings": detector.settings_,
@@ -155,6 +156,8 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor
         raise ValueError(f"{path} is damaged: its header is not JSON.") from error
     if not isinstance(header, dict):
         raise ValueError(f"{path} is damaged: its header is not an object.")
+    if str(header.get("version", version)) != version:  # files of before it was kept there have it once
+        raise ValueError(f"{path} is damaged: it was not saved as version {version}.")
     return header, tensors
 
 
