@@ -83,10 +83,12 @@ def test_a_game_has_no_best_weights(
 ) -> None:
     """Kept of adversarial training on images is the end's running average, else what suits held-out rows best."""
     phases: list[Phase] = []
-    train = loop.train
-    monkeypatch.setattr(
-        "offmanifold.detectors.base.train", lambda m, p, *a, **k: phases.extend(p) or train(m, p, *a, **k)
-    )
+
+    def seen(model: torch.nn.Module, own: list[Phase], *given: Any, **settings: Any) -> Any:
+        phases.extend(own)
+        return loop.train(model, own, *given, **settings)
+
+    monkeypatch.setattr("offmanifold.detectors.base.train", seen)
     detector = NegativeVAE(negatives=source, steps=40, verbose=False, random_state=0).fit(sevens["normal"][:80])
     assert [(phase.keep, phase.average > 0) for phase in phases] == [("last" if average else "best", average)]
     assert not average or detector.training_summary()["negative-vae"]["weights_kept_from_step"] == 40

@@ -64,12 +64,13 @@ def contrastive_phase(
         data well above them has lost what it had: energies with a ceiling do not explode.
     """
     latest: dict[str, Tensor] = {}
-    began = torch.zeros(())  # the energy of data at the start, and after going back
+    # The energy of data at the start, and after going back: on the host, where asking for it waits for nothing.
+    began = torch.zeros(())
 
     def loss(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Metrics]:
         samples, metrics = chain.negatives(generator, rows, energy)
         positive, negative = energy(torch.cat([rows, samples])).chunk(2)
-        if not began:
+        if of_the_mean is not None and not began:
             began.copy_(positive.detach().mean())
         difference = positive - negative
         values = difference if temperature is None else difference / temperature()
@@ -117,7 +118,8 @@ def watching(
     both move, says nothing. Recorded are the AUROC of each family, the gap between the last negatives' energy and the
     held-out rows', the share of negatives below the held-out rows' median, and the weights' norm.
 
-    Weights by which the held-out rows have a higher energy than ``limit`` gives them are unfit.
+    Weights by which the held-out rows have a higher energy than ``limit`` gives them are unfit, and so are those whose
+    chains ended at values that are not finite.
     """
 
     def energies(rows: Tensor) -> Tensor:
