@@ -13,7 +13,7 @@ from scipy.stats import multivariate_normal
 from offmanifold import VAE, NegativeVAE, SemiSupervisedVAE
 from offmanifold.detectors.labels import LabelPosterior, Labels
 from offmanifold.detectors.training_bounds import settled
-from offmanifold.detectors.variational import VariationalAutoencoder
+from offmanifold.detectors.variational_autoencoder import VariationalAutoencoder
 from offmanifold.probability import bounds
 from offmanifold.probability.likelihoods import Gaussian
 

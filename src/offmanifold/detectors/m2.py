@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from offmanifold.detectors.labels import LabelPosterior, Labels
-from offmanifold.detectors.variational import Draws, VariationalAutoencoder
+from offmanifold.detectors.variational_autoencoder import Draws, VariationalAutoencoder
 from offmanifold.probability import bounds
 from offmanifold.probability.distances import distance
 from offmanifold.probability.latents import split_posterior
@@ -24,7 +24,7 @@ class SemiSupervisedAutoencoder(VariationalAutoencoder):
     Parameters
     ----------
     encoder, decoder, likelihood, latent_dim, samples
-        As for :class:`~offmanifold.detectors.variational.VariationalAutoencoder`; the decoder takes (z, y).
+        As for :class:`~offmanifold.detectors.variational_autoencoder.VariationalAutoencoder`; the decoder takes (z, y).
     classifier : Module
         ``(n, *shape) → (n, labels.parameters)``.
     features, labelled_head : Module

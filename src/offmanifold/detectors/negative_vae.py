@@ -17,12 +17,8 @@ from offmanifold.data.inputs import InputSpec, evenly
 from offmanifold.detectors import negatives as sources
 from offmanifold.detectors.chains import chain_settings
 from offmanifold.detectors.configured import Settings
-from offmanifold.detectors.variational import (
-    VariationalAutoencoder,
-    VariationalDetector,
-    gamma_metric,
-    generative_groups,
-)
+from offmanifold.detectors.variational import VariationalDetector, gamma_metric, generative_groups
+from offmanifold.detectors.variational_autoencoder import VariationalAutoencoder
 from offmanifold.networks import choose
 from offmanifold.probability import bounds
 from offmanifold.probability.divergences import kl_between_normals, kl_to_standard_normal

@@ -14,7 +14,7 @@ from offmanifold.data import outliers
 from offmanifold.data.files import open_source
 from offmanifold.data.inputs import Rows
 from offmanifold.detectors.chains import Chain
-from offmanifold.detectors.variational import VariationalAutoencoder
+from offmanifold.detectors.variational_autoencoder import VariationalAutoencoder
 from offmanifold.probability.divergences import kl_to_standard_normal
 from offmanifold.sampling import langevin
 from offmanifold.sampling.chain import Kernel, Space

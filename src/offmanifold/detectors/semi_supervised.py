@@ -19,11 +19,7 @@ from offmanifold.detectors.labels import Labels, kind_of, missing, read
 from offmanifold.detectors.m2 import SemiSupervisedAutoencoder
 from offmanifold.detectors.scorer import joined
 from offmanifold.detectors.training_bounds import MOST_REPEATS, bound_settings, settled
-from offmanifold.detectors.variational import (
-    VariationalDetector,
-    gamma_metric,
-    generative_groups,
-)
+from offmanifold.detectors.variational import VariationalDetector, gamma_metric, generative_groups
 from offmanifold.networks import choose
 from offmanifold.networks.network import Network
 from offmanifold.probability import bounds

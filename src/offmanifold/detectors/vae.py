@@ -13,12 +13,8 @@ from offmanifold import parameters
 from offmanifold.data.inputs import InputSpec
 from offmanifold.detectors.configured import Settings
 from offmanifold.detectors.training_bounds import MOST_REPEATS, bound_settings, settled
-from offmanifold.detectors.variational import (
-    VariationalAutoencoder,
-    VariationalDetector,
-    gamma_metric,
-    generative_groups,
-)
+from offmanifold.detectors.variational import VariationalDetector, gamma_metric, generative_groups
+from offmanifold.detectors.variational_autoencoder import VariationalAutoencoder
 from offmanifold.probability import bounds
 from offmanifold.training.phases import Metrics, Phase, Update
 from offmanifold.training.progress import Verbosity
