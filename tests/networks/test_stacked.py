@@ -82,3 +82,18 @@ def test_only_flagged_restarts_begin_at_the_truth() -> None:
         assert torch.equal(old[1], new[1]) and not torch.equal(old[0], new[0])
     z = np.linspace(-2, 2, 50)
     assert np.abs(toy_vaes.decode(model, 0, z[:, None]) - world.decode(z)).mean() < 0.15
+
+
+def test_an_encoder_that_learns_from_pairs_finds_far_places_on_the_curve() -> None:
+    world, method = WORLDS["spiral-dots"], toy_vaes.method_named("VAE")
+    train, held_out, _ = toy_vaes.data(world, 0, (500, 200, 10))
+    losses = {}
+    for pairs in (False, True):
+        model = toy_vaes.StackedVAE(2, 1, (0, 1), world.noise_variance)
+        before = [weight.detach().clone() for weight in model.encoder.weights]
+        truth = (world, (True, False))
+        toy_vaes.fit_stack(model, train, held_out, method, steps=400, seed=0, truth=truth, joint_steps=0, pairs=pairs)
+        for old, new in zip(before, model.encoder.weights, strict=True):
+            assert torch.equal(old[1], new[1]) and not torch.equal(old[0], new[0])
+        losses[pairs] = toy_vaes.objectives(model, held_out, method)[0]
+    assert losses[True] < 0.5 * losses[False]

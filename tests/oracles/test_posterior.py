@@ -11,7 +11,7 @@ from scipy.stats import norm
 
 from offmanifold import AE, VAE
 from offmanifold.data.worlds import WORLDS
-from offmanifold.measures import posterior_gap, posterior_mismatch
+from offmanifold.measures import best_gaussian, posterior_gap, posterior_mismatch
 
 SLOPE, BIAS = np.array([0.7, -1.5, 0.2]), np.array([0.0, 1.0, -0.5])
 
@@ -31,6 +31,9 @@ def test_a_linear_decoder(variance: Any) -> None:
     x = linear(rng.normal(size=(20, 1))) + np.sqrt(variance) * rng.normal(size=(20, 3))
     mean, std = true_posterior(x, variance)
     assert posterior_mismatch(mean, np.full(20, std), x, linear, variance) == pytest.approx(0, abs=1e-7)
+    best_mean, best_std = best_gaussian(x, linear, variance)
+    np.testing.assert_allclose(best_mean, mean, atol=2e-3 * std)
+    np.testing.assert_allclose(best_std, std, rtol=2e-3)
     for shift, factor in ((0.5, 1.0), (-2.0, 0.01), (3.0, 4.0)):
         q_mean, q_std = mean + shift * std, factor * std
         expected = 0.5 * (factor**2 + shift**2 - 1) - np.log(factor)
@@ -61,6 +64,26 @@ def test_a_posterior_with_two_modes_costs_log_two() -> None:
     std = (1 + 1 / variance) ** -0.5
     found = posterior_mismatch(z * std**2 / variance, np.full(3, std), z[:, None], np.abs, variance)
     np.testing.assert_allclose(found, np.log(2), atol=1e-6)
+    best = best_gaussian(z[:, None], np.abs, variance)
+    np.testing.assert_allclose(np.abs(best[0]), z, rtol=1e-3)
+    np.testing.assert_allclose(posterior_mismatch(*best, z[:, None], np.abs, variance), np.log(2), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["clusters", "spiral-dots"])
+def test_no_gaussian_is_better_than_the_best(name: str) -> None:
+    world, rng = WORLDS[name], np.random.default_rng(3)
+    x, z, _ = world.sample(12, rng)
+
+    def mismatch(mean: np.ndarray, std: np.ndarray) -> np.ndarray:
+        return posterior_mismatch(mean, std, x, world.decode, world.noise_variance)
+
+    mean, std = best_gaussian(x, world.decode, world.noise_variance)
+    least = mismatch(mean, std)
+    for _ in range(20):
+        near = mismatch(mean + 0.3 * std * rng.normal(size=12), std * np.exp(0.3 * rng.normal(size=12)))
+        assert (near > least - 1e-6).all()
+        far = mismatch(z[:, 0] + 0.2 * rng.normal(size=12), np.exp(rng.uniform(-5, 0, 12)))
+        assert (far > least - 1e-6).all()
 
 
 @pytest.mark.parametrize(

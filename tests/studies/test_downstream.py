@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from offmanifold.data.worlds import WORLDS
-from offmanifold.studies import compression, projection_defence, toy_vaes
+from offmanifold.studies import latent_count, projection_defence, toy_vaes
 
 
 def record(latents: int, seed: int, choosing: float, **metrics: float) -> dict[str, Any]:
@@ -25,17 +25,17 @@ def test_the_number_of_latents_is_chosen_by_other_rows_than_it_is_measured_on() 
         record(3, 0, choosing=-0.15, loss=-0.4, rate=3.0),
         record(1, 1, choosing=-0.1, loss=0.0, rate=2.0),  # the other numbers' results are still to come
     ]
-    (choice,) = compression.choices(records)
+    (choice,) = latent_count.choices(records)
     assert choice.chosen == 2
     assert choice.difference("loss") == pytest.approx(0.2)
     assert choice.difference("rate") == pytest.approx(0.5)
 
 
-def test_rows_without_noise_are_those_of_the_test_rows() -> None:
+def test_origins_are_those_of_the_test_rows() -> None:
     sizes = (30, 20, 10)
     quiet = dataclasses.replace(WORLDS["figure-8-5d"], noise_variance=1e-24)
     _, _, test = toy_vaes.data(quiet, 3, sizes)
-    np.testing.assert_allclose(toy_vaes.noiseless(quiet, 3, sizes), test, atol=1e-10)
+    np.testing.assert_allclose(quiet.decode(toy_vaes.origins(quiet, 3, sizes)), test, atol=1e-10)
 
 
 def test_classes_are_the_lobes_and_the_latents_sign() -> None:

@@ -12,7 +12,7 @@ from offmanifold.measures.latents import (
     latent_kl,
     latent_report,
 )
-from offmanifold.measures.posterior import posterior_gap, posterior_mismatch
+from offmanifold.measures.posterior import best_gaussian, posterior_gap, posterior_mismatch
 from offmanifold.measures.robustness import pgd
 from offmanifold.measures.two_sample import TwoSample, smooth_knn_test
 
@@ -25,6 +25,7 @@ __all__ = [
     "aupr",
     "auroc",
     "auroc_difference",
+    "best_gaussian",
     "detection_report",
     "fpr_at_tpr",
     "generalisation_gap",

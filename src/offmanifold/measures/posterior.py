@@ -51,40 +51,85 @@ def posterior_mismatch(
     ValueError
         Where shapes do not agree, or a deviation or a variance is not positive.
     """
-    rows = np.asarray(x, dtype=np.float64)
-    if rows.ndim != 2 or len(rows) == 0:
-        raise ValueError(f"x must be of shape (n, d); got {rows.shape}.")
+    rows, decoded, variances = _checked(x, decode, noise_variance)
     means, deviations = _column("mean", mean, len(rows)), _column("std", std, len(rows))
-    variances = np.asarray(noise_variance, dtype=np.float64)
-    if variances.shape not in ((), rows.shape[1:]):
-        raise ValueError(
-            f"noise_variance must be one number or of shape {rows.shape[1:]}, one for each column; "
-            f"got {variances.shape}."
-        )
-    for name, values in (("std", deviations), ("noise_variance", variances)):
-        if not (values > 0).all():
-            raise ValueError(f"{name} must be positive everywhere; got {values.min():g}.")
+    if not (deviations > 0).all():
+        raise ValueError(f"std must be positive everywhere; got {deviations.min():g}.")
     parameters.integer("nodes", nodes, minimum=3)
-
-    def decoded(z: Array) -> Array:
-        found = np.asarray(decode(z), dtype=np.float64)
-        if found.shape != (len(z), rows.shape[1]):
-            raise ValueError(
-                f"decode must return ({len(z)}, {rows.shape[1]}) from z of shape {z.shape}; got {found.shape}."
-            )
-        if not np.isfinite(found).all():
-            raise ValueError(
-                "decode must return finite numbers for z between −8 and 8 and where q lies; got NaN or infinity."
-            )
-        return found
-
     z, log_weights = path_nodes(decoded, variances)
     log_p = log_mixture(rows, decoded(z[:, None]), log_weights, variances)
     log_det = np.log(2 * np.pi * np.broadcast_to(variances, rows.shape[1:])).sum()
-    log_likelihood = -0.5 * (_expected_squares(means, deviations, rows, decoded, variances, nodes) + log_det)
-    kl_to_prior = 0.5 * (deviations**2 + means**2 - 1) - np.log(deviations)
-    mismatch: Array = log_p - (log_likelihood - kl_to_prior)
+    log_likelihood = -0.5 * (expected_squares(means, deviations, rows, decoded, variances, nodes) + log_det)
+    mismatch: Array = log_p - (log_likelihood - _kl_to_prior(means, deviations))
     return mismatch
+
+
+def best_gaussian(
+    x: npt.ArrayLike, decode: Callable[[Array], npt.ArrayLike], noise_variance: npt.ArrayLike, *, widths: int = 12
+) -> tuple[Array, Array]:
+    """Return the Gaussian q(z) with the best ELBO for each row, for one latent with the prior N(0, 1): by search.
+
+    Its :func:`posterior_mismatch` is what the Gaussian family costs; what an encoder's is above that is the encoder's.
+    Candidates lie along the decoder's path, closer where it is steep, and the best is refined until its mean is known
+    to a thousandth of q's deviation.
+
+    Parameters
+    ----------
+    x : (n, d)
+    decode : callable
+        z (m, 1) → E[x | z] (m, d), in float64.
+    noise_variance : float or (d,)
+        x | z ~ N(decode(z), noise_variance · I).
+    widths : int
+        Deviations to start from, between half the narrowest that the decoder's slope can ask for and 2. Four times as
+        many change the mismatch by less than .001 nats on the toy worlds.
+
+    Returns
+    -------
+    mean, std : (n,) each
+
+    Raises
+    ------
+    ValueError
+        Where shapes do not agree, or a variance is not positive.
+    """
+    rows, decoded, variances = _checked(x, decode, noise_variance)
+    parameters.integer("widths", widths, minimum=2)
+    scaled = rows / np.sqrt(variances)
+
+    def moments(mean: Array, std: Array) -> tuple[Array, Array]:
+        """E_q of decode(z) in units of the noise, and what of −2 · ELBO does not depend on the row."""
+        t, weights = _gaussian_nodes(129)
+        outputs = decoded((mean[:, None] + std[:, None] * t).reshape(-1, 1)) / np.sqrt(variances)
+        outputs = outputs.reshape(len(mean), len(t), -1)
+        squares = (outputs**2).sum(2) @ weights
+        return weights @ outputs, squares + 2 * _kl_to_prior(mean, std)
+
+    path, _ = path_nodes(decoded, variances, order=8)
+    steps = np.sqrt((np.diff(decoded(path[:, None]) / np.sqrt(variances), axis=0) ** 2).sum(1)) / np.diff(path)
+    # As many in z alone: in flat places the path's own are far apart.
+    means = np.union1d(path[np.abs(path) < 6], np.linspace(-6, 6, 961))
+    best = np.full(len(rows), np.inf)
+    mean, std = np.zeros(len(rows)), np.ones(len(rows))
+    ladder = np.geomspace(0.5 / np.sqrt(1 + steps.max() ** 2), 2.0, widths)
+    for width in ladder:
+        expected, rest = moments(means, np.full(len(means), width))
+        for start in range(0, len(rows), 256):
+            part = slice(start, start + 256)
+            losses = rest - 2 * scaled[part] @ expected.T
+            place = losses.argmin(1)
+            least = losses[np.arange(len(losses)), place]
+            better = least < best[part]
+            best[part][better], mean[part][better], std[part][better] = least[better], means[place[better]], width
+    reach, grid = ladder[1] / ladder[0], np.linspace(-1, 1, 5)
+    for _ in range(10):
+        near_mean = (mean[:, None, None] + std[:, None, None] * (reach - 1) * grid[:, None] + 0 * grid).reshape(-1)
+        near_std = (std[:, None, None] * reach**grid + 0 * grid[:, None]).reshape(-1)
+        expected, rest = moments(near_mean, near_std)
+        losses = (rest - 2 * (np.repeat(scaled, 25, 0) * expected).sum(1)).reshape(-1, 25)
+        place = np.arange(len(rows)) * 25 + losses.argmin(1)
+        mean, std, reach = near_mean[place], near_std[place], 1 + (reach - 1) / 2
+    return mean, std
 
 
 def posterior_gap(
@@ -127,13 +172,54 @@ def posterior_gap(
     return mean_of(detector.posterior_gaps(X, samples=samples, most_rows=most_rows, random_state=random_state))
 
 
-def _expected_squares(
-    means: Array, deviations: Array, rows: Array, decoded: Callable[[Array], Array], variances: Array, nodes: int
-) -> Array:
-    """E_q Σ (x − decode(z))²/variance: ``(n,)``. Nodes go with q, which may be narrower than any shared grid."""
+def _checked(
+    x: npt.ArrayLike, decode: Callable[[Array], npt.ArrayLike], noise_variance: npt.ArrayLike
+) -> tuple[Array, Callable[[Array], Array], Array]:
+    """Return rows and variances as arrays, and a decoder that says what it was given where it returns nonsense."""
+    rows = np.asarray(x, dtype=np.float64)
+    if rows.ndim != 2 or len(rows) == 0:
+        raise ValueError(f"x must be of shape (n, d); got {rows.shape}.")
+    variances = np.asarray(noise_variance, dtype=np.float64)
+    if variances.shape not in ((), rows.shape[1:]):
+        raise ValueError(
+            f"noise_variance must be one number or of shape {rows.shape[1:]}, one for each column; "
+            f"got {variances.shape}."
+        )
+    if not (variances > 0).all():
+        raise ValueError(f"noise_variance must be positive everywhere; got {variances.min():g}.")
+
+    def decoded(z: Array) -> Array:
+        found = np.asarray(decode(z), dtype=np.float64)
+        if found.shape != (len(z), rows.shape[1]):
+            raise ValueError(
+                f"decode must return ({len(z)}, {rows.shape[1]}) from z of shape {z.shape}; got {found.shape}."
+            )
+        if not np.isfinite(found).all():
+            raise ValueError(
+                "decode must return finite numbers for z between −8 and 8 and where q lies; got NaN or infinity."
+            )
+        return found
+
+    return rows, decoded, variances
+
+
+def _gaussian_nodes(nodes: int) -> tuple[Array, Array]:
+    """Even nodes over ± 8 deviations, and weights of an expectation under N(0, 1): on these exact to rounding."""
     t = np.linspace(-8, 8, nodes)
     weights = np.exp(-0.5 * t**2)
-    weights /= weights.sum()
+    return t, weights / weights.sum()
+
+
+def _kl_to_prior(means: Array, deviations: Array) -> Array:
+    kl: Array = 0.5 * (deviations**2 + means**2 - 1) - np.log(deviations)
+    return kl
+
+
+def expected_squares(
+    means: Array, deviations: Array, rows: Array, decoded: Callable[[Array], Array], variances: Array, nodes: int = 1025
+) -> Array:
+    """Return E_q Σ (x − decode(z))²/variance: ``(n,)``. Nodes go with q, which may be narrower than any shared grid."""
+    t, weights = _gaussian_nodes(nodes)
     found = np.empty(len(rows))
     size = max(1, 2**17 // nodes)
     for start in range(0, len(rows), size):

@@ -4,7 +4,6 @@ from offmanifold.studies.bimodal import STUDY as BIMODAL
 from offmanifold.studies.capacity import STUDY as CAPACITY
 from offmanifold.studies.cifar_ood import STUDY as CIFAR_OOD
 from offmanifold.studies.composition import STUDY as COMPOSITION
-from offmanifold.studies.compression import STUDY as COMPRESSION
 from offmanifold.studies.core import Study
 from offmanifold.studies.density_2d import STUDY as DENSITY_2D
 from offmanifold.studies.disentanglement import STUDY as DISENTANGLEMENT
@@ -63,7 +62,6 @@ STUDIES: dict[str, Study] = {
         NOISE_VARIANCE,
         LATENT_COUNT,
         PROJECTION_DEFENCE,
-        COMPRESSION,
         DISENTANGLEMENT,
         SEMI_TOYS,
         SEMI_REAL,

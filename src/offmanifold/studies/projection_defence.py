@@ -159,7 +159,7 @@ def run(job: Job) -> dict[str, Any]:
     project = projection(job)
     defended = logits if project is None else lambda rows: logits(project(rows))
     rows = torch.from_numpy(test[: job["attacked"]]).float()
-    noiseless = toy_vaes.noiseless(WORLD, job["seed"], job["rows"])[: job["attacked"]]
+    noiseless = WORLD.decode(toy_vaes.origins(WORLD, job["seed"], job["rows"])[: job["attacked"]])
     y = torch.from_numpy(classes(noiseless))
 
     def attacked(target: Projection, radius: float, norm: Norm = "l2") -> Tensor:

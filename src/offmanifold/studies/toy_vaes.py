@@ -128,6 +128,7 @@ def fit_stack(
     seed: int,
     truth: tuple[World, Sequence[bool]] | None = None,
     joint_steps: int | None = None,
+    pairs: bool = False,
 ) -> None:
     """Train a stack in place.
 
@@ -145,6 +146,9 @@ def fit_stack(
         for it (P2, appendix J). Their latents beyond the first start without a say.
     joint_steps : int, optional
         Of the joint training, where it is to take other than ``steps``; 0 leaves what the truth gave.
+    pairs : bool
+        Whether the encoder of a true decoder first learns z from pairs (x, z) drawn from the world: q then covers the
+        posterior, where the bound alone does not find a far place on the curve.
     """
     encoder = ParameterGroup.of("encoder", model.encoder)
     decoder = ParameterGroup.of("decoder", model.decoder)
@@ -173,8 +177,18 @@ def fit_stack(
             noise = batch.new_empty(1, 1, len(batch), model.latent_dim).normal_(generator=generator)
             return -(chosen * model.bound(batch, noise, iwae=False)).sum(0), {}
 
+        def paired(batch: Tensor, generator: torch.Generator) -> tuple[Tensor, Metrics]:
+            z = batch.new_empty(len(batch), 1).normal_(generator=generator)
+            noise = torch.empty_like(batch).normal_(generator=generator)
+            x = torch.from_numpy(world.decode(z.double().numpy())).to(batch) + world.noise_variance**0.5 * noise
+            mean, log_std = split_posterior(model.encoder(x.expand(len(model), -1, -1)).flatten(0, 1))
+            mean, log_std = (part.view(len(model), len(batch), -1)[..., 0] for part in (mean, log_std))
+            return (chosen * (0.5 * ((z[:, 0] - mean) / log_std.exp()).square() + log_std)).sum(0), {}
+
         warm = Optimizer(5 * RATE, schedule="cosine")
         phases.append(_phase("decoder", (Update((decoder,), decoded, warm),), steps))
+        if pairs:
+            phases.append(_phase("pairs", (Update((encoder,), paired, warm),), steps))
         phases.append(_phase("encoder", (Update((encoder,), flagged, Optimizer(RATE)),), steps))
     updates = [Update(groups, loss, optimizer)]
     if method.name == "LIN":
@@ -266,10 +280,9 @@ def data(world: World, seed: int, sizes: tuple[int, int, int]) -> tuple[Tensor, 
     return torch.from_numpy(drawn[:first]).float(), torch.from_numpy(drawn[first:second]).float(), drawn[second:]
 
 
-def noiseless(world: World, seed: int, sizes: Sequence[int]) -> Array:
-    """Return f(z) of the test rows that :func:`data` returns."""
-    drawn = world.sample(sum(sizes), np.random.default_rng(seed))
-    return world.decode(drawn.z, drawn.y)[sizes[0] + sizes[1] :]
+def origins(world: World, seed: int, sizes: Sequence[int]) -> Array:
+    """Return the z ``(n, 1)`` of the test rows that :func:`data` returns."""
+    return world.sample(sum(sizes), np.random.default_rng(seed)).z[sizes[0] + sizes[1] :]
 
 
 class Trained(NamedTuple):
@@ -306,6 +319,7 @@ def trained(
     learned: bool = False,
     noise_variance: float | None = None,
     joint_steps: int | None = None,
+    pairs: bool = False,
 ) -> Trained:
     """Draw a data set, train one restart for each of the flags ``from_truth``, and choose the best.
 
@@ -317,6 +331,8 @@ def trained(
     variance = world.noise_variance if noise_variance is None else noise_variance
     model = StackedVAE(world.dimension, latent_dim, seeds, variance, learned=learned)
     truth = (world, from_truth) if any(from_truth) else None
-    fit_stack(model, train_rows, choosing, method, steps=steps, seed=seed, truth=truth, joint_steps=joint_steps)
+    fit_stack(
+        model, train_rows, choosing, method, steps=steps, seed=seed, truth=truth, joint_steps=joint_steps, pairs=pairs
+    )
     losses = objectives(model, choosing, method)
     return Trained(model, int(np.argmin(losses)), losses, train_rows, test)
