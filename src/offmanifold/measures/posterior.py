@@ -82,7 +82,8 @@ def best_gaussian(
         x | z ~ N(decode(z), noise_variance · I).
     widths : int
         Deviations to start from, between half the narrowest that the decoder's slope can ask for and 2. Four times as
-        many change the mismatch by less than .001 nats on the toy worlds.
+        many change the mismatch by .0004 nats on average on Spiral Dots, the roughest of the toy worlds, and by .005
+        for single rows, whose two best Gaussians are that near to each other.
 
     Returns
     -------
@@ -121,14 +122,18 @@ def best_gaussian(
             least = losses[np.arange(len(losses)), place]
             better = least < best[part]
             best[part][better], mean[part][better], std[part][better] = least[better], means[place[better]], width
-    reach, grid = ladder[1] / ladder[0], np.linspace(-1, 1, 5)
-    for _ in range(10):
-        near_mean = (mean[:, None, None] + std[:, None, None] * (reach - 1) * grid[:, None] + 0 * grid).reshape(-1)
-        near_std = (std[:, None, None] * reach**grid + 0 * grid[:, None]).reshape(-1)
-        expected, rest = moments(near_mean, near_std)
-        losses = (rest - 2 * (np.repeat(scaled, 25, 0) * expected).sum(1)).reshape(-1, 25)
-        place = np.arange(len(rows)) * 25 + losses.argmin(1)
-        mean, std, reach = near_mean[place], near_std[place], 1 + (reach - 1) / 2
+    grid = np.linspace(-1, 1, 5)
+    for start in range(0, len(rows), 1024):
+        part = slice(start, start + 1024)
+        reach = ladder[1] / ladder[0] - 1
+        while reach > 1e-3:
+            near_mean = (mean[part, None, None] + std[part, None, None] * reach * grid[:, None] + 0 * grid).reshape(-1)
+            near_std = (std[part, None, None] * (1 + reach) ** grid + 0 * grid[:, None]).reshape(-1)
+            expected, rest = moments(near_mean, near_std)
+            losses = rest - 2 * (np.repeat(scaled[part], grid.size**2, 0) * expected).sum(1)
+            losses = losses.reshape(-1, grid.size**2)
+            place = np.arange(len(losses)) * grid.size**2 + losses.argmin(1)
+            mean[part], std[part], reach = near_mean[place], near_std[place], reach / 2
     return mean, std
 
 
