@@ -214,7 +214,8 @@ def figure(records: list[Record], path: Path) -> None:
         axes.set_title(world, fontsize=10)
     for axes in panels[1]:
         axes.set_xlabel("latents")
-    panels[0, 0].legend(frameon=False, fontsize=8, loc="center right")
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    drawing.legend(handles, labels, frameon=False, ncols=3, loc="outside upper center")
     write_figure(drawing, path)
 
 
