@@ -19,7 +19,6 @@ from offmanifold.detectors.chains import chain_settings
 from offmanifold.detectors.configured import Settings
 from offmanifold.detectors.variational import VariationalDetector, gamma_metric, generative_groups
 from offmanifold.detectors.variational_autoencoder import VariationalAutoencoder
-from offmanifold.networks import choose
 from offmanifold.probability import bounds
 from offmanifold.probability.divergences import kl_between_normals, kl_to_standard_normal
 from offmanifold.training.phases import Judge, Metrics, Phase, Unfit, Update
@@ -79,7 +78,8 @@ class NegativeVAE(VariationalDetector):
     gamma, score_by, samples
         As for :class:`VAE`.
     network : str
-        As for :class:`AE`, but "auto" is "mlp" for tables and P1's networks for images of their sizes.
+        As for :class:`AE`, but "auto" is "mlp" for tables. P1's own, "p1-grey" and "p1-colour", are for images of 28
+        and 32 pixels, and take several times as long a step.
     steps
         As for :class:`VAE`.
     optimizer : {"auto", "adam", "adamw", "rmsprop"}
@@ -196,7 +196,7 @@ class NegativeVAE(VariationalDetector):
             "shift": shift,
             "upper_samples": parameters.integer("upper_samples", self.upper_samples),
             "chain": chain_settings("chain", chain, fewest=0),
-            **self._network_settings(spec, for_tables="mlp", table_steps=500, table_rate=5e-3, for_images=p1_network),
+            **self._network_settings(spec, for_tables="mlp", table_steps=500, table_rate=5e-3),
         }
 
     def _take_negatives(self, negatives: Any, rows: Tensor, others: Sequence[Tensor]) -> None:
@@ -366,8 +366,3 @@ class NegativeVAE(VariationalDetector):
             return loss / rows.numel(), {name: value for name, value in record.items() if math.isfinite(value)}
 
         return judge
-
-
-def p1_network(shape: tuple[int, ...]) -> str:
-    """Return P1's network for images of 28 and 32 pixels, or the general one."""
-    return {(28, 28): "p1-grey", (32, 32): "p1-colour"}.get((shape[1], shape[2]), choose.for_images(shape))
