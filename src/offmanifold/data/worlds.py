@@ -246,8 +246,10 @@ def _clusters(z: Float64Array) -> Float64Array:
     return _on_circle(2 * _steps(2 * np.pi * expit(np.pi * z / 2)))
 
 
-def _spiral_dots(z: Float64Array) -> Float64Array:
-    t = _steps(4 * np.pi * expit(np.pi * z / 2))
+def spiral_dots(z: Float64Array, flattened: float = 0.0) -> Float64Array:
+    """Return P2 Eq. 37, or what goes a part of the way from its dots to a spiral of even speed."""
+    u = 4 * np.pi * expit(np.pi * z / 2)
+    t: Float64Array = (1 - flattened) * _steps(u) + flattened * u
     return t[:, None] * _on_circle(t)
 
 
@@ -296,7 +298,7 @@ WORLDS: dict[str, World] = {
         # Eq. 35 prints |Φ(z)|, which is Φ(z). |2Φ(z) − 1| is even in z, and uniform on [0, 1] as Φ(z) is.
         World("absolute-value", 2, 0.01, _absolute_value, simpler=World("absolute-value-simpler", 2, 0.01, _straight)),
         CLUSTERS,
-        World("spiral-dots", 2, 0.01, _spiral_dots),
+        World("spiral-dots", 2, 0.01, spiral_dots),
         World("discrete-semi-circle", 2, 0.01, _discrete_semi_circle, "binary"),
         # Eq. 39 gives no variance; that of the discrete one is taken.
         World("continuous-semi-circle", 2, 0.01, _continuous_semi_circle, "normal"),

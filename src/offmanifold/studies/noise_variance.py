@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from scipy.special import expit
 
-from offmanifold.data.worlds import WORLDS, World
+from offmanifold.data.worlds import WORLDS, spiral_dots
 from offmanifold.measures.posterior import best_gaussian, expected_squares, posterior_mismatch
 from offmanifold.report.figures import dot_rows
 from offmanifold.studies import toy_vaes
 from offmanifold.studies.core import Job, Record, Study, over_seeds, shown
 
-Array = npt.NDArray[np.float64]
 WORLD = WORLDS["spiral-dots"]
 # Row → how much of the way a given decoder goes from the truth's dots to a spiral of even speed.
 GIVEN = {
@@ -36,18 +34,6 @@ SIZES = {
     "laptop": ((5000, 2000, 2000), 8000, 30_000, 2, len(GIVEN), 500),
     "paper": ((5000, 2000, 2000), 20_000, 100_000, 5, len(GIVEN), 2000),
 }
-
-
-def flattened(share: float) -> World:
-    """Return a world whose decoder goes a share of the way from the dots to a spiral of even speed."""
-
-    def decoder(z: Array) -> Array:
-        angle = 4 * np.pi * expit(np.pi * z / 2)
-        radius = (1 - share) * np.linalg.norm(WORLD.decode(z), axis=1) + share * angle
-        spiral: Array = radius[:, None] * np.stack([np.cos(radius), np.sin(radius)], 1)
-        return spiral
-
-    return dataclasses.replace(WORLD, name=f"spiral-dots-{share:g}", decoder=decoder)
 
 
 def jobs(scale: str, seed: int) -> list[Job]:
@@ -81,7 +67,7 @@ def run(job: Job) -> dict[str, Any]:
 def _given(job: Job) -> dict[str, Any]:
     """The best Gaussian q(z | x) for each row, whatever an encoder could do."""
     rows = toy_vaes.data(WORLD, job["seed"], job["rows"])[1][: job["sought"]].double().numpy()
-    world = flattened(job["flattened"])
+    world = dataclasses.replace(WORLD, decoder=functools.partial(spiral_dots, flattened=job["flattened"]))
     mean, std = best_gaussian(rows, world.decode, world.noise_variance)
     mismatch = posterior_mismatch(mean, std, rows, world.decode, world.noise_variance)
     errors = expected_squares(mean, std, rows, world.decode, np.ones(world.dimension))
