@@ -39,6 +39,20 @@ def test_p_values_stay_uniform_when_cells_vanish(
         assert abs((p <= rate).mean() - rate) < 0.01 + 4 * np.sqrt(rate * (1 - rate) / 400), rate
 
 
+def test_levels_are_learned_among_the_rows_of_others(many: np.ndarray) -> None:
+    """A stored row that may compare itself with itself looks more normal than any new one."""
+    detector = MultiscaleDenoiser(**quick(MultiscaleDenoiser)).fit(many[:3000])
+    _, stopping, training = detector.split(3000)
+    held_out = detector._prepare(many[stopping])
+    with torch.no_grad():
+        among_all = detector._raw_energy(held_out)
+        with detector.module_.stored.first(len(training)):
+            among_others = detector._raw_energy(held_out)
+    assert detector._levelling is not None
+    assert float(detector._levelling.centre) == pytest.approx(float(among_others.quantile(0.5)), abs=1e-5)
+    assert float(among_all.quantile(0.5)) < float(among_others.quantile(0.5)) - 0.1
+
+
 def test_no_pattern_of_gaps_is_suspicious_by_itself(many: np.ndarray) -> None:
     """Not even that in which the column that varies least, or most, is the one that is missing."""
     detector = AE(random_state=0, verbose=False, steps=300).fit(many[:3000])

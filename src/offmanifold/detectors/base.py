@@ -235,15 +235,15 @@ class OutlierDetector(Scorer, abc.ABC):
         finally:
             self._negatives = None  # rows of the user's are no part of a model, nor of a run that failed
         self.module_ = model.requires_grad_(False)
-        with torch.no_grad():
-            self._finish(model, data.to(self._device), held_out.to(self._device), settings)
-            without_labels = held_out if labels is None else held_out[:, : -labels.shape[1]]
-            self._levelling = self._learn_levels(without_labels.to(self._device))
         self.rows_ = {
             "training": len(data),
             "stopping": len(held_out),
             "calibration": len(for_calibration),
         }
+        with torch.no_grad():
+            self._finish(model, data.to(self._device), held_out.to(self._device), settings)
+            without_labels = held_out if labels is None else held_out[:, : -labels.shape[1]]
+            self._levelling = self._learn_levels(without_labels.to(self._device))
         self._set_input_attributes()
         self._calibrate(np.sort(self._scores(rows, for_calibration)))
         self.calibration_rows_ = self._kept(rows, for_calibration)

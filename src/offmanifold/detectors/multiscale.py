@@ -16,6 +16,7 @@ from offmanifold.data.inputs import Float64Array, InputSpec, Rows, evenly
 from offmanifold.detectors.base import OutlierDetector
 from offmanifold.detectors.configured import Settings
 from offmanifold.detectors.denoising import PART, TINY, DenoisingModel, ImageModel, TableModel
+from offmanifold.detectors.levelling import Levelling
 from offmanifold.detectors.scorer import joined
 from offmanifold.detectors.stored import CELLS, StoredRows
 from offmanifold.networks.denoiser import DenseDenoiser, UNetDenoiser
@@ -242,6 +243,13 @@ calibration_fraction, device, precision, random_state, verbose
                 model.store(known[kept])
                 settings["stored"] = len(kept)
         model.standardise(held_out)
+
+    def _learn_levels(self, held_out: Tensor) -> Levelling | None:
+        # The rows that levels are learned from may not find themselves among the stored ones.
+        training = self.rows_["training"]
+        kept = evenly(training + len(held_out), self.settings_["most_rows"])
+        with self.module_.stored.first(int((kept < training).sum())):
+            return super()._learn_levels(held_out)
 
     def _energy_terms(self, model: DenoisingModel, rows: Tensor) -> dict[str, Tensor]:
         return model.energies(rows)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -54,6 +57,16 @@ class StoredRows(nn.Module):
         self.centre = rows.mean(0)
         self.rows = rows - self.centre
         self.norms = self.rows.square().sum(1)
+
+    @contextlib.contextmanager
+    def first(self, count: int) -> Iterator[None]:
+        """Within the block there are only the first ``count`` rows."""
+        rows, norms = self.rows, self.norms
+        self.rows, self.norms = rows[:count], norms[:count]
+        try:
+            yield
+        finally:
+            self.rows, self.norms = rows, norms
 
     def forward(self, rows: Tensor) -> Tensor:
         """Return soft squared distances a dimension: ``(n, levels)``; with missing cells the mean over those seen."""
