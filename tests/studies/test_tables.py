@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from offmanifold.studies import tables
+from offmanifold.studies.memory import peak_memory
 
 ALL = importlib.util.find_spec
 
@@ -18,7 +20,8 @@ def record(row: str, table: str, seed: int, value: float) -> dict[str, Any]:
     estimate = {"value": value, "low": value, "high": value, "level": 0.95}
     rows = {"train": 10, "normal": 10, "outliers": 10, "without_a_number": 0}
     own = {"auroc": estimate, "aupr": estimate, "processor_seconds": {"fit": 1.5, "score": 0.1}, "rows": rows}
-    return {"job": {"row": row, "table": table, "seed": seed}, "metrics": own}
+    memory = {"mib": 100 * value} if row == "AE" else {}  # where it cannot be told there is none
+    return {"job": {"row": row, "table": table, "seed": seed}, "metrics": own | {"peak_memory": memory}}
 
 
 def records() -> list[dict[str, Any]]:
@@ -46,7 +49,9 @@ def test_the_table_says_what_the_records_hold() -> None:
     assert cells[4] == f"{(1 + 3 + 1.5) / 3:.2f}"
     assert cells[5].startswith("-0.117 [")  # mean of (.1 − .4)/3 and (0 − .4)/3
     assert cells[6] == "1, 1, 1" and cells[7] == "-0.400 (b)"
-    assert cells[8:] == ["4.5", "200", "2"]
+    assert cells[8:] == ["4.5", "200", "90", "2"]
+    (other,) = (line for line in text.splitlines() if line.startswith("| VAE |"))
+    assert other.split("|")[-3].strip() == "–"
     assert "Not run on all tables: MultiscaleDenoiser, NAE, " in text
     assert "pip install 'offmanifold[bench]'" in text
     assert "| b | 0.500 | 0.600 | 0.900 |" in text
@@ -72,6 +77,20 @@ def test_nearest_neighbours_are_pyods() -> None:
     train, test = rng.normal(size=(200, 4)), rng.normal(size=(50, 4)) * 2
     ours = tables._score(tables._make("", 4, 0, {}).fit(train), test)
     np.testing.assert_allclose(ours, -knn.KNN().fit(train).decision_function(test))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="resident memory is told by Linux alone")
+def test_memory_is_that_of_the_block() -> None:
+    found: dict[str, float] = {}
+    earlier = np.ones(40 * 2**17)  # 40 MiB
+    del earlier
+    for size in (30, 60):
+        with peak_memory(found):
+            rows = np.ones(size * 2**17)
+            del rows
+        if not found:
+            pytest.skip("this process may not reset what is counted")
+        assert size - 1 < found["mib"] < size + 15
 
 
 def test_the_parts_make_up_the_score() -> None:

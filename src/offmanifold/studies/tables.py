@@ -24,6 +24,7 @@ from offmanifold.measures.plain import Neighbours
 from offmanifold.measures.ranks import friedman, mean_ranks, nemenyi_difference
 from offmanifold.report.figures import critical_difference
 from offmanifold.studies.core import Job, Record, Study, shown
+from offmanifold.studies.memory import peak_memory
 
 Array = npt.NDArray[Any]
 SMOKE = ("breast cancer", "wine")  # they come with scikit-learn
@@ -158,7 +159,8 @@ def run(job: Job) -> dict[str, Any]:
     if row.standardised:
         scaler = StandardScaler().fit(train)
         train, test = scaler.transform(train), scaler.transform(test)
-    with warnings.catch_warnings():
+    memory: dict[str, float] = {}
+    with warnings.catch_warnings(), peak_memory(memory):
         warnings.simplefilter("ignore")
         model = _make(row.source, train.shape[1], job["seed"], job["parameters"])
         began, fit_seconds = time.process_time(), time.perf_counter()
@@ -174,6 +176,7 @@ def run(job: Job) -> dict[str, Any]:
         "auroc": auroc(*parts).to_json(),
         "aupr": aupr(*parts).to_json(),
         "fit_seconds": round(fit_seconds, 3),
+        "peak_memory": memory,
         "processor_seconds": {"fit": round(fitted - began, 3), "score": round(scored - fitted, 3)},
         "rows": {
             "train": len(train),
@@ -266,7 +269,7 @@ def _compared(found: Seen) -> tuple[dict[str, float], float | None, float | None
     return ranks, nemenyi_difference(len(rows), len(found.tables)), friedman(values)
 
 
-def _speed(found: Seen, row: str) -> list[str]:
+def _costs(found: Seen, row: str) -> list[str]:
     fit, score = (
         found.values(row, lambda record, part=part: record["metrics"]["processor_seconds"][part])  # type: ignore[misc]
         for part in ("fit", "score")
@@ -274,7 +277,9 @@ def _speed(found: Seen, row: str) -> list[str]:
     tested = found.values(
         row, lambda record: record["metrics"]["rows"]["normal"] + record["metrics"]["rows"]["outliers"]
     )
-    return [f"{fit.sum(1).mean():.1f}", f"{tested.sum() / max(score.sum(), 1e-9):,.0f}"]
+    peaks = found.values(row, lambda record: record["metrics"]["peak_memory"].get("mib", np.nan))
+    memory = f"{peaks.max():,.0f}" if np.isfinite(peaks).all() else "–"
+    return [f"{fit.sum(1).mean():.1f}", f"{tested.sum() / max(score.sum(), 1e-9):,.0f}", memory]
 
 
 def _with_halves(values: Array) -> list[str]:
@@ -290,12 +295,12 @@ def _mains(found: Seen) -> list[str]:
         f"for all. {REFERENCE} (the fifth neighbour), LOF, IForest and ECOD are given standardised columns, as is "
         "usual; the others standardise by themselves. Halves: every other table by name. Rank: mean over tables. "
         f"Minus {REFERENCE}: the AUROC on the same rows; then the tables where it is higher, equal, lower, and the "
-        "worst. Fit: processor time for all tables. Mean over seeds with Student's 95 % interval where there are "
-        "several.",
+        "worst. Fit: processor time for all tables. Memory: what fitting and scoring took at most, on any table. Mean "
+        "over seeds with Student's 95 % interval where there are several.",
         "",
         f"| detector | AUROC | first half | second half | AUPR | rank | minus {REFERENCE} | better, equal, worse | "
-        "worst | fit (s) | rows scored a second | seeds |",
-        "|---" * 12 + "|",
+        "worst | fit (s) | rows scored a second | memory (MiB) | seeds |",
+        "|---" * 13 + "|",
     ]
     for row in found.ranked():
         values = found.values(row, _auroc)
@@ -307,7 +312,7 @@ def _mains(found: Seen) -> list[str]:
             counts = map(str, ((each > 0).sum(), (each == 0).sum(), (each < 0).sum()))
             worst = f"{each.min():+.3f} ({found.tables[int(each.argmin())]})"
             cells[-3:] = [shown(apart.mean(1).tolist()), ", ".join(counts), worst]
-        lines.append(f"| {row} | {' | '.join(cells)} | {' | '.join(_speed(found, row))} | {len(found.runs[row])} |")
+        lines.append(f"| {row} | {' | '.join(cells)} | {' | '.join(_costs(found, row))} | {len(found.runs[row])} |")
     if p is not None:
         lines += ["", f"Friedman's test that all are equally good: p = {p:.1g}; critical difference of mean ranks "
                   f"(Nemenyi, 95 %): {difference:.2f}."]  # fmt: skip
