@@ -18,7 +18,7 @@ from conftest import quick
 
 from offmanifold import load
 from offmanifold.detectors import IGEBM, NAE, OutlierDetector
-from offmanifold.detectors.contrastive import watching
+from offmanifold.detectors.contrastive import dequantised, watching
 from offmanifold.probability import missing
 from offmanifold.training.checkpoints import Checkpointer
 from offmanifold.training.loop import TrainingDiverged
@@ -203,6 +203,20 @@ def test_an_image_model_that_reconstructs_nothing_is_unfit(digits: Any) -> None:
     assert found.training_summary()["normalisation"]["rolled_back"] == 0
     alike = np.full((100, 8, 8), 0.5, dtype=np.float32) + 0.01 * np.eye(8, dtype=np.float32)
     NAE(**settings).fit(alike)
+
+
+def test_colour_presets_learn_dequantised_pixels(digits: Any) -> None:
+    levels = torch.arange(256.0)
+    spread = 256 * dequantised((levels / 255).expand(500, -1), torch.Generator().manual_seed(0)) - levels
+    assert -1e-4 < float(spread.min()) < 0.01 and 0.99 < float(spread.max()) < 1 + 1e-4
+    for preset, noisy in (("mnist", False), ("cifar10", True), ("celeba", True), ("auto", False)):
+        detector = made(NAE, preset=preset, capacity=0.05, pretraining_steps=1, steps=1).fit(digits[0][:60])
+        rows = torch.from_numpy(digits[0][:16, None]).float()
+        for phase in detector._phases(detector.module_.requires_grad_(), detector.settings_):
+            loss = phase.updates[0].loss
+            first, second = (loss(rows, torch.Generator().manual_seed(seed))[1] for seed in (0, 1))
+            name = "reconstruction" if phase.name == "autoencoder" else "positive_energy"
+            assert bool(first[name] == second[name]) is not noisy, preset
 
 
 def test_chains_that_overflow_are_named(plane: Any) -> None:

@@ -41,6 +41,7 @@ def contrastive_phase(
     weight_penalty: Callable[[], Tensor] | None = None,
     temperature: Callable[[], Tensor] | None = None,
     of_the_mean: Energy | None = None,
+    noisy: Callable[[Tensor, torch.Generator], Tensor] | None = None,
 ) -> Phase:
     """Return the phase that lowers the energy of data and raises that of samples (P3, Eq. 12).
 
@@ -62,12 +63,16 @@ def contrastive_phase(
     of_the_mean : callable, optional
         The energies that rows ``(n, *shape)`` would have, were each reconstructed as their mean. Training that brings
         data well above them has lost what it had: energies with a ceiling do not explode.
+    noisy : callable, optional
+        What is learned in the data's place, such as :func:`dequantised`.
     """
     latest: dict[str, Tensor] = {}
     # The energy of data at the start, and after going back: on the host, where asking for it waits for nothing.
     began = torch.zeros(())
 
     def loss(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Metrics]:
+        if noisy is not None:
+            rows = noisy(rows, generator)
         samples, metrics = chain.negatives(generator, rows, energy)
         positive, negative = energy(torch.cat([rows, samples])).chunk(2)
         if of_the_mean is not None and not began:
@@ -149,6 +154,11 @@ def watching(
         }
 
     return judge
+
+
+def dequantised(rows: Tensor, generator: torch.Generator) -> Tensor:
+    """Return pixels of 256 levels, k/255, spread evenly over (k to k + 1)/256, as P3 has its data."""
+    return (255 * rows + torch.rand(rows.shape, generator=generator, device=rows.device)) / 256
 
 
 def sum_of_squares(module: nn.Module) -> Callable[[], Tensor]:

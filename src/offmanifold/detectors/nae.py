@@ -30,7 +30,7 @@ from offmanifold.detectors.chains import (
     size_of_network,
 )
 from offmanifold.detectors.configured import Settings
-from offmanifold.detectors.contrastive import contrastive_phase, sum_of_squares
+from offmanifold.detectors.contrastive import contrastive_phase, dequantised, sum_of_squares
 from offmanifold.detectors.density import GridDensityMixin
 from offmanifold.detectors.explanations import Cells
 from offmanifold.detectors.latent import LatentMixin
@@ -110,7 +110,7 @@ class NAE(LatentMixin, GridDensityMixin, OutlierDetector):
     preset : {"auto", "images", "tables", "2d", "mnist", "cifar10", "celeba"}
         What every "auto" below means. "auto" is "images" or "tables", measured for minutes on a laptop; the last four
         follow P3, for a GPU: chains, steps and rates are its own, but for batches of 128 everywhere, and for "2d" ten
-        times the rate of the temperature and bounds of ±4.
+        times the rate of the temperature and bounds of ±4; those of colour images are dequantised in training.
     negatives : {"omi", "cd", "pcd", "pcd-restart"}
         Where chains start: on the decoder's manifold (a chain on z, from a replay buffer of z, comes first); at the
         data; at earlier chains' ends, without or with restarts.
@@ -327,6 +327,7 @@ device, precision, random_state, verbose
             **network,
             "capacity": auto("capacity"),
             "schedule": auto("schedule"),
+            "dequantise": preset["dequantise"] and not table,
             "default_steps": preset["steps"],
             "default_rate": preset["rate"],
         }
@@ -362,8 +363,10 @@ device, precision, random_state, verbose
             scaled: Tensor = factor * penalty()
             return scaled
 
+        noisy = dequantised if settings["dequantise"] else None
+
         def reconstruction(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Metrics]:
-            errors = model.energy(rows)
+            errors = model.energy(rows if noisy is None else noisy(rows, generator))
             metrics: Metrics = {"reconstruction": errors.detach().mean()}
             return (errors + weight_penalty() if factor else errors), metrics
 
@@ -402,6 +405,7 @@ device, precision, random_state, verbose
                 weight_penalty=weight_penalty if factor else None,
                 temperature=model.temperature,
                 of_the_mean=of_the_mean if self._network_spec.kind == "image" else None,
+                noisy=noisy,
             )
         )
         return phases
