@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 from conftest import quick
 
-from offmanifold import AE, IGEBM, NAE, VAE, OutlierDetector
+from offmanifold import AE, IGEBM, NAE, VAE, MultiscaleDenoiser, OutlierDetector
 from offmanifold.detectors.explanations import cell_and_normal
 
 
@@ -106,6 +106,20 @@ def test_a_row_beyond_all_search_is_explained_from_the_means(plane: Any) -> None
     assert (changes[lost] > 0.5 * np.abs(explanation.score - explanation.base)[lost]).all()
     means = detector.score_samples(detector._standardiser.mean[None])  # type: ignore[union-attr]
     np.testing.assert_allclose(explanation.base[lost], means[0], rtol=1e-4)
+
+
+@pytest.mark.parametrize("value", [1e2, 1e6, 1e12, -1e9])
+def test_however_extreme_a_cell_it_is_named(value: float, plane: Any) -> None:
+    """An energy that grows as a logarithm changes near the beginning of a long path."""
+    detector = MultiscaleDenoiser(**quick(MultiscaleDenoiser) | {"steps": 100}).fit(plane[0])
+    rows = plane[0][:3].copy()
+    rows[:, 1] = value
+    told = detector.explain(rows)
+    assert (np.abs(told.residual) < 0.02 * np.abs(told.score)).all()
+    for i in range(3):
+        reasons = told.top(i, 5)
+        assert reasons[0].column == "column 1" and all(reason.contribution < 0 for reason in reasons)
+        assert reasons[0].contribution < 0.5 * told.score[i]
 
 
 def test_cells_are_shown_with_digits_that_tell_them_apart() -> None:

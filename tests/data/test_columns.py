@@ -81,6 +81,39 @@ def test_time_zones() -> None:
         Rows(frame.with_columns(pl.col("when").dt.replace_time_zone(None)), spec).take(slice(0, 4))
 
 
+def test_dates_that_python_holds_keep_their_zone() -> None:
+    there = pd.date_range("2024-03-01 12:00", periods=30, freq="7h", tz="Europe/Budapest")
+    elsewhere = there.tz_convert("Asia/Tokyo").astype(object)
+    rows = learned(pd.DataFrame({"at": there}))
+    expected = rows.take(slice(None))
+    np.testing.assert_array_equal(Rows(pd.DataFrame({"at": elsewhere}), rows.spec).take(slice(None)), expected)
+    objects = learned(pd.DataFrame({"at": there.astype(object)}))
+    assert objects.spec.details is not None and objects.spec.details[0].zone == "Europe/Budapest"
+    np.testing.assert_array_equal(objects.take(slice(None)), expected)
+    fixed = [when.to_pydatetime().astimezone(datetime.timezone(datetime.timedelta(hours=2))) for when in there]
+    offset = learned(pd.DataFrame({"at": pd.Series(fixed, dtype=object)}))
+    assert offset.spec.details is not None and offset.spec.details[0].zone == "UTC"
+    with pytest.raises(ValueError, match="other time zones than in training .there: Europe/Budapest; here: none"):
+        Rows(pd.DataFrame({"at": there.tz_localize(None).astype(object)}), rows.spec).take(slice(None))
+
+
+def test_what_pandas_has_for_nothing() -> None:
+    plain = pd.DataFrame({"t": ["u", "v", None] * 10, "x": [1.0, None, 2.0] * 10})
+    expected = learned(plain).take(slice(None))
+    held = plain.assign(t=plain["t"].astype(object).where(plain["t"].notna(), pd.NA))
+    mixed = plain.assign(x=plain["x"].astype(object).where(plain["x"].notna(), pd.NA))
+    for frame in (plain.convert_dtypes(), held, mixed, plain.convert_dtypes(dtype_backend="pyarrow")):
+        rows = learned(frame)
+        assert [column.kind for column in rows.spec.details or ()] == ["category", "number"]
+        np.testing.assert_array_equal(rows.take(slice(None)), expected)
+
+
+def test_the_last_date_there_is_comes_back() -> None:
+    ends = [datetime.datetime(1, 1, 1), datetime.datetime(2024, 1, 1), datetime.datetime(9999, 12, 31)]
+    rows = learned(pl.DataFrame({"at": ends}))
+    assert rows.spec.present(rows.take(slice(None)))["at"].to_list() == ends
+
+
 def test_every_type_in_one_column() -> None:
     odd = [1, "x", 2.5, True, None, datetime.date(2020, 1, 1)]
     rows = learned(pd.DataFrame({"odd": pd.Series(odd, dtype=object), "n": range(6)}))
@@ -131,6 +164,15 @@ def test_columns_that_say_nothing_are_named() -> None:
     (remark,) = slip.remarks(slip.take(slice(None)))
     assert "most of them are numbers" in remark and "identifier" not in remark
     assert Rows(rng.normal(size=(60, 2))).remarks(np.ones((60, 2))) == []
+    # Numbers that count the rows in any order, in steps too; not whole numbers that hardly ever repeat.
+    order = rng.permutation(300)
+    counts = learned(pl.DataFrame({"any": order, "seventh": 7 * order, "wide": rng.integers(0, 10**6, 300)}))
+    assert ["'any'" in text or "'seventh'" in text for text in counts.remarks(counts.take(slice(None)))] == [True, True]
+    # What stands for a missing number makes text of the others.
+    for few in (9, 400):
+        blank = learned(pl.DataFrame({"x": [f"{i % few}" if i % 7 else "NA" for i in range(500)]}))
+        (remark,) = blank.remarks(blank.take(slice(None)))
+        assert "text for 'NA', and all its other values are numbers" in remark and "columns={'x': 'number'}" in remark
 
 
 def test_names_and_kinds_must_be_known() -> None:

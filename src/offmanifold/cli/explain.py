@@ -112,8 +112,7 @@ def _told(detector: OutlierDetector, places: Any, explanation: Explanation, top:
     for i, place in enumerate(places):
         one: dict[str, Any] = {"row": int(place), "score": float(explanation.score[i]), "p_value": float(p[i])}
         if detector.spec_.kind == "table":
-            reasons = explanation.top(i, top)
-            one["because"] = [reason._asdict() for reason in reasons if reason.contribution]
+            one["because"] = [reason._asdict() for reason in explanation.top(i, top)]
         told.append({**one, "beside_columns": explanation.beside(i)})
     return told
 

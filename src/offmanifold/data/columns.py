@@ -7,6 +7,7 @@ import dataclasses
 import datetime
 import math
 import numbers
+import zoneinfo
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -27,9 +28,11 @@ KINDS: tuple[str, ...] = get_args(Kind)
 MOST_LEVELS = 100
 OTHER, NEW = "other levels", "a level not seen in training"
 # Rows from which on a column may look like an identifier.
-FEWEST_TO_IDENTIFY = 20
+FEWEST_TO_IDENTIFY, FEWEST_TO_COUNT = 20, 200
 # Text that stands for a missing number.
 BLANKS = ("", "na", "n/a", "nan", "null", "none", "?", "-", ".")
+# The first and the last second that a date can be written of: years 1 to 9999.
+WRITTEN = (-62_135_596_800, 253_402_300_799)
 TRUTHS = {"true": 1.0, "false": 0.0, "1": 1.0, "0": 0.0, "1.0": 1.0, "0.0": 0.0}
 
 
@@ -104,7 +107,7 @@ class Column:
         return found
 
     def _number(self, value: Any) -> float:
-        if value is None:
+        if _is_missing(value):
             return math.nan
         text = _text(value)
         if text.strip().casefold() in BLANKS:
@@ -126,7 +129,7 @@ class Column:
     def _seconds(self, values: nw.Series[Any]) -> Float64Array:
         dtype = values.dtype
         if dtype == nw.Object or values.null_count() == len(values):
-            return np.array([_since_1970(value, self.name) for value in values.to_list()], dtype=np.float64)
+            return np.array([self._since_1970(value) for value in values.to_list()], dtype=np.float64)
         if dtype == nw.String:
             try:
                 values = values.str.to_datetime(format=None)
@@ -136,18 +139,31 @@ class Column:
             values = values.cast(nw.Datetime("us"))
         elif not isinstance(dtype, nw.Datetime):
             raise ValueError(f"Column {self.name!r} was a date in training; got {dtype}.")
-        zone = getattr(values.dtype, "time_zone", None)
-        if (zone is None) != (self.zone is None):
-            there, here = self.zone or "none", zone or "none"
-            raise ValueError(
-                f"Column {self.name!r} has other time zones than in training (there: {there}; here: {here})."
-            )
+        self._check_zone(getattr(values.dtype, "time_zone", None))
         if self.zone is not None:
             values = values.dt.convert_time_zone(self.zone).dt.replace_time_zone(None)
         found = values.dt.timestamp("us")
         if found.null_count():
             found = found.cast(nw.Float64())
         return found.to_numpy().astype(np.float64) / 1e6
+
+    def _since_1970(self, value: Any) -> float:
+        if _is_missing(value):
+            return math.nan
+        if not isinstance(value, datetime.date):
+            raise ValueError(f"Column {self.name!r} was a date in training; got {value!r}.")
+        day = value if isinstance(value, datetime.datetime) else datetime.datetime.combine(value, datetime.time())
+        self._check_zone(_zone_of(day))
+        if self.zone is not None:
+            day = day.astimezone(zoneinfo.ZoneInfo(self.zone))
+        return (day.replace(tzinfo=None) - datetime.datetime(1970, 1, 1)).total_seconds()
+
+    def _check_zone(self, zone: str | None) -> None:
+        if (zone is None) != (self.zone is None):
+            there, here = self.zone or "none", zone or "none"
+            raise ValueError(
+                f"Column {self.name!r} has other time zones than in training (there: {there}; here: {here})."
+            )
 
     # --- and back --------------------------------------------------------------------------------------
 
@@ -167,7 +183,7 @@ class Column:
             found = [names[place] if known else None for place, known in zip(places, there, strict=True)]
             return pl.Series(self.name, found, dtype=pl.String)
         # What lies beyond the years 1 to 9999 cannot be written.
-        micro = np.clip(np.where(there, cells, 0) * 1e6, -6.2e16, 2.5e17).round().astype(np.int64)
+        micro = (np.clip(np.where(there, cells, 0), *WRITTEN) * 1e6).round().astype(np.int64)
         series = pl.Series(self.name, micro).cast(pl.Datetime("us"))
         return series.set(pl.Series(~there), None) if not there.all() else series
 
@@ -183,18 +199,30 @@ def _text(value: Any) -> str:
     return str(value)
 
 
+def _is_missing(value: Any) -> bool:
+    """Say whether a cell holds nothing: None, NaN, pandas' NaT and NA."""
+    if value is None:
+        return True
+    try:
+        return bool(value != value)
+    except TypeError:  # whether NA equals itself is NA
+        return True
+
+
 def levels_of(values: nw.Series[Any]) -> list[str | None]:
     """Return each cell's text, None where it is missing."""
-    return [None if value is None or value != value else _text(value) for value in values.to_list()]
+    return [None if _is_missing(value) else _text(value) for value in values.to_list()]
 
 
-def _since_1970(value: Any, name: str) -> float:
-    if value is None or value != value:
-        return math.nan
-    if isinstance(value, datetime.date):
-        day = value if isinstance(value, datetime.datetime) else datetime.datetime.combine(value, datetime.time())
-        return (day.replace(tzinfo=None) - datetime.datetime(1970, 1, 1)).total_seconds()
-    raise ValueError(f"Column {name!r} was a date in training; got {value!r}.")
+def _zone_of(value: Any) -> str | None:
+    """Return the time zone of a date that Python holds, UTC for one that has no name; None for one without."""
+    zone = value.tzinfo if isinstance(value, datetime.datetime) else None
+    if zone is None:
+        return None
+    try:
+        return zoneinfo.ZoneInfo(str(zone)).key
+    except (ValueError, zoneinfo.ZoneInfoNotFoundError):  # such as UTC+02:00
+        return "UTC"
 
 
 # --- what columns are ----------------------------------------------------------------------------------
@@ -220,7 +248,10 @@ def guess(frame: nw.DataFrame[Any], asked: Mapping[str, str] | None = None) -> t
         if kind is None:
             odd.append(f"{name!r} ({dtype})")
             continue
-        zone = getattr(dtype, "time_zone", None) if kind == "date" else None
+        zone = None
+        if kind == "date":
+            there = (_zone_of(value) for value in frame[name].to_list()) if dtype == nw.Object else ()
+            zone = getattr(dtype, "time_zone", None) or next((found for found in there if found is not None), None)
         columns.append(Column(name, kind, zone=zone, text=kind != "category" and dtype == nw.String))
     if odd:
         more = f" and {len(odd) - 8} more" if len(odd) > 8 else ""
@@ -248,7 +279,7 @@ def _kind(frame: nw.DataFrame[Any], name: str, dtype: Any) -> str | None:
     if dtype == nw.String:
         return "category"
     # Python objects of any type.
-    there = [value for value in values.to_list() if value is not None and value == value]
+    there = [value for value in values.to_list() if not _is_missing(value)]
     if all(isinstance(value, bool | np.bool_) for value in there):
         return "boolean"
     if all(isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool_) for value in there):
@@ -279,7 +310,13 @@ def remarks(columns: Sequence[Column], rows: Float64Array, distinct: Sequence[in
         name = column.name
         if not len(there):
             told.append(f"Column {name!r} is empty in the rows of training: leave it out (--drop {name}).")
-        elif _counts_up(column, there, len(rows)) or (
+        elif column.kind == "category" and (blank := _blank_of_numbers(column)):
+            told.append(
+                f"Column {name!r} is text for {blank!r}, and all its other values are numbers: it is taken for a "
+                f"category. If {blank!r} stands for a missing number, say that it is a number (columns={{{name!r}: "
+                "'number'}, on the command line --columns)."
+            )
+        elif _counts(column, there, len(rows)) or (
             column.kind == "category" and len(there) >= FEWEST_TO_IDENTIFY and distinct[i] > 0.9 * len(there)
         ):
             told.append(
@@ -303,22 +340,32 @@ def remarks(columns: Sequence[Column], rows: Float64Array, distinct: Sequence[in
     return told
 
 
-def _counts_up(column: Column, there: Float64Array, rows: int) -> bool:
-    if column.kind != "number" or rows < FEWEST_TO_IDENTIFY or len(there) < rows:
+def _counts(column: Column, there: Float64Array, rows: int) -> bool:
+    """Say whether a column of whole numbers counts the rows: none twice, and close to each other."""
+    if column.kind != "number" or rows < FEWEST_TO_IDENTIFY or len(there) < rows or (there != np.round(there)).any():
         return False
     steps = np.diff(there)
-    # Rows of training are most of all rows, in their order.
-    return bool((there == np.round(there)).all() and (steps > 0).all() and there[-1] - there[0] < 2 * rows)
+    if (steps > 0).all() and there[-1] - there[0] < 2 * rows:  # rows of training are most of all rows, in their order
+        return True
+    # In any order: so many different numbers among so few hardly come by chance.
+    return bool(rows >= FEWEST_TO_COUNT and np.ptp(there) < 20 * rows and (np.diff(np.sort(there)) > 0).all())
+
+
+def _is_number(level: str) -> bool:
+    try:
+        return math.isfinite(float(level))
+    except ValueError:
+        return False
+
+
+def _blank_of_numbers(column: Column) -> str | None:
+    """Return the level of a category that may stand for a missing number, where all others are numbers."""
+    blanks = [level for level in column.levels if level.strip().casefold() in BLANKS]
+    others = [level for level in column.levels if level not in (*blanks, OTHER)]
+    return blanks[0] if blanks and len(others) > 1 and all(map(_is_number, others)) else None
 
 
 def _mostly_numbers(column: Column) -> bool:
     """Say whether most levels of a category, those that count as others apart, can be read as numbers."""
-
-    def number(level: str) -> bool:
-        try:
-            return math.isfinite(float(level))
-        except ValueError:
-            return False
-
     levels = [level for level in column.levels if level != OTHER]
-    return bool(levels) and sum(map(number, levels)) > len(levels) / 2
+    return bool(levels) and sum(map(_is_number, levels)) > len(levels) / 2

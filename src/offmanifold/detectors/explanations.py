@@ -101,14 +101,15 @@ class Explanation:
     ordinary: npt.NDArray[np.bool_] = dataclasses.field(default_factory=lambda: np.zeros(0, np.bool_))
 
     def top(self, row: int, count: int = 3) -> list[Reason]:
-        """Return the columns of a table that speak most against ``row``, worst first."""
+        """Return the columns of a table that speak against ``row``, worst first and ``count`` at most."""
         if self.contributions.ndim != 2:
             raise ValueError("top is for tables; an image's contributions are a map: contributions[row].")
-        order = np.argsort(self.contributions[row], kind="stable")[:count]
+        own = self.contributions[row]
+        order = [i for i in np.argsort(own, kind="stable")[:count] if own[i] < 0]
         return [
             Reason(
                 self.columns[i],
-                float(self.contributions[row, i]),
+                float(own[i]),
                 _plain(self.rows[row, int(i)]),
                 _plain(self.nearest[row, int(i)]),
                 self.usual.get(self.columns[i]),
@@ -122,7 +123,9 @@ class Explanation:
         base = float(self.base[row])
         if not self.exact:
             begins = "nearest normal row" if self.ordinary[row] else "where the path begins"
-            return {**found, begins: base}
+            residual = float(self.residual[row])
+            missed = {"what the path misses": residual} if abs(residual) > RESIDUAL * abs(self.score[row]) else {}
+            return {**found, begins: base, **missed}
         return {**found, "missing cells": base} if base else found
 
 
@@ -236,17 +239,23 @@ def energy_and_slope(detector: Scorer, rows: Tensor) -> tuple[Tensor, Tensor | N
 
 
 def _along_path(detector: Scorer, start: Tensor, end: Tensor) -> Tensor:
-    """Return each cell's part of the score's change from ``start`` to ``end``."""
+    """Return each cell's part of the score's change from ``start`` to ``end``.
+
+    Places on the path lie the closer to its start the longer it is: on the way to a row a million deviations off an
+    energy changes as the distance's logarithm does.
+    """
     change = (detector._energy(start) - detector._energy(end)).detach().double()
     parts = torch.zeros_like(end, dtype=torch.float64)
     rough = torch.arange(len(end), device=end.device)
     points = FEWEST_POINTS
     while len(rough) and points <= MOST_POINTS:
         way, slopes = (end - start)[rough].nan_to_num(), torch.zeros_like(parts[rough])
-        for place in (torch.arange(points) + 0.5) / points:
-            _, slope = energy_and_slope(detector, start[rough] + float(place) * way)
+        length = way.flatten(1).abs().amax(1).double().clamp(min=1e-3).log1p().view(-1, *[1] * (end.ndim - 1))
+        for at in (torch.arange(points, dtype=torch.float64) + 0.5) / points:
+            place = (at * length).expm1() / length.expm1()
+            _, slope = energy_and_slope(detector, start[rough] + place.to(way) * way)
             if slope is not None:
-                slopes += slope.double()
+                slopes += slope.double() * (length * (at * length).exp() / length.expm1())
         parts[rough] = -way.double() * slopes / points
         missed = (parts[rough].flatten(1).sum(1) - change[rough]).abs()
         rough = rough[missed > RESIDUAL * change[rough].abs()]

@@ -155,9 +155,8 @@ def _columns(explanation: Explanation, i: int, name: str) -> Markup:
     values = []
     for reason in explanation.top(i, COLUMNS):
         found, normal = cell_and_normal(reason.value, reason.nearest_normal)
-        if reason.contribution:
-            text = f"{found or 'missing'} → {normal}" if normal else found or "missing"
-            values.append((reason.column, reason.contribution, text))
+        text = f"{found or 'missing'} → {normal}" if normal else found or "missing"
+        values.append((reason.column, reason.contribution, text))
     values += [(name, value, f"{value:+.4g}") for name, value in explanation.beside(i).items()]
     return charts.bars(f"{name}: what columns add to its score", values)
 
