@@ -97,6 +97,21 @@ def test_dates_that_python_holds_keep_their_zone() -> None:
         Rows(pd.DataFrame({"at": there.tz_localize(None).astype(object)}), rows.spec).take(slice(None))
 
 
+@pytest.mark.parametrize("make", [pl.DataFrame, pd.DataFrame])
+def test_dates_as_text_are_read_alike_whatever_stands_beside_them(make: Any) -> None:
+    rows = learned(make({"at": ["26.02.2023", "05.02.2023", None]}), columns={"at": "date"})
+    assert rows.spec.present(rows.take(slice(None)))["at"].to_list() == [
+        datetime.datetime(2023, 2, 26), datetime.datetime(2023, 2, 5), None
+    ]  # fmt: skip
+    alone = Rows(make({"at": ["05.02.2023"]}), rows.spec).take(slice(None))
+    np.testing.assert_array_equal(alone, rows.take(slice(1, 2)))
+    zoned = learned(make({"at": ["2023-02-05T10:00:00Z", "2023-02-05T12:00:00+01:00"]}), columns={"at": "date"})
+    assert zoned.spec.details is not None and zoned.spec.details[0].zone == "UTC"
+    assert np.diff(zoned.take(slice(None))[:, 0]) == 3600
+    with pytest.raises(ValueError, match=r"month first .the first is '02/26/2023'.. Write all of them as"):
+        learned(make({"at": ["02/26/2023", "02/05/2023"]}), columns={"at": "date"})
+
+
 def test_what_pandas_has_for_nothing() -> None:
     plain = pd.DataFrame({"t": ["u", "v", None] * 10, "x": [1.0, None, 2.0] * 10})
     expected = learned(plain).take(slice(None))

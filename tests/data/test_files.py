@@ -39,6 +39,28 @@ def test_a_decimal_point_after_ten_thousand_whole_numbers(tmp_path: Path) -> Non
     assert open_source(path).load()["a"].to_list()[-1] == 1.5
 
 
+@pytest.mark.parametrize(
+    ("dates", "warned"),
+    [
+        (["02/01/2015", "03/01/2015"], True),
+        (["02.01.2015", "26.01.2015"], False),
+        (["2015-01-02", "2015-01-03"], False),
+        (["01/01/2015", "03/03/2015"], False),
+    ],
+)
+def test_dates_that_may_be_month_first_are_warned_of(tmp_path: Path, dates: list[str], warned: bool) -> None:
+    path = tmp_path / "d.csv"
+    pl.DataFrame({"at": dates, "x": [1.0, 2.0]}).write_csv(path)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        read = open_source(path).load()
+    assert isinstance(read["at"].dtype, pl.Date) and read["at"].dt.year().to_list() == [2015, 2015]
+    assert ["'02/01/2015' in column 'at' are read day first" in str(one.message) for one in told] == [True] * warned
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        open_source(path, drop=["at"])
+
+
 def test_text_in_a_known_number_column_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text("a,b\n1,2\noops,3\n")

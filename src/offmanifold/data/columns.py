@@ -131,10 +131,7 @@ class Column:
         if dtype == nw.Object or values.null_count() == len(values):
             return np.array([self._since_1970(value) for value in values.to_list()], dtype=np.float64)
         if dtype == nw.String:
-            try:
-                values = values.str.to_datetime(format=None)
-            except Exception as error:  # pandas and polars have their own kinds
-                raise ValueError(f"Column {self.name!r} holds text that is no date: {error}") from error
+            values = _dates_of_text(values)
         elif dtype == nw.Date:
             values = values.cast(nw.Datetime("us"))
         elif not isinstance(dtype, nw.Datetime):
@@ -214,6 +211,32 @@ def levels_of(values: nw.Series[Any]) -> list[str | None]:
     return [None if _is_missing(value) else _text(value) for value in values.to_list()]
 
 
+def _zone_in(values: nw.Series[Any]) -> str | None:
+    """Return the time zone of a column of dates, also of text and of Python's; None where they have none."""
+    if values.dtype == nw.Object:
+        return next((zone for zone in map(_zone_of, values.to_list()) if zone is not None), None)
+    if values.dtype == nw.String:
+        values = _dates_of_text(values)
+    zone: str | None = getattr(values.dtype, "time_zone", None)
+    return zone
+
+
+def _dates_of_text(values: nw.Series[Any]) -> nw.Series[Any]:
+    """Read text as polars does, year or day first, from whatever frame it comes: pandas guesses from other cells."""
+    import polars as pl
+
+    texts = [None if _is_missing(value) else str(value).strip() or None for value in values.to_list()]
+    try:
+        found = pl.Series(values.name, texts, dtype=pl.String).str.to_datetime()
+    except pl.exceptions.PolarsError as error:
+        example = next(text for text in texts if text is not None)
+        raise ValueError(
+            f"Column {values.name!r} holds text that is no date, or dates written in several ways or month first (the "
+            f"first is {example!r}). Write all of them as 2024-12-31."
+        ) from error
+    return nw.from_native(found, series_only=True)
+
+
 def _zone_of(value: Any) -> str | None:
     """Return the time zone of a date that Python holds, UTC for one that has no name; None for one without."""
     zone = value.tzinfo if isinstance(value, datetime.datetime) else None
@@ -248,10 +271,7 @@ def guess(frame: nw.DataFrame[Any], asked: Mapping[str, str] | None = None) -> t
         if kind is None:
             odd.append(f"{name!r} ({dtype})")
             continue
-        zone = None
-        if kind == "date":
-            there = (_zone_of(value) for value in frame[name].to_list()) if dtype == nw.Object else ()
-            zone = getattr(dtype, "time_zone", None) or next((found for found in there if found is not None), None)
+        zone = _zone_in(frame[name]) if kind == "date" else None
         columns.append(Column(name, kind, zone=zone, text=kind != "category" and dtype == nw.String))
     if odd:
         more = f" and {len(odd) - 8} more" if len(odd) > 8 else ""

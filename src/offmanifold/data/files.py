@@ -18,6 +18,8 @@ from PIL import Image, UnidentifiedImageError
 from offmanifold.parameters import did_you_mean
 
 PICTURES = (".png", ".jpg", ".jpeg")
+# Day or month, month or day, year; and of how many rows it is looked at which comes first.
+DAY_OR_MONTH, DATES_READ = r"^\s*(\d{1,2})[./-](\d{1,2})[./-]\d{4}", 10_000
 SUFFIXES = (".csv", ".parquet", ".npy", ".npz")
 
 
@@ -164,6 +166,21 @@ def _scan(path: Path, columns: Sequence[str] | None = None, text: Sequence[str] 
     )
 
 
+def _warn_of_day_first(path: Path, dates: Sequence[str]) -> None:
+    """Warn of dates that were read day first, where nothing tells that they are not written month first."""
+    texts = pl.scan_csv(path, infer_schema=False).select(dates).head(DATES_READ).collect()
+    for name in dates:
+        first, second = (texts[name].str.extract(DAY_OR_MONTH, group).cast(pl.Int64) for group in (1, 2))
+        if first.count() and not (first > 12).any() and (first != second).any():
+            example = texts[name].filter(first != second)[0]
+            warnings.warn(
+                f"{path}: dates such as {example!r} in column {name!r} are read day first. If they are written month "
+                "first, write them as 2024-12-31.",
+                UserWarning,
+                stacklevel=4,
+            )
+
+
 class _Table(Source):
     def __init__(
         self, path: Path, drop: Sequence[str], columns: Sequence[str] | None, text: Sequence[str], strict: bool
@@ -171,7 +188,11 @@ class _Table(Source):
         super().__init__(path)
         with _polars_errors(path):
             frame = _scan(path, columns, text)
-            names = frame.collect_schema().names()
+            schema = frame.collect_schema()
+            names = schema.names()
+            dates = [name for name, dtype in schema.items() if dtype.is_temporal() and name not in drop]
+            if path.suffix.lower() == ".csv" and dates:
+                _warn_of_day_first(path, dates)
         for name in drop:
             if strict and name not in names:
                 raise ValueError(f"{path} has no column {name!r} to drop.{did_you_mean(name, names)}")
