@@ -123,6 +123,15 @@ def test_what_pandas_has_for_nothing() -> None:
         np.testing.assert_array_equal(rows.take(slice(None)), expected)
 
 
+def test_whole_numbers_as_levels_however_they_are_written() -> None:
+    rows = learned(pl.DataFrame({"x": ["1", "2", "10", "v1.0"]}), columns={"x": "category"})
+    codes = rows.take(slice(None))[:, 0]
+    again = Rows(pl.DataFrame({"x": ["1.0", "2.0", "10", "v1.0"]}), rows.spec).take(slice(None))[:, 0]
+    np.testing.assert_array_equal(again, codes)
+    new = Rows(pl.DataFrame({"x": ["3.0", "1.5", "v1", ".0"]}), rows.spec).take(slice(None))[:, 0]
+    assert (new == 4).all()
+
+
 def test_the_last_date_there_is_comes_back() -> None:
     ends = [datetime.datetime(1, 1, 1), datetime.datetime(2024, 1, 1), datetime.datetime(9999, 12, 31)]
     rows = learned(pl.DataFrame({"at": ends}))

@@ -119,7 +119,7 @@ def _told(detector: OutlierDetector, places: Any, explanation: Explanation, top:
 
 def _lines(one: dict[str, Any]) -> list[str]:
     beside = (f"{name}: {value:+.3g}" for name, value in one["beside_columns"].items())
-    return [*map(_because, one["because"]), *beside]
+    return [*(map(_because, one["because"]) if one["because"] else ("no column",)), *beside]
 
 
 def _because(one: dict[str, Any]) -> str:

@@ -124,6 +124,8 @@ class Column:
         known = {level: float(i) for i, level in enumerate(self.levels)}
         new = float(len(self.levels) - self.lumped)
         texts = levels_of(values)
+        if any(text is not None and text not in known for text in texts):
+            texts = [text if text is None or text in known else _whole(text) for text in texts]
         return np.array([math.nan if text is None else known.get(text, new) for text in texts], dtype=np.float64)
 
     def _seconds(self, values: nw.Series[Any]) -> Float64Array:
@@ -194,6 +196,12 @@ def _text(value: Any) -> str:
     if isinstance(value, numbers.Real) and float(value).is_integer() and abs(float(value)) < 2**53:
         return str(int(float(value)))
     return str(value)
+
+
+def _whole(text: str) -> str:
+    """Return 1 for 1.0, as whole numbers are written beside missing ones; other text as it is."""
+    whole = text.removesuffix(".0")
+    return whole if whole.removeprefix("-").isdecimal() else text
 
 
 def _is_missing(value: Any) -> bool:
