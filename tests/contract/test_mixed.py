@@ -185,6 +185,9 @@ def test_a_hundred_thousand_columns_are_weighed_first(monkeypatch: pytest.Monkey
     monkeypatch.setattr("offmanifold.detectors.base.memory_of", lambda device: 2.0**30)
     with pytest.raises(ValueError, match="A network of .* weights takes .* GiB to train; this device has 1 GiB"):
         AE(**quick(AE) | {"hidden": (1024,)}).fit(rows)
+    monkeypatch.setattr("offmanifold.detectors.base.LARGE", 0)
+    with pytest.warns(UserWarning, match=r"Rows of 20 cells make .* weights, which takes 0.0 GiB to train"):
+        AE(**quick(AE)).fit(rows[:, :20])
 
 
 def test_it_is_examined_and_reported(normal: pl.DataFrame, tmp_path: Path) -> None:

@@ -42,6 +42,8 @@ STORED_CELLS = 2**20
 REPORTED = 1000
 # Of each weight in training: itself, its gradient, two moments, and the best one so far.
 COPIES = 5
+# Bytes of these from which the user is told before training begins.
+LARGE = 2**29
 # What else there is where every row misses a cell.
 INSTEAD = ", leave columns out, or use AE, VAE or MultiscaleDenoiser"
 
@@ -368,6 +370,14 @@ class OutlierDetector(Scorer, abc.ABC):
             raise ValueError(
                 f"A network of {weights:.3g} weights takes {needed / 2**30:,.0f} GiB to train; this device has "
                 f"{there / 2**30:,.0f} GiB. Use a smaller capacity, hidden or latent_dim."
+            )
+        if spec.kind == "table" and needed > LARGE:
+            warnings.warn(
+                f"Rows of {spec.dimensions:,} cells make a network of {weights:.3g} weights, which takes "
+                f"{needed / 2**30:,.1f} GiB to train, and long. If that is too much, leave columns out, or use a smaller "
+                "hidden.",
+                UserWarning,
+                stacklevel=3,
             )
 
     def _warn_if_too_few(self) -> None:
