@@ -374,8 +374,8 @@ class OutlierDetector(Scorer, abc.ABC):
         if spec.kind == "table" and needed > LARGE:
             warnings.warn(
                 f"Rows of {spec.dimensions:,} cells make a network of {weights:.3g} weights, which takes "
-                f"{needed / 2**30:,.1f} GiB to train, and long. If that is too much, leave columns out, or use a smaller "
-                "hidden.",
+                f"{needed / 2**30:,.1f} GiB to train, and long. If that is too much, leave columns out, or use a "
+                "smaller hidden.",
                 UserWarning,
                 stacklevel=3,
             )
