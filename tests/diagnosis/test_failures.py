@@ -61,17 +61,20 @@ def test_what_is_broken_is_distrusted(detector: Any, learned: np.ndarray, new: n
     assert all(finding.advice for finding in diagnosis.findings if finding.verdict in ("warn", "fail"))
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_an_adversary_that_won_is_noticed(seed: int) -> None:
-    """By training, which gives up, or else by the doctor: which of them depends on the processor's last bits."""
-    detector = NegativeVAE(negatives="adversarial", learning_rate=0.5, random_state=seed, verbose=False)
-    try:
-        diagnosis = examined(detector, LEARNED, NEW)
-    except TrainingDiverged as error:
-        assert "adversarial training collapsed" in str(error)  # noqa: PT017 -- one of two good ends
-    else:
+def test_an_adversary_that_won_is_distrusted() -> None:
+    """Which seeds training gives up on by itself depends on the processor's last bits; the others the doctor sees."""
+    examinations = []
+    for seed in range(4):
+        detector = NegativeVAE(negatives="adversarial", learning_rate=0.5, random_state=seed, verbose=False)
+        try:
+            examinations.append(examined(detector, LEARNED, NEW))
+        except TrainingDiverged as error:
+            assert "adversarial training collapsed" in str(error)  # noqa: PT017 -- one of two good ends
+    assert examinations
+    for diagnosis in examinations:
         assert diagnosis.verdict == "distrust"
         assert "red team" in diagnosis.weighing_most and diagnosis["red team"].verdict in ("warn", "fail")
+        assert all(finding.advice for finding in diagnosis.findings if finding.verdict in ("warn", "fail"))
 
 
 def test_what_is_doubtful_is_not_trusted() -> None:

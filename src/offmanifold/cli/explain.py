@@ -119,7 +119,8 @@ def _told(detector: OutlierDetector, places: Any, explanation: Explanation, top:
 
 def _lines(one: dict[str, Any]) -> list[str]:
     beside = (f"{name}: {value:+.3g}" for name, value in one["beside_columns"].items())
-    return [*(map(_because, one["because"]) if one["because"] else ("no column",)), *beside]
+    because = [_because(reason) for reason in one["because"]] or ["no column"]
+    return [*because, *beside]
 
 
 def _because(one: dict[str, Any]) -> str:

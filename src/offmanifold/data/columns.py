@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import datetime
+import functools
 import math
 import numbers
 import zoneinfo
@@ -123,10 +124,10 @@ class Column:
     def _codes(self, values: nw.Series[Any]) -> Float64Array:
         known = {level: float(i) for i, level in enumerate(self.levels)}
         new = float(len(self.levels) - self.lumped)
-        texts = levels_of(values)
-        if any(text is not None and text not in known for text in texts):
-            texts = [text if text is None or text in known else _whole(text) for text in texts]
-        return np.array([math.nan if text is None else known.get(text, new) for text in texts], dtype=np.float64)
+        places = (
+            math.nan if text is None else known.get(text, known.get(_whole(text), new)) for text in levels_of(values)
+        )
+        return np.fromiter(places, dtype=np.float64, count=len(values))
 
     def _seconds(self, values: nw.Series[Any]) -> Float64Array:
         dtype = values.dtype
@@ -248,10 +249,13 @@ def _dates_of_text(values: nw.Series[Any]) -> nw.Series[Any]:
 def _zone_of(value: Any) -> str | None:
     """Return the time zone of a date that Python holds, UTC for one that has no name; None for one without."""
     zone = value.tzinfo if isinstance(value, datetime.datetime) else None
-    if zone is None:
-        return None
+    return None if zone is None else _zone_called(str(zone))
+
+
+@functools.cache  # a name that is not known is searched for on the disk
+def _zone_called(name: str) -> str:
     try:
-        return zoneinfo.ZoneInfo(str(zone)).key
+        return zoneinfo.ZoneInfo(name).key
     except (ValueError, zoneinfo.ZoneInfoNotFoundError):  # such as UTC+02:00
         return "UTC"
 

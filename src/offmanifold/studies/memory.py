@@ -32,14 +32,13 @@ def peak_memory(found: dict[str, float]) -> Iterator[None]:
     What the allocator keeps of earlier work is given back first, so that it does not hide what this one takes.
     """
     before = None
-    try:
-        with contextlib.suppress(AttributeError, OSError):
+    if resident() is not None:
+        with contextlib.suppress(AttributeError, OSError):  # not every C library has it
             ctypes.CDLL(None).malloc_trim(0)
-        with open("/proc/self/clear_refs", "w") as file:
+        with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:  # not always allowed
             file.write("5")
-        before = resident()
-    except OSError:  # not Linux, or not allowed
-        pass
+            file.flush()
+            before = resident()
     yield
     after = resident()
     if before is not None and after is not None:
