@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -26,6 +26,9 @@ RESIDUAL, FEWEST_POINTS, MOST_POINTS = 0.01, 32, 512
 ORDINARY, STEPS, STEP, PIXEL_STEP = 0.2, 100, 0.05, 0.01
 # Steps of a table's search grow by so much each: a row may lie a hundred deviations off.
 GROWTH = 1.05
+# Rows, images, that are looked at together. Always as many, and whole vectors of the processor: a last bit may decide
+# how a search ends.
+PASS, IMAGE_PASS = 32, 16
 # Whole numbers below it are shown with all their digits.
 WHOLE = 1e12
 # Between these quantiles a column's value is usual.
@@ -208,8 +211,7 @@ def _usual(detector: Scorer) -> dict[str, tuple[Any, Any]]:
 
 def _explained(detector: Scorer, rows: Tensor) -> dict[str, Tensor]:
     """Return by name what an explanation of prepared rows consists of."""
-    with torch.no_grad():
-        cells = detector._energy_cells(detector.module_, detector._shown(rows))
+    cells = _cells(detector, rows)
     nearest, ordinary = _nearest_normal(detector, rows)
     n = len(rows)
     told = {
@@ -218,24 +220,64 @@ def _explained(detector: Scorer, rows: Tensor) -> dict[str, Tensor]:
     }  # fmt: skip
     if cells is not None:
         latent = rows.new_zeros(n, 0) if cells.latent is None else -cells.latent
-        with torch.no_grad():
-            levelled = detector._energy(rows) - detector._raw_energy(rows)
+        levelled = _energy(detector, rows) - _energy(detector, rows, detector._raw_energy)
         return {**told, "contributions": -cells.cells, "latent": latent, "base": -levelled}
     # A search that found no ordinary row may have ended far from all: the columns' means are a better beginning.
     elsewhere = torch.zeros_like(rows) if detector._standardiser is not None else nearest
-    start = torch.where(ordinary.view(-1, *[1] * (rows.ndim - 1)) | rows.isnan(), nearest, elsewhere)
+    start = torch.where(_each(ordinary, rows) | rows.isnan(), nearest, elsewhere)
     contributions = _along_path(detector, start, rows)
-    base = -detector._energy(start).detach()
+    base = -_energy(detector, start)
     return {**told, "contributions": contributions, "latent": rows.new_zeros(n, 0), "base": base}
+
+
+def _in_passes(detector: Scorer, rows: Tensor) -> Iterator[tuple[Tensor, int]]:
+    """Yield rows in passes of one size, with how many of them are real: a row's result must not hang on its company."""
+    for part in torch.split(rows, _pass(rows)):
+        real = len(part)
+        yield torch.cat([part, part[-1:].expand(_pass(rows) - real, *part.shape[1:])]), real
+
+
+def _pass(rows: Tensor) -> int:
+    return IMAGE_PASS if rows.ndim > 2 else PASS
+
+
+def _each(values: Tensor, rows: Tensor) -> Tensor:
+    """Return a value a row ``(n,)`` as a factor of rows."""
+    return values.view(-1, *[1] * (rows.ndim - 1))
+
+
+@torch.no_grad()
+def _energy(detector: Scorer, rows: Tensor, compute: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """Return energies ``(n,)`` of prepared rows."""
+    compute = compute or detector._energy
+    return torch.cat([compute(part)[:real] for part, real in _in_passes(detector, rows)])
+
+
+@torch.no_grad()
+def _cells(detector: Scorer, rows: Tensor) -> Cells | None:
+    """Return what each cell and each latent adds to the energies of prepared rows."""
+    parts, latents = [], []
+    for part, real in _in_passes(detector, rows):
+        cells = detector._energy_cells(detector.module_, detector._shown(part))
+        if cells is None:
+            return None
+        parts.append(cells.cells[:real])
+        if cells.latent is not None:
+            latents.append(cells.latent[:real])
+    return Cells(torch.cat(parts), torch.cat(latents) if latents else None)
 
 
 def energy_and_slope(detector: Scorer, rows: Tensor) -> tuple[Tensor, Tensor | None]:
     """Return energies ``(n,)`` of prepared rows and their gradient ``(n, *shape)``, None where there is none."""
-    rows = rows.detach().to(detector._device).requires_grad_()
-    with torch.enable_grad():
-        energy = detector._energy(rows)
-    slope = torch.autograd.grad(energy.sum(), rows)[0] if energy.requires_grad else None
-    return energy.detach(), slope
+    energies, slopes = [], []
+    for part, real in _in_passes(detector, rows.detach().to(detector._device)):
+        own = part.requires_grad_()
+        with torch.enable_grad():
+            energy = detector._energy(own)
+        if energy.requires_grad:
+            slopes.append(torch.autograd.grad(energy.sum(), own)[0][:real])
+        energies.append(energy.detach()[:real])
+    return torch.cat(energies), torch.cat(slopes) if slopes else None
 
 
 def _along_path(detector: Scorer, start: Tensor, end: Tensor) -> Tensor:
@@ -244,19 +286,25 @@ def _along_path(detector: Scorer, start: Tensor, end: Tensor) -> Tensor:
     Places on the path lie the closer to its start the longer it is: on the way to a row a million deviations off an
     energy changes as the distance's logarithm does.
     """
-    change = (detector._energy(start) - detector._energy(end)).detach().double()
+    change = (_energy(detector, start) - _energy(detector, end)).double()
     parts = torch.zeros_like(end, dtype=torch.float64)
+    way = (end - start).nan_to_num()
+    length = way.flatten(1).abs().amax(1).double().clamp(min=1e-3).log1p()
     rough = torch.arange(len(end), device=end.device)
     points = FEWEST_POINTS
     while len(rough) and points <= MOST_POINTS:
-        way, slopes = (end - start)[rough].nan_to_num(), torch.zeros_like(parts[rough])
-        length = way.flatten(1).abs().amax(1).double().clamp(min=1e-3).log1p().view(-1, *[1] * (end.ndim - 1))
-        for at in (torch.arange(points, dtype=torch.float64) + 0.5) / points:
-            place = (at * length).expm1() / length.expm1()
-            _, slope = energy_and_slope(detector, start[rough] + place.to(way) * way)
-            if slope is not None:
-                slopes += slope.double() * (length * (at * length).exp() / length.expm1())
-        parts[rough] = -way.double() * slopes / points
+        slopes = torch.zeros_like(parts[rough])
+        for places in torch.split(torch.arange(len(rough) * points, device=end.device), _pass(end)):
+            which, at = places // points, (places % points + 0.5).double() / points
+            row = rough[which]
+            whole = length[row].expm1()
+            place = _each((at * length[row]).expm1() / whole, end)
+            _, slope = energy_and_slope(detector, start[row] + place.to(way) * way[row])
+            if slope is None:
+                return parts
+            speed = _each(length[row] * (at * length[row]).exp() / whole, end)
+            slopes.index_add_(0, which, slope.double() * speed)
+        parts[rough] = -way[rough].double() * slopes / points
         missed = (parts[rough].flatten(1).sum(1) - change[rough]).abs()
         rough = rough[missed > RESIDUAL * change[rough].abs()]
         points *= 2
@@ -271,16 +319,15 @@ def _nearest_normal(detector: Scorer, rows: Tensor) -> tuple[Tensor, Tensor]:
     known = detector.calibration_scores_
     limit = calibration.threshold(known, ORDINARY)
     wanted = -(limit if np.isfinite(limit) else float(np.median(known)))
-    with torch.no_grad():
-        ordinary = detector._energy(rows) <= wanted
-        now, odd = rows.clone(), torch.nonzero(~ordinary)[:, 0]
-        if not len(odd):
-            return now, ordinary
-        starts = [rows[odd]]
-        if isinstance(detector._standardiser, Preparation):
-            exchanged, energy = _exchanged(detector, detector._standardiser, rows[odd])
-            now[odd], ordinary[odd] = exchanged, energy <= wanted
-            starts.append(exchanged)
+    ordinary = _energy(detector, rows) <= wanted
+    now, odd = rows.clone(), torch.nonzero(~ordinary)[:, 0]
+    if not len(odd):
+        return now, ordinary
+    starts = [rows[odd]]
+    if isinstance(detector._standardiser, Preparation):
+        exchanged, energy = _exchanged(detector, detector._standardiser, rows[odd])
+        now[odd], ordinary[odd] = exchanged, energy <= wanted
+        starts.append(exchanged)
     for start in starts:
         left = ~ordinary[odd]
         if bool(left.any()):
@@ -291,14 +338,14 @@ def _nearest_normal(detector: Scorer, rows: Tensor) -> tuple[Tensor, Tensor]:
 
 def _exchanged(detector: Scorer, preparation: Preparation, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Exchange in each row the one category or boolean that lowers its energy most; return the energies too."""
-    best, lowest = rows.clone(), detector._energy(rows)
+    best, lowest = rows.clone(), _energy(detector, rows)
     owner, block = torch.from_numpy(detector._owner).to(rows.device), detector._inverse(rows)
     for i, column in enumerate(preparation.columns):
         for level in range({"category": len(column.levels), "boolean": 2}.get(column.kind, 0)):
             changed = block.copy()
             changed[:, i] = np.where(np.isnan(block[:, i]), np.nan, level)
             made = torch.where(owner == i, detector._prepare(changed).to(rows), rows)
-            energy = detector._energy(made)
+            energy = _energy(detector, made)
             better = energy < lowest
             best[better], lowest[better] = made[better], energy[better]
     return best, lowest
@@ -315,16 +362,15 @@ def _descended(detector: Scorer, rows: Tensor, start: Tensor, wanted: float) -> 
         energy, slope = energy_and_slope(detector, now[waiting])
         reached = now[waiting]
         if not numbers:
-            with torch.no_grad():
-                reached = _possible(detector, rows[waiting], reached)
-                energy = detector._energy(reached)
+            reached = _possible(detector, rows[waiting], reached)
+            energy = _energy(detector, reached)
         left = ~(energy <= wanted)
         now[waiting[~left]] = reached[~left]
         waiting = waiting[left]
         if not len(waiting) or slope is None or step == STEPS:
             break
         slope = torch.nan_to_num(slope[left])
-        size = slope.flatten(1).abs().amax(1).clamp(min=1e-12).view(-1, *[1] * (rows.ndim - 1))
+        size = _each(slope.flatten(1).abs().amax(1).clamp(min=1e-12), rows)
         moved = now[waiting] - (PIXEL_STEP if image else STEP * GROWTH**step) * slope / size
         now[waiting] = moved.clamp(0, 1) if image else moved
     there = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
