@@ -68,6 +68,13 @@ def test_text_in_a_known_number_column_is_an_error(tmp_path: Path) -> None:
         list(open_source(path, columns=["a", "b"]).chunks(10))
 
 
+def test_what_stands_for_a_missing_number_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("a,b,c\n1, NA,NA\n n/a,-2.5e3,x\n3,,?\n")
+    read = open_source(path, columns=["a", "b"], text=["c"]).load()
+    assert read.to_dict(as_series=False) == {"a": [1, None, 3], "b": [None, -2500, None], "c": ["NA", "x", "?"]}
+
+
 def test_arrays(tmp_path: Path) -> None:
     rows = np.arange(20.0).reshape(10, 2)
     np.save(tmp_path / "a.npy", rows)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import polars as pl
 from PIL import Image, UnidentifiedImageError
 
+from offmanifold.data.columns import BLANKS
 from offmanifold.parameters import did_you_mean
 
 PICTURES = (".png", ".jpg", ".jpeg")
@@ -71,7 +72,8 @@ def open_source(
     drop : sequence of str
         Columns of a table to leave out.
     columns : sequence of str, optional
-        Columns known to be numbers (those of training): a CSV file's text is then parsed as such.
+        Columns known to be numbers (those of training): a CSV file's text is then parsed as such, and what stands for
+        a missing one, such as NA, is none.
     text : sequence of str
         Columns of a CSV file to be left as text (categories that look like numbers).
     colour : bool
@@ -154,16 +156,20 @@ def _scan(path: Path, columns: Sequence[str] | None = None, text: Sequence[str] 
         raise ValueError(
             f"{path} has one column, called {names[0]!r}: are its cells separated by {other!r}? Use commas instead."
         )
-    known: dict[str, pl.DataType] = {name: pl.Float64() for name in columns or () if name in names}
-    known |= {name: pl.String() for name in text if name in names}
-    # Types from all rows, not the first hundred: a decimal point may turn up late.
-    everything_known = len(known) == len(names)
-    return pl.scan_csv(
+    numbers = [name for name in columns or () if name in names]
+    as_text = {*numbers, *text}.intersection(names)
+    frame = pl.scan_csv(
         path,
-        schema_overrides=known,
-        infer_schema_length=0 if everything_known else None,
+        schema_overrides=dict.fromkeys(as_text, pl.String()),
+        # Types from all rows, not the first hundred: a decimal point may turn up late.
+        infer_schema_length=0 if len(as_text) == len(names) else None,
         try_parse_dates=True,
     )
+    if not numbers:
+        return frame
+    cells = pl.col(numbers).str.strip_chars()
+    missing = cells.str.to_lowercase().is_in(BLANKS)
+    return frame.with_columns(pl.when(~missing).then(cells).cast(pl.Float64))
 
 
 def _warn_of_day_first(path: Path, dates: Sequence[str]) -> None:
