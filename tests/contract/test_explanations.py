@@ -11,7 +11,7 @@ import pytest
 from conftest import quick
 
 from offmanifold import AE, IGEBM, NAE, VAE, MultiscaleDenoiser, OutlierDetector
-from offmanifold.detectors.explanations import cell_and_normal
+from offmanifold.detectors.explanations import Explanation, cell_and_normal
 
 
 def total(explanation: Any) -> np.ndarray:
@@ -153,6 +153,15 @@ def test_what_is_usual_is_in_the_users_units() -> None:
     low, high = found["day"]
     assert frame["day"][0] <= low < high <= frame["day"][199] and low in frame["day"]
     assert AE(**quick(AE), store_rows=False).fit(frame).explain(frame[:1]).usual == {}
+
+
+def test_what_adds_next_to_nothing_is_not_named() -> None:
+    contributions = np.array([[-10.0, -0.2, -0.05, 3.0]])
+    told = Explanation(
+        np.zeros((1, 4)), np.zeros(1), contributions, np.zeros((1, 0)), np.zeros(1), np.zeros(1), np.zeros((1, 4)),
+        True, tuple("abcd"), ordinary=np.ones(1, np.bool_),
+    )  # fmt: skip
+    assert [reason.column for reason in told.top(0, 4)] == ["a", "b"]
 
 
 def test_maps_have_no_columns(digits: Any) -> None:

@@ -92,6 +92,7 @@ def test_odd_combinations_and_new_levels_are_found(cls: type[OutlierDetector], n
     assert sum(told.top(i, 1)[0].column == "colour" for i in range(50)) > 25
     unseen = new.with_columns(colour=pl.lit("purple"))
     assert (detector.predict(unseen) == -1).mean() > 0.9
+    assert detector.explain(unseen[:2]).rows["colour"].to_list() == ["purple (a level not seen in training)"] * 2
     assert (detector.score_samples(unseen) < detector.score_samples(new)).mean() > 0.95
     for share in (0.1, 0.3):
         p = detector.p_values(frame(600, 5, gaps=share))

@@ -48,6 +48,19 @@ def test_kinds_are_guessed_and_cells_come_back(make: Any) -> None:
     np.testing.assert_array_equal(Rows(cells, rows.spec).take(slice(0, 4)), cells)
 
 
+def test_ignored_columns_may_be_there_or_not() -> None:
+    rows = learned(pl.DataFrame(DATA), columns={"colour": "ignored", "later": "ignored"})
+    assert rows.spec.names == ("size", "on", "when") and rows.spec.ignored == ("colour", "later")
+    assert InputSpec.from_json(json.loads(json.dumps(rows.spec.to_json()))) == rows.spec
+    cells = rows.take(slice(0, 4))
+    for frame in (pl.DataFrame(DATA).drop("colour"), pl.DataFrame(DATA).with_columns(later=pl.lit([]))):
+        np.testing.assert_array_equal(Rows(frame, rows.spec).take(slice(0, 4)), cells)
+    with pytest.raises(ValueError, match="not seen in training: 'other'"):
+        Rows(pl.DataFrame(DATA).with_columns(other=1), rows.spec)
+    with pytest.raises(ValueError, match="0 feature"):
+        Rows(pl.DataFrame({"a": [1]}), columns={"a": "ignored"})
+
+
 def test_other_types_than_in_training() -> None:
     """A CSV file, another library or a hole in a column of integers: what can be read is read."""
     spec = learned(pl.DataFrame(DATA | {"code": [1, 2, 2, 1]}), columns={"code": "category"}).spec

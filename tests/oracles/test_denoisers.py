@@ -139,6 +139,15 @@ def test_evidence_terms_and_score_fit_together(plane: Any, tmp_path: Path) -> No
     assert len(storage.read(tmp_path / "with.safetensors")[1]["module/stored.rows"]) == kept
 
 
+def test_of_rows_far_off_the_farthest_is_the_worst(plane: Any) -> None:
+    detector = MultiscaleDenoiser(steps=50, hidden=(32,), random_state=0, verbose=False).fit(plane[0])
+    far = np.zeros((5, 5))
+    far[:, 1] = 10.0 ** np.arange(1, 6)
+    evidence = detector.evidence(far)
+    assert (evidence[1:] > 20).any(1).all() and np.isfinite(evidence).all()
+    assert (np.diff(detector.score_samples(far)) < 0).all()
+
+
 def test_rows_can_be_left_out_of_the_file(plane: Any, tmp_path: Path) -> None:
     normal, odd = plane
     settings = {"hidden": (32,), "steps": 400, "random_state": 0, "verbose": False}

@@ -117,11 +117,11 @@ def test_what_a_fit_was_given_is_in_its_command() -> None:
     parameters = NegativeVAE(random_state=3).get_params()
     header = {
         "detector": "negative-vae", "parameters": parameters, "settings": {"negatives": {"given": 1.0}},
-        "input": {"kind": "table"},
+        "input": {"kind": "table", "ignored": ["name"]},
     }  # fmt: skip
     assert fit_again(header) == (
-        "offmanifold fit DATA --detector negative-vae --set random_state=3 --negatives NEGATIVES"
-        "  # and --drop, --columns as they were"
+        "offmanifold fit DATA --detector negative-vae --set random_state=3 --negatives NEGATIVES --drop name"
+        "  # and --columns as it was"
     )
 
 

@@ -6,7 +6,7 @@ import contextlib
 import datetime
 import json
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,7 +42,8 @@ ColumnsOption = Annotated[
     typer.Option(
         "--columns",
         metavar="FILE.json",
-        help='What columns are where their type does not tell: {"name": "number", "category", "boolean" or "date"}.',
+        help='What columns are where their type does not tell: {"name": "number", "category", "boolean", "date" or '
+        '"ignored"}.',
     ),
 ]
 NegativesArrayOption = Annotated[
@@ -120,18 +121,23 @@ def open_for(
     array: str | None,
     drop: list[str] | None,
     *,
+    keep: Sequence[str] = (),
     lenient: Collection[str] = (),
 ) -> Source:
-    """Open data that are to be scored by ``detector``; ``lenient`` as for :func:`open_source`."""
+    """Open data that are to be scored by ``detector``; ``lenient`` as for :func:`open_source`.
+
+    Columns to ``keep`` that the detector does not look at come as they stand in the file.
+    """
     from offmanifold.data.files import open_source
 
     spec = detector.spec_
-    if spec.details is None:
-        colour = spec.kind == "image" and spec.shape[0] == 3
-        return open_source(data, array=array, drop=drop or (), columns=spec.columns, colour=colour, lenient=lenient)
-    text = [column.name for column in spec.details if column.text or column.kind == "category"]
-    numbers = [column.name for column in spec.details if column.kind == "number" and not column.text]
-    return open_source(data, array=array, drop=drop or (), columns=numbers, text=text, lenient=lenient)
+    numbers: Sequence[str] = spec.columns or ()
+    text = [*spec.ignored, *(name for name in keep if name not in numbers)]
+    if spec.details is not None:
+        numbers = [column.name for column in spec.details if column.kind == "number" and not column.text]
+        text += [column.name for column in spec.details if column.text or column.kind == "category"]
+    colour = spec.kind == "image" and spec.shape[0] == 3
+    return open_source(data, array=array, drop=drop or (), columns=numbers, text=text, colour=colour, lenient=lenient)
 
 
 def lenient_with(negatives_array: str | None) -> tuple[str, ...]:
@@ -155,15 +161,16 @@ def read_columns(path: Path | None) -> dict[str, str] | None:
 
 
 def scored_chunks(
-    detector: OutlierDetector, source: Source
-) -> Iterator[tuple[int, dict[str, npt.NDArray[np.float64]]]]:
-    """Yield (first row, score terms) chunk by chunk, with progress on a terminal."""
+    detector: OutlierDetector, source: Source, keep: Sequence[str] = ()
+) -> Iterator[tuple[int, dict[str, npt.NDArray[np.float64]], Any]]:
+    """Yield (first row, score terms, columns to ``keep``) chunk by chunk, with progress on a terminal."""
+    apart = [name for name in keep if name not in (detector.spec_.columns or ())]
     rows = max(1, CHUNK_BYTES // (8 * detector.spec_.dimensions))
     start = 0
     with _counter(sys.stderr.isatty()) as advance:
         for chunk in source.chunks(rows):
-            terms = detector.score_terms(chunk)
-            yield start, terms
+            terms = detector.score_terms(chunk.drop(apart) if apart else chunk)
+            yield start, terms, chunk.select(keep) if keep else None
             count = len(next(iter(terms.values())))
             start += count
             advance(count)
@@ -212,7 +219,7 @@ def scores_of(detector: OutlierDetector, source: Source) -> npt.NDArray[np.float
 
     from offmanifold.detectors.scorer import sum_terms
 
-    return np.concatenate([sum_terms(terms) for _, terms in scored_chunks(detector, source)])
+    return np.concatenate([sum_terms(terms) for _, terms, _ in scored_chunks(detector, source)])
 
 
 def paragraphs(text: str) -> None:

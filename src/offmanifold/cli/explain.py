@@ -101,7 +101,7 @@ def _explained(detector: OutlierDetector, X: Any, worst: int, chosen: list[int])
     if outside:
         raise ValueError(f"--row {outside[0]}: the data have rows 0 to {len(rows) - 1}.")
     places = np.array(chosen) if chosen else np.argsort(detector.score_samples(X), kind="stable")[:worst]
-    return places, detector.explain(detector.spec_.arrange(rows.take(places).astype(np.float64)))
+    return places, detector.explain(rows.select(places))
 
 
 def _told(detector: OutlierDetector, places: Any, explanation: Explanation, top: int) -> list[dict[str, Any]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
-import shlex
 import time
 import tomllib
 import warnings
@@ -137,6 +136,7 @@ def fit(
             raise common.UsageError(
                 f"An interrupted run is saved in {saved}. Go on with --resume, or discard it with --overwrite."
             )
+    from offmanifold.data.columns import IGNORED
     from offmanifold.data.files import open_source, read_column
     from offmanifold.detectors import DETECTORS
     from offmanifold.training.checkpoints import saved_seed
@@ -149,6 +149,8 @@ def fit(
 
     apart = [*(drop or ()), *([labels] if labels and data.suffix.lower() in (".csv", ".parquet") else ())]
     source = open_source(data, array=array, drop=apart, text=text)
+    if apart:  # of later data too
+        kinds = {**(kinds or {}), **dict.fromkeys(apart, IGNORED)}
     if name is None:
         name = FOR_IMAGES if source.images else FOR_TABLES
     known = defaults(DETECTORS[name])
@@ -241,8 +243,7 @@ def fit(
         levels = [column.name for column in model.spec_.details or () if column.levels]
         if levels and not model.store_rows:
             typer.echo(f"The values that categories have are part of it all the same: {', '.join(levels)}.")
-        again = "".join(f" --drop {shlex.quote(name)}" for name in apart)
-        typer.echo(f"Wrote {out}. Next:  offmanifold score {out} NEW_DATA{again} --out scores.csv")
+        typer.echo(f"Wrote {out}. Next:  offmanifold score {out} NEW_DATA --out scores.csv")
 
 
 def _choose_capacity(

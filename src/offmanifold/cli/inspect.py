@@ -66,6 +66,7 @@ def _facts(detector: OutlierDetector, header: dict[str, Any]) -> dict[str, Any]:
         "detector": detector.key,
         "input": detector.spec_.describe(),
         "columns": _columns(detector),
+        **({"columns_left_out": list(detector.spec_.ignored)} if detector.spec_.ignored else {}),
         "rows": detector.rows_,
         "rows_in_the_model_file": detector.stored_rows,
         "settings": detector.settings_,

@@ -93,6 +93,8 @@ def fit_again(header: Mapping[str, Any]) -> str:
             words += ["--set", f"{name}={value if isinstance(value, str) else text}"]
     if "given" in header["settings"].get("negatives", ()):
         words += ["--negatives", "NEGATIVES"]
-    # A file does not say of a table what was left out, and what its columns were said to be.
-    more = "  # and --drop, --columns as they were" if header["input"]["kind"] == "table" else ""
+    for column in header["input"].get("ignored", ()):
+        words += ["--drop", column]
+    # A file does not say of a table what its columns were said to be.
+    more = "  # and --columns as it was" if header["input"]["kind"] == "table" else ""
     return shlex.join(words) + more

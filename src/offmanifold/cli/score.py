@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from offmanifold.cli import common
+from offmanifold.parameters import did_you_mean
 
 if TYPE_CHECKING:
     from offmanifold.data.files import Source
     from offmanifold.detectors import OutlierDetector
+
+# What the scores' own columns are called, beside their terms.
+OWN = ("row", "file", "score", "p_value", "outlier")
 
 
 def score(
@@ -23,6 +28,14 @@ def score(
     ),
     array: common.ArrayOption = None,
     drop: common.DropOption = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--keep",
+            metavar="COLUMN",
+            help="Write a column of the table beside the scores, such as the rows' names (repeatable).",
+        ),
+    ] = None,
     fdr: Annotated[
         float | None,
         typer.Option(
@@ -38,12 +51,12 @@ def score(
 ) -> None:
     """Score rows and say which do not belong.
 
-    Writes one line a row: row, file (pictures), score (high = normal), p_value, outlier, and the score's
-    terms. Reads DATA piece by piece: a file larger than memory is fine.
+    Writes one line a row: row, file (pictures), columns to keep, score (high = normal), p_value, outlier, and the
+    score's terms. Reads DATA piece by piece: a file larger than memory is fine.
 
     [bold]Examples[/bold]
 
-      offmanifold score model.safetensors new.csv --out scores.csv
+      offmanifold score model.safetensors new.csv --keep order_id --out scores.csv
 
       offmanifold score model.safetensors pictures/ --fdr 0.1 --out scores.parquet
     """
@@ -53,9 +66,10 @@ def score(
     from offmanifold.training.threads import limited_to
 
     detector = common.load_model(model)
-    source = common.open_for(detector, data, array, drop)
+    source = common.open_for(detector, data, array, drop, keep=keep or ())
+    _check_kept(keep or [], source)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder, limited_to(threads):
-        summary = _write(detector, source, fdr, Path(folder) / "scores.csv", out)
+        summary = _write(detector, source, keep or [], fdr, Path(folder) / "scores.csv", out)
     if as_json:
         common.print_json(summary)
     else:
@@ -65,7 +79,20 @@ def score(
         typer.echo(f"{summary['outliers']:,} of {summary['rows']:,} rows called outliers ({rule}). Wrote {out}.")
 
 
-def _write(detector: OutlierDetector, source: Source, fdr: float | None, draft: Path, out: Path) -> dict[str, Any]:
+def _check_kept(keep: Sequence[str], source: Source) -> None:
+    """Raise an error for columns that cannot stand beside the scores."""
+    for name in keep:
+        if not source.columns:
+            raise common.UsageError(f"--keep names columns of a .csv or .parquet file; {source.path} has none.")
+        if name not in source.columns:
+            raise ValueError(f"{source.path} has no column {name!r} to keep.{did_you_mean(name, source.columns)}")
+        if name in OWN or name.startswith("term_"):
+            raise common.UsageError(f"--keep {name}: the scores have a column of that name. Rename yours first.")
+
+
+def _write(
+    detector: OutlierDetector, source: Source, keep: Sequence[str], fdr: float | None, draft: Path, out: Path
+) -> dict[str, Any]:
     """Score into ``draft`` chunk by chunk, then decide and write ``out``: false discoveries need all p-values."""
     import numpy as np
     import polars as pl
@@ -75,23 +102,27 @@ def _write(detector: OutlierDetector, source: Source, fdr: float | None, draft: 
 
     all_p: list[Any] = []
     rows, names = 0, []
+    types: dict[str, Any] = {"row": pl.Int64(), "score": pl.Float64(), "p_value": pl.Float64()}
     with draft.open("wb") as file:
-        for start, terms in common.scored_chunks(detector, source):
+        for start, terms, kept in common.scored_chunks(detector, source, keep):
             scores = sum_terms(terms)
             p = calibration.p_values(detector.calibration_scores_, scores)
             rows, names = start + len(scores), list(terms)
             frame = pl.DataFrame({"row": np.arange(start, rows), "score": scores, "p_value": p, **_prefixed(terms)})
             if source.files is not None:
                 frame.insert_column(1, pl.Series("file", source.files[start:rows]))
+            if kept is not None:
+                plain = {name: kind.is_numeric() or kind == pl.Boolean for name, kind in kept.schema.items()}
+                types |= {name: kind if plain[name] else pl.String() for name, kind in kept.schema.items()}
+                frame = frame.hstack(kept)
             frame.write_csv(file, include_header=start == 0)
             if fdr is not None:
                 all_p.append(p)
     limit = detector.false_alarm_rate if fdr is None else calibration.discovery_threshold(np.concatenate(all_p), fdr)
-    types: dict[str, Any] = {"row": pl.Int64(), "score": pl.Float64(), "p_value": pl.Float64()}
     types |= {f"term_{name}": pl.Float64() for name in names}
     # A p-value is a fraction of whole numbers; a hair's breadth keeps p = rate on the right side.
     outlier = (pl.col("p_value") <= limit + 1e-12).alias("outlier")
-    order = ["row", *(["file"] if source.files is not None else []), "score", "p_value", "outlier"]
+    order = ["row", *(["file"] if source.files is not None else []), *keep, "score", "p_value", "outlier"]
     frame_out = pl.scan_csv(draft, schema_overrides=types).with_columns(outlier)
     frame_out = frame_out.select(*order, *(f"term_{name}" for name in names))
     with atomic.replacing(out) as part:

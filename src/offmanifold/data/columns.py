@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 Float64Array = npt.NDArray[np.float64]
 Kind = Literal["number", "category", "boolean", "date"]
 KINDS: tuple[str, ...] = get_args(Kind)
+# What a user may say of a column beside its kind: that it is left out, of later data too.
+IGNORED = "ignored"
 
 # Of more levels the rarer ones count as one.
 MOST_LEVELS = 100
@@ -167,8 +169,8 @@ class Column:
 
     # --- and back --------------------------------------------------------------------------------------
 
-    def write(self, cells: Float64Array) -> pl.Series:
-        """Return numbers as cells of a polars column."""
+    def write(self, cells: Float64Array, values: nw.Series[Any] | None = None) -> pl.Series:
+        """Return numbers as cells of a polars column; ``values`` are the user's cells, if those are known."""
         import polars as pl
 
         there = ~np.isnan(cells)
@@ -181,6 +183,10 @@ class Column:
             names = [*self.levels, NEW]
             places = np.where(there, np.clip(np.round(np.where(there, cells, 0)), 0, len(self.levels)), 0).astype(int)
             found = [names[place] if known else None for place, known in zip(places, there, strict=True)]
+            if values is not None:
+                own = levels_of(values)
+                for i in np.flatnonzero(there & (places >= len(self.levels) - self.lumped)):
+                    found[i] = f"{own[i]} ({found[i]})"
             return pl.Series(self.name, found, dtype=pl.String)
         # What lies beyond the years 1 to 9999 cannot be written.
         micro = (np.clip(np.where(there, cells, 0), *WRITTEN) * 1e6).round().astype(np.int64)
@@ -266,6 +272,8 @@ def _zone_called(name: str) -> str:
 def guess(frame: nw.DataFrame[Any], asked: Mapping[str, str] | None = None) -> tuple[Column, ...]:
     """Say what the columns of a frame are, by their types or as asked; levels are yet to be learned.
 
+    Columns to be ignored are not among them, and need not be there.
+
     Raises
     ------
     ValueError
@@ -273,13 +281,15 @@ def guess(frame: nw.DataFrame[Any], asked: Mapping[str, str] | None = None) -> t
     """
     schema = frame.schema
     for name, wanted in (asked or {}).items():
-        if name not in schema:
+        choice(f"columns[{name!r}]", wanted, (*KINDS, IGNORED))
+        if name not in schema and wanted != IGNORED:
             raise ValueError(f"columns names {name!r}, which the data do not have.{did_you_mean(name, list(schema))}")
-        choice(f"columns[{name!r}]", wanted, KINDS)
     columns: list[Column] = []
     odd: list[str] = []
     for name, dtype in schema.items():
         kind: Any = (asked or {}).get(name) or _kind(frame, name, dtype)
+        if kind == IGNORED:
+            continue
         if kind is None:
             odd.append(f"{name!r} ({dtype})")
             continue

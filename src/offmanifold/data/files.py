@@ -32,6 +32,8 @@ class Source:
     path : Path
     files : list of str or None
         File names, one a row, where the rows are pictures in a folder.
+    columns : tuple of str
+        What a table's columns are called.
     images : bool
         Whether the rows are images.
     colour : bool
@@ -41,6 +43,7 @@ class Source:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.files: list[str] | None = None
+        self.columns: tuple[str, ...] = ()
         self.images = self.colour = False
 
     def chunks(self, rows: int) -> Iterator[Any]:
@@ -203,6 +206,7 @@ class _Table(Source):
             if strict and name not in names:
                 raise ValueError(f"{path} has no column {name!r} to drop.{did_you_mean(name, names)}")
         self._frame = frame.drop(list(drop), strict=False)
+        self.columns = tuple(name for name in names if name not in drop)
 
     def chunks(self, rows: int) -> Iterator[pl.DataFrame]:
         with _polars_errors(self.path):

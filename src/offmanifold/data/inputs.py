@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse
 
-from offmanifold.data.columns import Column, guess, remarks, with_levels
+from offmanifold.data.columns import IGNORED, Column, guess, remarks, with_levels
 
 Float64Array: TypeAlias = npt.NDArray[np.float64]
 Float32Array: TypeAlias = npt.NDArray[np.float32]
@@ -39,6 +39,8 @@ class InputSpec:
         The names of a frame's columns, in the order of training.
     details : tuple of Column or None
         What they are, where not all are numbers.
+    ignored : tuple of str
+        Columns that were left out, and that new data may have.
     """
 
     kind: Literal["table", "image"]
@@ -46,6 +48,7 @@ class InputSpec:
     layout: Layout
     columns: tuple[str, ...] | None = None
     details: tuple[Column, ...] | None = None
+    ignored: tuple[str, ...] = ()
 
     @property
     def dimensions(self) -> int:
@@ -89,6 +92,7 @@ class InputSpec:
                 layout=values["layout"],
                 columns=None if columns is None else tuple(str(name) for name in columns),
                 details=None if details is None else tuple(Column.from_json(column) for column in details),
+                ignored=tuple(str(name) for name in values.get("ignored", ())),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"the input description is damaged ({error!r})") from error
@@ -109,13 +113,17 @@ class InputSpec:
             return np.ascontiguousarray(np.moveaxis(rows, 1, -1))
         return rows[:, 0] if self.layout == "hw" else rows
 
-    def present(self, rows: Float64Array) -> Any:
-        """Return canonical rows as a user knows them: an array, or a polars frame where not all columns are numbers."""
+    def present(self, rows: Float64Array, frame: nw.DataFrame[Any] | None = None) -> Any:
+        """Return canonical rows as a user knows them: an array, or a polars frame where not all columns are numbers.
+
+        ``frame`` is what they were, if that is known.
+        """
         if self.details is None:
             return self.arrange(rows)
         import polars as pl
 
-        return pl.DataFrame([column.write(rows[:, i]) for i, column in enumerate(self.details)])
+        came = {} if frame is None else {series.name: series for series in frame.iter_columns()}
+        return pl.DataFrame([column.write(rows[:, i], came.get(column.name)) for i, column in enumerate(self.details)])
 
 
 def evenly(n: int, most: int) -> npt.NDArray[np.intp]:
@@ -137,7 +145,8 @@ class Rows:
     owner : str
         Who asks, for the error messages.
     columns : mapping of str to str, optional
-        What columns of a frame are, where their type does not tell: "number", "category", "boolean" or "date".
+        What columns of a frame are, where their type does not tell: "number", "category", "boolean" or "date"; or
+        "ignored".
     """
 
     def __init__(
@@ -181,6 +190,10 @@ class Rows:
     def select(self, index: npt.NDArray[np.intp]) -> Any:
         """Return some of the user's rows, as they came."""
         return self._array[index] if self._frame is None else self._frame[index.tolist(), :].to_native()
+
+    def present(self) -> Any:
+        """Return all rows as :meth:`InputSpec.present` does, levels that have no name in training beside their own."""
+        return self.spec.present(self.take(slice(None)).astype(np.float64), self._frame)
 
     def learn(self, training: npt.NDArray[np.intp]) -> None:
         """Learn the levels of categories from rows of training; new rows may come with others."""
@@ -241,13 +254,14 @@ def _as_frame(X: Any) -> nw.DataFrame[Any] | None:
 
 
 def _frame_spec(frame: nw.DataFrame[Any], expected: InputSpec | None, asked: Mapping[str, str] | None) -> InputSpec:
-    names = frame.columns
+    ignored = tuple(name for name, kind in (asked or {}).items() if kind == IGNORED)
+    names = [name for name in frame.columns if name not in ignored]
     if not names:
         raise ValueError("Found a frame with 0 feature(s) (shape=(n, 0)) while a minimum of 1 is required.")
     if expected is not None and expected.columns is not None:
         there, wanted = set(names), set(expected.columns)
         absent = [name for name in expected.columns if name not in there]
-        extra = [name for name in names if name not in wanted]
+        extra = [name for name in names if name not in wanted and name not in expected.ignored]
         if absent or extra:
             problems = [f"missing: {_list(absent)}"] if absent else []
             problems += [f"not seen in training: {_list(extra)}"] if extra else []
@@ -257,7 +271,7 @@ def _frame_spec(frame: nw.DataFrame[Any], expected: InputSpec | None, asked: Map
     details = guess(frame, asked) if expected is None else expected.details
     if details is not None and all(column.kind == "number" for column in details):
         details = None
-    return InputSpec("table", (len(names),), "columns", tuple(names), details)
+    return InputSpec("table", (len(names),), "columns", tuple(names), details, ignored)
 
 
 def _as_array(X: Any) -> npt.NDArray[Any]:

@@ -144,7 +144,8 @@ class OutlierDetector(Scorer, abc.ABC):
         negatives : array-like, frame or path, optional
             Rows of what is *not* normal, for detectors that learn from them (:class:`~offmanifold.NegativeVAE`).
         columns : mapping of str to str, optional
-            What columns of a frame are, where their type does not tell: "number", "category", "boolean" or "date".
+            What columns of a frame are, where their type does not tell: "number", "category", "boolean" or "date"; or
+            "ignored": left out, here and of all later data.
         checkpoint : path, optional
             Where to save the run from time to time; Ctrl-C then saves before it stops.
         resume : bool

@@ -22,8 +22,9 @@ CRUDE = 0.4
 COMPLETING = 1.0
 # Rows evaluated at a time.
 PART = 256
-# Features beyond so many spreads of normal rows say no more.
-MOST = 20.0
+# Features beyond so many spreads of normal rows count by their logarithm, up to FARTHEST: of rows far off it can still
+# be said which is the farthest, and no single feature's number is all that there is to see.
+MOST, FARTHEST = 20.0, 1e4
 TINY = 1e-9
 # The two sides of the evidence.
 SIDES = ("learned", "stored")
@@ -127,8 +128,12 @@ class DenoisingModel(nn.Module, abc.ABC):
         return (torch.cat(parts, 1) + TINY).log()
 
     def evidence(self, rows: Tensor) -> Tensor:
-        """Return how many spreads each feature lies above the median of normal rows: ``(n, features)``."""
-        return ((self.features(rows) - self.centre) / self.spread).clamp(-MOST, MOST)
+        """Return how many spreads each feature lies above the median of normal rows: ``(n, features)``.
+
+        Of more than 20 those above it count by their logarithm, 20 (1 + log(spreads/20)).
+        """
+        spreads = ((self.features(rows) - self.centre) / self.spread).clamp(-MOST, FARTHEST)
+        return torch.where(spreads > MOST, MOST * (1 + (spreads / MOST).clamp(min=1).log()), spreads)
 
     def energies(self, rows: Tensor) -> dict[str, Tensor]:
         """Return the evidence combined, ``(n,)`` by side as they make it up: high = abnormal.

@@ -31,6 +31,8 @@ GROWTH = 1.05
 PASS, IMAGE_PASS = 32, 16
 # Whole numbers below it are shown with all their digits.
 WHOLE = 1e12
+# A column is named from this share of the worst column's contribution on.
+LEAST = 0.01
 # Between these quantiles a column's value is usual.
 USUAL = (0.05, 0.95)
 
@@ -104,11 +106,14 @@ class Explanation:
     ordinary: npt.NDArray[np.bool_] = dataclasses.field(default_factory=lambda: np.zeros(0, np.bool_))
 
     def top(self, row: int, count: int = 3) -> list[Reason]:
-        """Return the columns of a table that speak against ``row``, worst first and ``count`` at most."""
+        """Return the columns of a table that speak against ``row``, worst first and ``count`` at most.
+
+        Those that add less than a hundredth of what the worst does are left out.
+        """
         if self.contributions.ndim != 2:
             raise ValueError("top is for tables; an image's contributions are a map: contributions[row].")
         own = self.contributions[row]
-        order = [i for i in np.argsort(own, kind="stable")[:count] if own[i] < 0]
+        order = [i for i in np.argsort(own, kind="stable")[:count] if own[i] < min(0, LEAST * own.min())]
         return [
             Reason(
                 self.columns[i],
@@ -182,7 +187,7 @@ def explain(detector: Scorer, X: Any) -> Explanation:
         owner = preparation.owner[:, None] == np.arange(len(preparation.columns))
         arrays["contributions"] = arrays["contributions"] @ owner
     return Explanation(
-        rows=detector.spec_.present(own),
+        rows=rows.present(),
         score=score,
         contributions=detector.spec_.arrange(arrays["contributions"]),
         latent=arrays["latent"],

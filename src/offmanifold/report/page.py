@@ -98,7 +98,7 @@ def _judged(detector: OutlierDetector, X: Any, names: list[str] | None) -> dict[
     p = calibration.p_values(detector.calibration_scores_, scores)
     called = int((scores < detector.offset_).sum())
     places = np.argsort(scores, kind="stable")[: min(max(called, FEWEST), WORST)]
-    explanation = detector.explain(detector.spec_.arrange(rows.take(places).astype(np.float64)))
+    explanation = detector.explain(rows.select(places))
     table = detector.spec_.kind == "table"
     shown_by_row = [] if table else pictures.explained(detector, explanation)
     shown = []
