@@ -119,6 +119,7 @@ def run_study(
         report(f"{done} of {len(all_jobs)} jobs were done before.")
     if jobs == 1:
         for job in waiting:
+            report(f"[{done + 1}/{len(all_jobs)}] {job['name']} …")
             record = _run_one(study.run, job, folder, None)
             done += 1
             report(f"[{done}/{len(all_jobs)}] {job['name']}: {record['seconds']:.0f} s")
