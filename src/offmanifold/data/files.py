@@ -159,8 +159,9 @@ def _scan(path: Path, columns: Sequence[str] | None = None, text: Sequence[str] 
         raise ValueError(
             f"{path} has one column, called {names[0]!r}: are its cells separated by {other!r}? Use commas instead."
         )
-    numbers = [name for name in columns or () if name in names]
-    as_text = {*numbers, *text}.intersection(names)
+    there = set(names)
+    numbers = [name for name in columns or () if name in there]
+    as_text = there.intersection([*numbers, *text])
     frame = pl.scan_csv(
         path,
         schema_overrides=dict.fromkeys(as_text, pl.String()),
