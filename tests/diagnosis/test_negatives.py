@@ -281,7 +281,10 @@ def test_tables_on_the_command_line(plane: Any, tmp_path: Path) -> None:
     labelled.write_csv(tmp_path / "normal.csv")
     done = run(app, [*common, "--labels", "kind"])
     assert done.exit_code == 0, done.output
-    assert "with semi-supervised-vae" in done.stdout and "--drop id --drop kind" in done.stdout
+    assert "with semi-supervised-vae" in done.stdout and "--drop" not in done.stdout
+    # What was left out is known to the model.
+    done = run(app, ["score", model, normal, "--json", "--out", str(tmp_path / "scores.csv")])
+    assert done.exit_code == 0 and json.loads(done.stdout)["rows"] == frame.height, done.output
     detector = load(tmp_path / "m.safetensors")
     assert isinstance(detector, SemiSupervisedVAE) and detector.classes_.tolist() == ["x", "y"]
     done = run(app, [*common, "--labels", "kind", "--detector", "vae"])
