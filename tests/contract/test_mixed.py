@@ -129,6 +129,13 @@ def test_kinds_as_asked() -> None:
     assert detector.score_samples(pl.DataFrame({"code": [9], "x": [0.0]})) < detector.score_samples(rows[:1])
 
 
+def test_an_array_has_no_text_or_dates(normal: pl.DataFrame) -> None:
+    detector = AE(**quick(AE)).fit(normal)
+    for rows in (np.zeros((2, normal.width)), normal.head(2).to_numpy()):
+        with pytest.raises(ValueError, match="a data frame with columns that are not numbers: 'colour'"):
+            detector.score_samples(rows)
+
+
 def test_columns_that_say_nothing_are_warned_of(normal: pl.DataFrame) -> None:
     rows = normal.with_row_index("id").with_columns(same=pl.lit("x"))
     with pytest.warns(UserWarning, match="'id' looks like an identifier") as caught:

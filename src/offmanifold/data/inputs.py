@@ -141,7 +141,7 @@ class Rows:
         ``(n, height, width, channels)`` are images, uint8 or floats in [0, 1].
     expected : InputSpec, optional
         What training saw. A frame's columns are brought into its order by name; anything else that
-        differs is an error. An array is taken to hold cells as :meth:`take` gives them.
+        differs is an error, and so is an array where not all columns are numbers.
     owner : str
         Who asks, for the error messages.
     columns : mapping of str to str, optional
@@ -181,7 +181,7 @@ class Rows:
                 "while a minimum of 1 is required."
             )
         if expected is not None:
-            _enforce(self.spec, expected, owner)
+            _enforce(self.spec, expected, owner, frame is not None)
             self.spec = expected
 
     def __len__(self) -> int:
@@ -325,9 +325,15 @@ def _array_spec(array: npt.NDArray[Any], expected: InputSpec | None) -> InputSpe
     return spec
 
 
-def _enforce(spec: InputSpec, expected: InputSpec, owner: str) -> None:
+def _enforce(spec: InputSpec, expected: InputSpec, owner: str, framed: bool) -> None:
     if spec.kind != expected.kind:
         raise ValueError(f"{owner} was trained on {expected.describe()}; got {spec.describe()}.")
+    if expected.details is not None and not framed:
+        others = [column.name for column in expected.details if column.kind != "number"]
+        raise ValueError(
+            f"{owner} was trained on a data frame with columns that are not numbers: {_list(others)}. An array has no "
+            "text or dates and no names; pass a data frame with the same columns."
+        )
     if spec.shape != expected.shape:
         if spec.kind == "table":
             raise ValueError(

@@ -348,7 +348,7 @@ def refits(patient: Patient) -> Finding:
                 again = clone(detector).set_params(random_state=seed, verbose=False).fit(rows, columns=kinds)
             except (ValueError, TrainingDiverged) as error:
                 return Finding("refits", "not applicable", f"No other fit could be made of these rows: {error}")
-        scores.append(again.score_samples(patient.presented(patient.normal)))
+        scores.append(again.score_samples(patient.users(patient.normal)))
     number = rank_correlation(*scores)
     told = f"Rank correlation of two refits' scores of normal rows: {number.value:+.2f}."
     grade: Grade = "fine" if number.value >= STEADY else "warn"

@@ -78,12 +78,8 @@ class Patient:
         """Return a fresh generator: every check draws the same numbers whichever checks run."""
         return torch.Generator().manual_seed(self.seed)
 
-    def users(self, rows: Float64Array | Any) -> Float64Array:
-        """Return standardised rows ``(n, *shape)`` as the detector takes them from a user."""
-        return self.detector.spec_.arrange(self.scaler.inverse(np.asarray(rows, dtype=np.float64)))
-
-    def presented(self, rows: Any) -> Any:
-        """Return standardised rows as a user knows them: a frame where not all columns are numbers."""
+    def users(self, rows: Any) -> Any:
+        """Return standardised rows as a user knows them: ``(n, *shape)``, a frame where not all columns are numbers."""
         return self.detector.spec_.present(self.scaler.inverse(np.asarray(rows, dtype=np.float64)))
 
     def score(self, rows: Any) -> Float64Array:
@@ -100,7 +96,7 @@ class Patient:
     @functools.cached_property
     def scores_as_given(self) -> Float64Array:
         """The detector's scores of all rows as they came, with what is missing of them."""
-        return _finite(self.detector.score_samples(self.detector.spec_.arrange(self.rows)))
+        return _finite(self.detector.score_samples(self.detector.spec_.present(self.rows)))
 
     @functools.cached_property
     def scores(self) -> Float64Array:
