@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 
 from offmanifold.data import benchmarks
 from offmanifold.detectors import DETECTORS, MultiscaleDenoiser, OutlierDetector
-from offmanifold.detectors.multiscale import LEVELS
+from offmanifold.detectors.multiscale import STORED_LEVELS
 from offmanifold.measures.detection import aupr, auroc
 from offmanifold.measures.plain import Neighbours
 from offmanifold.measures.ranks import friedman, mean_ranks, nemenyi_difference
@@ -68,8 +68,8 @@ ROWS = {
     "PyOD AutoEncoder": Row("auto_encoder:AutoEncoder", quick={"epoch_num": 1}),
     "PyOD VAE": Row("vae:VAE", quick={"epoch_num": 1}),
     "DeepSVDD": Row("deep_svdd:DeepSVDD", quick={"epochs": 1}),
-    "MultiscaleDenoiser, 500 steps": Row(
-        "multiscale-denoiser", {"steps": 500}, {"steps": 2, "hidden": [16]}, ablation=True
+    "MultiscaleDenoiser, 1200 steps": Row(
+        "multiscale-denoiser", {"steps": 1200}, {"steps": 2, "hidden": [16]}, ablation=True
     ),
 }
 # What is left of the evidence, the learned denoiser's and the stored rows', (n, noise levels) each, and how it is
@@ -191,7 +191,7 @@ def run(job: Job) -> dict[str, Any]:
         arrays["calibration"] = model.calibration_scores_
     if isinstance(model, MultiscaleDenoiser):
         arrays["evidence"] = model.evidence(test).astype(np.float32)
-        sides = np.split(arrays["evidence"], [LEVELS], axis=1)
+        sides = np.split(arrays["evidence"], [-STORED_LEVELS], axis=1)
         metrics["parts"] = {}
         for name, rule in PARTS.items():
             found = -rule(*sides)
