@@ -181,7 +181,7 @@ def test_calibration_rows_come_along_unless_they_must_not(tmp_path: Path, plane:
         kept = detector.calibration_rows_
         assert kept is not None and len(kept) == detector.stored_rows == detector.rows_["calibration"]
         np.testing.assert_array_equal(
-            np.sort(detector.score_samples(detector.spec_.arrange(kept))), detector.calibration_scores_
+            np.sort(detector.score_samples(detector.spec_.present(kept))), detector.calibration_scores_
         )
         detector.save(tmp_path / "m.safetensors")
         np.testing.assert_array_equal(load(tmp_path / "m.safetensors").calibration_rows_, kept)
