@@ -45,7 +45,9 @@ def test_kinds_are_guessed_and_cells_come_back(make: Any) -> None:
     np.testing.assert_array_equal(cells, expected)
     assert rows.spec.present(cells).to_dict(as_series=False) == DATA
     assert InputSpec.from_json(rows.spec.to_json()) == rows.spec
-    np.testing.assert_array_equal(Rows(cells, rows.spec).take(slice(0, 4)), cells)
+    np.testing.assert_array_equal(Rows(rows.spec.present(cells), rows.spec).take(slice(0, 4)), cells)
+    with pytest.raises(ValueError, match="columns that are not numbers: 'colour', 'on', 'when'"):
+        Rows(cells, rows.spec)
 
 
 def test_ignored_columns_may_be_there_or_not() -> None:
