@@ -132,7 +132,7 @@ def test_kinds_as_asked() -> None:
 def test_an_array_has_no_text_or_dates(normal: pl.DataFrame) -> None:
     detector = AE(**quick(AE)).fit(normal)
     for rows in (np.zeros((2, normal.width)), normal.head(2).to_numpy()):
-        with pytest.raises(ValueError, match="a data frame with columns that are not numbers: 'colour'"):
+        with pytest.raises(ValueError, match="a data frame with categories or dates: 'colour'"):
             detector.score_samples(rows)
 
 

@@ -141,7 +141,7 @@ class Rows:
         ``(n, height, width, channels)`` are images, uint8 or floats in [0, 1].
     expected : InputSpec, optional
         What training saw. A frame's columns are brought into its order by name; anything else that
-        differs is an error, and so is an array where not all columns are numbers.
+        differs is an error, and so is an array where columns are categories or dates.
     owner : str
         Who asks, for the error messages.
     columns : mapping of str to str, optional
@@ -328,11 +328,11 @@ def _array_spec(array: npt.NDArray[Any], expected: InputSpec | None) -> InputSpe
 def _enforce(spec: InputSpec, expected: InputSpec, owner: str, framed: bool) -> None:
     if spec.kind != expected.kind:
         raise ValueError(f"{owner} was trained on {expected.describe()}; got {spec.describe()}.")
-    if expected.details is not None and not framed:
-        others = [column.name for column in expected.details if column.kind != "number"]
+    coded = [column.name for column in expected.details or () if column.kind in ("category", "date")]
+    if coded and not framed:
         raise ValueError(
-            f"{owner} was trained on a data frame with columns that are not numbers: {_list(others)}. An array has no "
-            "text or dates and no names; pass a data frame with the same columns."
+            f"{owner} was trained on a data frame with categories or dates: {_list(coded)}. An array's numbers are "
+            "neither; pass a data frame with the same columns."
         )
     if spec.shape != expected.shape:
         if spec.kind == "table":
