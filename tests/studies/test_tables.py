@@ -95,11 +95,10 @@ def test_memory_is_that_of_the_block() -> None:
 
 def test_the_parts_make_up_the_score() -> None:
     from offmanifold import MultiscaleDenoiser
-    from offmanifold.detectors.multiscale import STORED_LEVELS
 
     rows = np.random.default_rng(0).normal(size=(300, 4))
     detector = MultiscaleDenoiser(steps=3, hidden=[16], random_state=0, verbose=False).fit(rows[:200])
-    sides = np.split(detector.evidence(rows[200:]), [-STORED_LEVELS], axis=1)
+    sides = np.split(detector.evidence(rows[200:]), [detector.module_.learned_features], axis=1)
     score = detector.score_samples(rows[200:])
     np.testing.assert_allclose(-tables._both(*sides), score, rtol=1e-5, atol=1e-5)
     learned, stored = (tables.PARTS[f"the {part} alone"](*sides) for part in ("learned denoiser", "stored rows"))

@@ -181,7 +181,7 @@ class Rows:
                 "while a minimum of 1 is required."
             )
         if expected is not None:
-            _enforce(self.spec, expected, owner, frame is not None)
+            _enforce(self.spec, expected, owner)
             self.spec = expected
 
     def __len__(self) -> int:
@@ -325,11 +325,11 @@ def _array_spec(array: npt.NDArray[Any], expected: InputSpec | None) -> InputSpe
     return spec
 
 
-def _enforce(spec: InputSpec, expected: InputSpec, owner: str, framed: bool) -> None:
+def _enforce(spec: InputSpec, expected: InputSpec, owner: str) -> None:
     if spec.kind != expected.kind:
         raise ValueError(f"{owner} was trained on {expected.describe()}; got {spec.describe()}.")
     coded = [column.name for column in expected.details or () if column.kind in ("category", "date")]
-    if coded and not framed:
+    if coded and spec.details is None:  # an array
         raise ValueError(
             f"{owner} was trained on a data frame with categories or dates: {_list(coded)}. An array's numbers are "
             "neither; pass a data frame with the same columns."

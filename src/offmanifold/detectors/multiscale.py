@@ -27,7 +27,7 @@ from offmanifold.training.progress import Verbosity
 
 # Noise levels, in standard deviations: the lowest is half the distance between neighbours, within bounds. The denoiser
 # has a use for smaller levels than stored rows: there it sees how columns depend on each other, where they show the
-# nearest row and no more. Training goes on to LARGEST.
+# nearest row and no more. Noise in training goes up to LARGEST.
 LEARNED_FROM, LEARNED, LARGEST = (0.01, 0.05), (0.39, 1.1), 3.0
 STORED_LEVELS, STORED_FROM, STORED_TO = 3, (0.01, 0.2), 1.5
 # Fewer stored rows are none: how far they lie from each other says nothing of what is normal.

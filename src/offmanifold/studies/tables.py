@@ -18,7 +18,6 @@ from sklearn.preprocessing import StandardScaler
 
 from offmanifold.data import benchmarks
 from offmanifold.detectors import DETECTORS, MultiscaleDenoiser, OutlierDetector
-from offmanifold.detectors.multiscale import STORED_LEVELS
 from offmanifold.measures.detection import aupr, auroc
 from offmanifold.measures.plain import Neighbours
 from offmanifold.measures.ranks import friedman, mean_ranks, nemenyi_difference
@@ -191,7 +190,7 @@ def run(job: Job) -> dict[str, Any]:
         arrays["calibration"] = model.calibration_scores_
     if isinstance(model, MultiscaleDenoiser):
         arrays["evidence"] = model.evidence(test).astype(np.float32)
-        sides = np.split(arrays["evidence"], [-STORED_LEVELS], axis=1)
+        sides = np.split(arrays["evidence"], [model.module_.learned_features], axis=1)
         metrics["parts"] = {}
         for name, rule in PARTS.items():
             found = -rule(*sides)
