@@ -10,11 +10,10 @@ from typing import Any, final
 import numpy as np
 import torch
 from sklearn.utils.validation import check_is_fitted
-from torch import Tensor, nn
+from torch import Tensor
 
 from offmanifold import parameters
 from offmanifold.data.inputs import InputSpec
-from offmanifold.detectors.autoencoder import Autoencoder
 from offmanifold.detectors.base import OutlierDetector
 from offmanifold.detectors.chains import (
     SAMPLING_FACTOR,
@@ -34,6 +33,7 @@ from offmanifold.detectors.contrastive import contrastive_phase, dequantised, su
 from offmanifold.detectors.density import GridDensityMixin
 from offmanifold.detectors.explanations import Cells
 from offmanifold.detectors.latent import LatentMixin
+from offmanifold.detectors.normalized_autoencoder import NormalizedAutoencoder
 from offmanifold.detectors.presets import PRESETS
 from offmanifold.networks import choose
 from offmanifold.probability.distances import DISTANCES, distance, parts
@@ -51,45 +51,6 @@ LOWEST_ACCEPTANCE = 0.05
 # A learned log T has a rate of its own: P3's is 1e-3, 100 times the weights' (appendix D.3); ten times that finds T in
 # hundreds of steps instead of thousands, whatever the weights' rate.
 TEMPERATURE_RATE = 1e-2
-
-
-class NormalizedAutoencoder(Autoencoder):
-    """An autoencoder with a temperature: log p(x) = −E(x)/T − log Ω, E = mean error (P3, Eqs. 4, 5, 9).
-
-    Parameters
-    ----------
-    encoder, decoder : Module
-    latent : {"euclidean", "sphere"}
-    sigmoid : bool
-    kind : str
-        The distance.
-    temperature : float or "learned"
-    """
-
-    def __init__(
-        self,
-        encoder: nn.Module,
-        decoder: nn.Module,
-        *,
-        latent: str,
-        sigmoid: bool,
-        kind: str,
-        temperature: float | str,
-    ) -> None:
-        super().__init__(encoder, decoder, latent=latent, sigmoid=sigmoid)
-        self.kind = kind
-        learned = isinstance(temperature, str)
-        start = math.log(0.5) if isinstance(temperature, str) else math.log(temperature)
-        self.log_temperature = nn.Parameter(torch.tensor(start), requires_grad=learned)
-
-    def energy(self, rows: Tensor) -> Tensor:
-        """Return E(x): ``(n,)``."""
-        return distance(rows, self.reconstruct(rows), self.kind)
-
-    def temperature(self) -> Tensor:
-        """Return T."""
-        temperature: Tensor = self.log_temperature.exp()
-        return temperature
 
 
 @final
