@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import weakref
 
 import pytest
 import torch
@@ -212,6 +213,38 @@ def test_a_chain_goes_on_bit_for_bit(step: chain.Step) -> None:
     for _ in range(4):
         again, _ = step(other, again, energy, kernel)
     assert torch.equal(state.position, again.position)
+    # And `run` goes on from the state that it returned.
+    drawn = generator(5)
+    half, _ = run(step, drawn, normal_draws(50, 3), energy, kernel, 4)
+    whole, _ = run(step, drawn, half, energy, kernel, 4)
+    assert whole.step == 8 and torch.equal(whole.position, state.position)
+
+
+@pytest.mark.parametrize("step", [langevin.step, metropolis.step])
+def test_memory_does_not_grow_with_a_chains_length(step: chain.Step) -> None:
+    """What the backward passes keep, at most at one time."""
+
+    class Kept:
+        def __init__(self, tensor: Tensor) -> None:
+            self.tensor = tensor
+
+    def peak(steps: int) -> int:
+        alive: weakref.WeakSet[Kept] = weakref.WeakSet()
+        most = 0
+
+        def pack(tensor: Tensor) -> Kept:
+            nonlocal most
+            kept = Kept(tensor)
+            alive.add(kept)
+            most = max(most, len(alive))
+            return kept
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.tensor):
+            state, _ = run(step, generator(), torch.ones(5, 2), Counting(), Kernel(0.1), steps)
+        assert state.position.grad_fn is None
+        return most
+
+    assert 0 < peak(2) == peak(40)
 
 
 def test_the_linear_nae_is_a_gaussian() -> None:

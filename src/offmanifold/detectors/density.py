@@ -48,8 +48,8 @@ class GridDensityMixin:
         -----
         UserWarning
             The chains of training sampled another temperature than the model's, so that its density is not what they
-            were drawn from: the step size λ and noise σ have σ² ≠ 2λ, or noise was annealed. ``preset="2d"`` has
-            them agree.
+            were drawn from: without Metropolis's correction, the step size λ and noise σ have σ² ≠ 2λ, or noise was
+            annealed. ``preset="2d"`` has them agree.
         """
         rows = self._fitted_rows(X)
         parameters.choice("normalise", normalise, ("grid",))
@@ -62,7 +62,9 @@ class GridDensityMixin:
         if np.isnan(rows.take(slice(None))).any():
             raise ValueError("log_prob takes complete rows; a cell of these is missing.")
         _, step_size, noise = self.settings_["visible_chain"]
-        if self.settings_["anneal"] or not math.isclose(noise**2, 2 * step_size, rel_tol=0.05):
+        # Metropolis's correction makes chains sample the model's temperature whatever their steps are.
+        exact = self.settings_["adjusted"] or math.isclose(noise**2, 2 * step_size, rel_tol=0.05)
+        if self.settings_["anneal"] or not exact:
             annealed = ", and less as their noise is annealed" if self.settings_["anneal"] else ""
             warnings.warn(
                 f"The chains that this model was trained with sample {noise**2 / (2 * step_size):.3g} times its "

@@ -3,5 +3,18 @@
 from offmanifold.sampling import langevin, metropolis
 from offmanifold.sampling.chain import Info, Kernel, Space, State, run
 from offmanifold.sampling.replay import Replay
+from offmanifold.sampling.starts import FromData, OnManifold, Persistent
 
-__all__ = ["Info", "Kernel", "Replay", "Space", "State", "langevin", "metropolis", "run"]
+__all__ = [
+    "FromData",
+    "Info",
+    "Kernel",
+    "OnManifold",
+    "Persistent",
+    "Replay",
+    "Space",
+    "State",
+    "langevin",
+    "metropolis",
+    "run",
+]
