@@ -74,6 +74,19 @@ def test_fit_says_what_it_did_and_what_to_do_next(work: Path) -> None:
     assert shown["rows"] == {"training": 280, "stopping": 40, "calibration": 80}
 
 
+def test_an_image_model_takes_no_more_than_its_name(tmp_path: Path) -> None:
+    """`fit images.npz --detector nae --out m.safetensors`; fewer steps than by default, to save time."""
+    images = np.random.default_rng(0).integers(0, 255, (80, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "images.npz", images=images)
+    less = ["--set", "steps=2", "--set", "pretraining_steps=2"]
+    run("fit", "images.npz", "--detector", "nae", *less, "--out", "m.safetensors", cwd=tmp_path)
+    told = json.loads(run("inspect", "m.safetensors", "--json", cwd=tmp_path).stdout)
+    assert told["detector"] == "nae" and list(told["training"]) == ["autoencoder", "normalisation"]
+    assert set(told["training"]["normalisation"]["auroc_against"]) >= {"erased", "mixed", "patches"}
+    scores = run("score", "m.safetensors", "images.npz", "--out", "s.csv", cwd=tmp_path)
+    assert "80" in scores.stdout and len(pl.read_csv(tmp_path / "s.csv")) == 80
+
+
 def test_a_fit_can_be_repeated_from_what_its_file_says(work: Path) -> None:
     run("fit", "normal.csv", *QUICK[:4], "--detector", "ae", "-o", "first.safetensors", cwd=work)
     seed = offmanifold.load(work / "first.safetensors").random_state

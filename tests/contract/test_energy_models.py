@@ -18,16 +18,18 @@ from conftest import quick
 
 from offmanifold import load
 from offmanifold.detectors import IGEBM, NAE, OutlierDetector
+from offmanifold.detectors.chains import Chain
 from offmanifold.detectors.contrastive import dequantised, watching
 from offmanifold.probability import missing
 from offmanifold.training.checkpoints import Checkpointer
-from offmanifold.training.loop import TrainingDiverged
+from offmanifold.training.loop import Batches, TrainingDiverged
 
 CASES = [
     (NAE, {"negatives": "omi"}),
     (NAE, {"negatives": "cd"}),
     (NAE, {"negatives": "pcd"}),
     (NAE, {"negatives": "pcd-restart"}),
+    (NAE, {"updates_per_chain": 3, "noise": 0.2, "latent_penalty": 0.1}),
     (NAE, {"replay_size": 0}),
     (NAE, {"adjusted": True, "temperature": "learned"}),
     (NAE, {"latent": "sphere", "distance": "l1", "latent_chain": (0, 0.1, 0.1)}),
@@ -76,7 +78,7 @@ def test_without_outliers_to_watch_the_last_weights_are_kept(cls: type[OutlierDe
     assert {key for key in seeing.history_[-1] if key.startswith("auroc/")} == {"auroc/permuted"}
 
 
-@pytest.mark.parametrize(("cls", "own"), CASES[:5] + CASES[-1:])
+@pytest.mark.parametrize(("cls", "own"), CASES[:6] + CASES[-1:])
 def test_a_cut_run_resumes_bit_for_bit_with_its_replay(
     cls: type[OutlierDetector], own: Any, plane: Any, tmp_path: Path
 ) -> None:
@@ -213,8 +215,10 @@ def test_colour_presets_learn_dequantised_pixels(digits: Any) -> None:
         detector = made(NAE, preset=preset, capacity=0.05, pretraining_steps=1, steps=1).fit(digits[0][:60])
         rows = torch.from_numpy(digits[0][:16, None]).float()
         for phase in detector._phases(detector.module_.requires_grad_(), detector.settings_):
-            loss = phase.updates[0].loss
-            first, second = (loss(rows, torch.Generator().manual_seed(seed))[1] for seed in (0, 1))
+            update = phase.updates[0]
+            if update.prepare is not None:
+                update.prepare(rows, torch.Generator().manual_seed(0))
+            first, second = (update.loss(rows, torch.Generator().manual_seed(seed))[1] for seed in (0, 1))
             name = "reconstruction" if phase.name == "autoencoder" else "positive_energy"
             assert bool(first[name] == second[name]) is not noisy, preset
 
@@ -280,6 +284,17 @@ def test_adjusted_chains_that_do_not_move_are_named() -> None:
         (NAE, {"bounds": 3}, "bounds must be .* or 'auto'; got 3"),
         (NAE, {"adjusted": True, "visible_chain": (3, 0.1, 0.0)}, r"visible_chain\[2\], the noise, must be above 0"),
         (NAE, {"bounds": (1.0, -1.0)}, "bounds must be .* with low < high"),
+        (
+            NAE,
+            {"bounds": (10.0, 11.0)},
+            r"bounds=\(10.0, 11.0\) leave 100% of the training rows outside.* values go from -",
+        ),
+        (IGEBM, {"bounds": (10.0, 11.0)}, r"bounds=\(10.0, 11.0\) leave 100% of the training rows outside"),
+        (NAE, {"preset": "mnist"}, "preset='mnist' is for images; the data are a table of 3 columns"),
+        (NAE, {"preset": "2d"}, "preset='2d' is for tables of two columns; the data are a table of 3 columns"),
+        (NAE, {"latent": "sphere", "latent_penalty": 0.1}, "latent_penalty=0.1 has nothing to act on"),
+        (NAE, {"updates_per_chain": 0}, "updates_per_chain must be an integer of at least 1; got 0"),
+        (NAE, {"noise": (0.3, 0.1)}, "noise must be a range .* with low ≤ high"),
         (NAE, {"preset": "mnits"}, "preset='mnits' is unknown. Did you mean 'mnist'"),
         (NAE, {"negatives": "cdd"}, "negatives='cdd' is unknown"),
         (NAE, {"restart": 1.5}, "restart must be .* at most 1"),
@@ -299,6 +314,74 @@ def test_bad_settings_name_themselves(cls: type[OutlierDetector], own: Any, mess
 
 
 def test_a_chain_must_be_a_triple() -> None:
+    rows = np.random.default_rng(0).normal(size=(40, 3))
     for value in ("short", (1, 2.0), 3):
-        with pytest.raises((TypeError, ValueError), match="visible_chain"):
-            made(NAE, visible_chain=value).fit(np.random.default_rng(0).normal(size=(40, 3)))
+        with pytest.raises(ValueError, match=r"visible_chain must be \(steps, step size, noise\), such as"):
+            made(NAE, visible_chain=value).fit(rows)
+    made(NAE, visible_chain=np.array([3, 0.1, 0.1]), steps=1).fit(rows)
+
+
+def test_pixels_have_bounds_of_their_own(digits: Any) -> None:
+    with pytest.raises(ValueError, match=r"pixels go from 0 to 1; got \(0, 255\)"):
+        made(NAE, bounds=(0, 255)).fit(digits[0][:60])
+
+
+@pytest.mark.parametrize("cls", [NAE, IGEBM])
+def test_chains_that_leave_the_data_are_noticed(cls: type[OutlierDetector], plane: Any) -> None:
+    with pytest.warns(
+        UserWarning, match="100% of the values that the chains ended at are on the bounds: .* 1e\\+06, sm"
+    ):
+        made(cls, visible_chain=(3, 1e6, 0.05)).fit(plane[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made(cls).fit(plane[0])
+
+
+def test_samples_serve_several_updates(plane: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    draws, sizes = [], []
+    negatives = Chain.negatives
+
+    def counted(self: Any, generator: Any, rows: Any, energy: Any) -> Any:
+        draws.append(len(rows))
+        return negatives(self, generator, rows, energy)
+
+    def sized(self: Any) -> Any:
+        sizes.append(self.size)
+        return following(self)
+
+    following = Batches.next
+    monkeypatch.setattr(Chain, "negatives", counted)
+    monkeypatch.setattr(Batches, "next", sized)
+    once = made(NAE, steps=10, pretraining_steps=0, updates_per_chain=1).fit(plane[0])
+    assert (len(draws), len(sizes)) == (10, 10)
+    draws.clear(), sizes.clear()
+    thrice = made(NAE, steps=10, pretraining_steps=0, updates_per_chain=3).fit(plane[0])
+    assert (len(draws), len(sizes)) == (10, 30)
+    assert thrice.history_[-1]["step"] == once.history_[-1]["step"] == 10
+
+
+def test_a_latent_penalty_keeps_codes_near_the_prior(plane: Any) -> None:
+    def size(penalty: float) -> float:
+        return float(np.square(made(NAE, latent_penalty=penalty, watch=None).fit(plane[0]).transform(plane[0])).mean())
+
+    assert size(1.0) < 0.3 * size(0.0)
+
+
+def test_noise_is_undone_through_normalisation(plane: Any) -> None:
+    """Of noisy rows less is left by a detector that learned with noise, though normalisation helps, too."""
+    rows, rng = plane[0], np.random.default_rng(1)
+    noisy = rows + rng.normal(size=rows.shape) * rows.std(0)
+
+    def left(noise: float) -> float:
+        detector = made(NAE, noise=noise, latent_dim=5, pretraining_steps=400).fit(rows)
+        return float(np.square(detector.reconstruct(noisy) - rows).mean() / np.square(noisy - rows).mean())
+
+    assert left(1.0) < 0.8 * left(0.0)
+
+
+def test_adjusted_chains_sample_the_temperature_that_they_are_given(plane: Any) -> None:
+    rows = plane[0][:, :2]
+    detector = made(NAE, adjusted=True, temperature=0.2).fit(rows)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.isfinite(detector.log_prob(rows[:5])).all()

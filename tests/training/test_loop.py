@@ -263,6 +263,7 @@ def test_an_update_moves_its_own_parameters_and_may_repeat() -> None:
         (ParameterGroup.of("encoder", model[0]),),
         loss_of("encoder"),
         Optimizer(0.01),
+        repeats=100,
         repeat_until=lambda losses: len(losses) == 3,
     )
     before = [parameter.detach().clone() for parameter in model[1].parameters()]
@@ -273,6 +274,16 @@ def test_an_update_moves_its_own_parameters_and_may_repeat() -> None:
     history = train(model, [Phase("alternating", (encoder, decoder), 5, 16)], ROWS[:30], ROWS[30:], seed=0)
     assert counts["decoder"] == 5
     assert {"gradient_norm/encoder", "gradient_norm/decoder", "loss", "validation"} <= set(history[-1])
+    prepared: list[float] = []
+
+    def prepare(rows: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        prepared.append(float(rows.sum()))
+        return {"first": rows.sum()}
+
+    thrice = Update(decoder.groups, decoder.loss, Optimizer(0.01), prepare=prepare, repeats=3)
+    history = train(model, [Phase("repeated", (thrice,), 4, 16)], ROWS[:30], ROWS[30:], seed=0)
+    assert counts["decoder"] == 5 + 12 and len(prepared) == 4
+    assert history[-1]["first"] == pytest.approx(prepared[-1]) and "repeats" not in history[-1]
 
 
 def test_learning_rates_follow_the_schedule_and_the_groups_scale() -> None:

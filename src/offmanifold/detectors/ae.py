@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import final
 
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from offmanifold import parameters
 from offmanifold.data.inputs import InputSpec
-from offmanifold.detectors.autoencoder import Autoencoder
+from offmanifold.detectors.autoencoder import NONE, WIDE, Autoencoder, noise_range, noised
 from offmanifold.detectors.base import OutlierDetector
 from offmanifold.detectors.configured import Settings, latent_size
 from offmanifold.detectors.explanations import Cells
@@ -180,26 +179,11 @@ class AE(LatentMixin, OutlierDetector):
             "latent_dim": latent_dim,
             "distance": self.distance,
             "latent": self.latent,
-            "noise": self._noise(table),
+            "noise": noise_range(self.noise, WIDE if table else NONE),
             "error_penalty": self.error_penalty,
             "latent_penalty": self.latent_penalty,
             **self._network_settings(spec, for_tables="resmlp", table_steps=500, table_rate=2e-3),
         }
-
-    def _noise(self, table: bool) -> list[float]:
-        """Return the range of the noise."""
-        noise = self.noise
-        if isinstance(noise, str):
-            parameters.choice("noise", noise, ("auto",))
-            return [0.05, 3.0] if table else [0.0, 0.0]
-        if not isinstance(noise, Sequence):
-            return [parameters.real("noise", noise, minimum=0)] * 2
-        if len(noise) != 2:
-            raise parameters.InvalidParameter(f"noise must be a number or a range (low, high); got {noise!r}.")
-        low, high = (parameters.real(f"noise[{i}]", value, above=0) for i, value in enumerate(noise))
-        if low > high:
-            raise parameters.InvalidParameter(f"noise must be a range (low, high) with low ≤ high; got {noise!r}.")
-        return [low, high]
 
     def _build(self, spec: InputSpec, settings: Settings) -> Autoencoder:
         encoder, decoder = choose.build(
@@ -213,17 +197,11 @@ class AE(LatentMixin, OutlierDetector):
         return Autoencoder(encoder, decoder, latent=settings["latent"], sigmoid=spec.kind == "image")
 
     def _phases(self, model: Autoencoder, settings: Settings) -> list[Phase]:
-        (low, high), kind = settings["noise"], settings["distance"]
+        noise, kind = settings["noise"], settings["distance"]
         error_penalty, latent_penalty = settings["error_penalty"], settings["latent_penalty"]
 
         def loss(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Metrics]:
-            inputs = rows
-            if high:
-                inputs = torch.empty_like(rows).normal_(generator=generator)
-                levels = inputs.new_empty(len(rows), *[1] * (rows.ndim - 1))
-                levels.uniform_(math.log(low), math.log(high), generator=generator).exp_()
-                inputs = torch.addcmul(rows, inputs, levels)
-            codes = model.encode(inputs)
+            codes = model.encode(noised(rows, noise, generator))
             errors = distance(rows, model.decode(codes), kind)
             metrics: Metrics = {"reconstruction": errors.detach().mean()}
             total = penalised_mean(errors, error_penalty)

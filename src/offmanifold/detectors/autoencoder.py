@@ -1,12 +1,20 @@
-"""The autoencoder module that several detectors are built on."""
+"""The autoencoder module that several detectors are built on, and the noise that it learns to undo."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from offmanifold import parameters
 from offmanifold.probability.latents import project
 from offmanifold.probability.missing import completed, filled
+
+# Standard deviations of the noise to undo, the least and the largest: what "auto" is for tables (docs/defaults.md), and
+# none.
+WIDE, NONE = (0.05, 3.0), (0.0, 0.0)
 
 
 class Autoencoder(nn.Module):
@@ -41,3 +49,29 @@ class Autoencoder(nn.Module):
             return self.decode(self.encode(rows))
 
         return once(completed(rows, once))
+
+
+def noise_range(noise: float | Sequence[float] | str, auto: tuple[float, float]) -> list[float]:
+    """Check a standard deviation, a range of them, or "auto"; return the range."""
+    if isinstance(noise, str):
+        parameters.choice("noise", noise, ("auto",))
+        return list(auto)
+    if not isinstance(noise, Sequence):
+        return [parameters.real("noise", noise, minimum=0)] * 2
+    if len(noise) != 2:
+        raise parameters.InvalidParameter(f"noise must be a number or a range (low, high); got {noise!r}.")
+    low, high = (parameters.real(f"noise[{i}]", value, above=0) for i, value in enumerate(noise))
+    if low > high:
+        raise parameters.InvalidParameter(f"noise must be a range (low, high) with low ≤ high; got {noise!r}.")
+    return [low, high]
+
+
+def noised(rows: Tensor, noise: Sequence[float], generator: torch.Generator) -> Tensor:
+    """Return rows with Gaussian noise, each row's of a standard deviation drawn from the range, uniform in its log."""
+    low, high = noise
+    if not high:
+        return rows
+    drawn = torch.empty_like(rows).normal_(generator=generator)
+    levels = drawn.new_empty(len(rows), *[1] * (rows.ndim - 1))
+    levels.uniform_(math.log(low), math.log(high), generator=generator).exp_()
+    return torch.addcmul(rows, drawn, levels)

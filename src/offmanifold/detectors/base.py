@@ -53,6 +53,11 @@ def labelled(prepared: Tensor, labels: Tensor | None, index: npt.NDArray[np.intp
     return prepared if labels is None else torch.cat([prepared.flatten(1), labels[index]], 1)
 
 
+def _watched(record: dict[str, Any]) -> dict[str, float]:
+    """Return the AUROC against each family of outliers that a check was judged by."""
+    return {name.removeprefix("auroc/"): value for name, value in record.items() if name.startswith("auroc/")}
+
+
 class OutlierDetector(Scorer, abc.ABC):
     """Base of all detectors: scikit-learn's outlier-detector interface over a PyTorch density model.
 
@@ -296,7 +301,12 @@ class OutlierDetector(Scorer, abc.ABC):
         }
 
     def training_summary(self) -> dict[str, dict[str, Any]]:
-        """Return for each phase of training: steps, the step whose weights were kept, and how often it rolled back."""
+        """Return for each phase of training: steps, the step whose weights were kept, and how often it rolled back.
+
+        ``judged_at`` is what decided which weights to keep, low = better: the held-out rows' loss or, where training is
+        watched, what is missing from a mean AUROC of 1 against outliers made from them; ``auroc_against`` has each
+        kind's.
+        """
         check_is_fitted(self, "module_")
         summary, before = {}, 0.0
         for phase in dict.fromkeys(record["phase"] for record in self.history_):
@@ -308,6 +318,7 @@ class OutlierDetector(Scorer, abc.ABC):
                 "steps": records[-1]["step"],
                 "weights_kept_from_step": best.get("step", 0),
                 "judged_at": best.get("validation"),
+                **({"auroc_against": watched} if (watched := _watched(best)) else {}),
                 "rolled_back": len(records) - len(judged),
                 "seconds": round(records[-1]["seconds"] - before, 3),  # records count from the run's start
             }

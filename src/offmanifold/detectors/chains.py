@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -22,6 +23,10 @@ Range = tuple[float, float]
 SAMPLING_FACTOR = 8
 # Samples drawn at a time.
 PART = 256
+# Share of the training rows that may lie outside of given bounds.
+MOST_OUTSIDE = 0.5
+# Share of a table's sampled values on the bounds from which on the chains are no use.
+MOST_AT_BOUNDS = 0.5
 AnyStart = TypeVar("AnyStart", bound=Start)
 
 
@@ -53,8 +58,11 @@ class Chain(Generic[AnyStart]):
                 return begun, metrics
             state, info = run(self.step, generator, begun, energy, self.kernel, self.steps)
         self.start.end(state.position)
+        ends = state.position
         metrics |= {"drift": info.drift.mean(), "noise": info.noise.mean(), "acceptance": info.accepted.mean()}
-        return state.position, metrics
+        if self.kernel.space.bounded:
+            metrics["at_bounds"] = lambda: self.kernel.space.at_bounds(ends)
+        return ends, metrics
 
     def samples(self, generator: torch.Generator, n: int, begin: Callable[[int], Tensor], energy: Energy) -> Tensor:
         """Return ``(n, *shape)``, drawn a part at a time; ``begin(k)`` is what :attr:`start` is given for k of them."""
@@ -64,9 +72,14 @@ class Chain(Generic[AnyStart]):
 
 def chain_settings(argument: str, value: Any, *, fewest: int) -> list[float]:
     """Check (steps, step size, noise)."""
-    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 3:
-        raise parameters.InvalidParameter(f"{argument} must be (steps, step size, noise) or 'auto'; got {value!r}.")
-    steps, step_size, noise = value
+    values = [] if isinstance(value, str) or not isinstance(value, Iterable) else list(value)
+    if len(values) != 3:
+        raise parameters.InvalidParameter(
+            f"{argument} must be (steps, step size, noise), such as (15, 0.1, 0.05), or 'auto'; got {value!r}."
+        )
+    steps, step_size, noise = values
+    if isinstance(steps, float) and steps.is_integer():  # of an array
+        steps = int(steps)
     return [
         parameters.integer(f"{argument}[0]", steps, minimum=fewest),
         parameters.real(f"{argument}[1]", step_size, above=0),
@@ -84,14 +97,44 @@ def chain_bounds(bounds: Range | str, table: bool) -> list[float] | None:
     low, high = (parameters.real(f"bounds[{i}]", value) for i, value in enumerate(bounds))
     if not low < high:
         raise parameters.InvalidParameter(f"bounds must be (low, high) with low < high; got {bounds!r}.")
+    if not table and (low < -1 or high > 2):
+        raise parameters.InvalidParameter(
+            f"bounds are in the units the network sees, and there pixels go from 0 to 1; got {bounds!r}."
+        )
     return [low, high]
 
 
 def settle_bounds(rows: Tensor, settings: dict[str, Any]) -> None:
-    """Where ``bounds`` is "auto" for a table: the range of the prepared training rows, at least ±4."""
+    """Where ``bounds`` is "auto" for a table: the range of the prepared training rows, at least ±4.
+
+    Raises
+    ------
+    InvalidParameter
+        For bounds that half of the rows lie outside of: no chain could end where they are.
+    """
     if settings["bounds"] is None:
         widest = max(4.0, float(rows.abs().max()))
         settings["bounds"] = [-widest, widest]
+    low, high = settings["bounds"]
+    outside = float(((rows < low) | (rows > high)).flatten(1).any(1).double().mean())
+    if outside > MOST_OUTSIDE:
+        raise parameters.InvalidParameter(
+            f"bounds={(low, high)} leave {outside:.0%} of the training rows outside. As the network sees them "
+            f"(standardised, or pixels from 0 to 1) their values go from {float(rows.min()):.3g} to "
+            f"{float(rows.max()):.3g}: use wider bounds, or 'auto'."
+        )
+
+
+def warn_of_bounds(history: Sequence[dict[str, Any]], step_size: float) -> None:
+    """Say so where most values of the last samples of a table lay on the bounds: nothing is learned from those."""
+    share = next((record["at_bounds"] for record in reversed(history) if "at_bounds" in record), 0.0)
+    if share > MOST_AT_BOUNDS:
+        warnings.warn(
+            f"{share:.0%} of the values that the chains ended at are on the bounds: their steps throw them out of the "
+            f"data. Make the step size in visible_chain, {step_size:.3g}, smaller.",
+            UserWarning,
+            stacklevel=5,
+        )
 
 
 def families_to_watch(watch: Sequence[str] | str | None, kind: str) -> list[str]:

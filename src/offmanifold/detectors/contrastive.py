@@ -39,13 +39,15 @@ def contrastive_phase(
     negative_penalty: float,
     positive_penalty: float = 0.0,
     weight_penalty: Callable[[], Tensor] | None = None,
+    row_penalty: Callable[[Tensor], Tensor] | None = None,
     temperature: Callable[[], Tensor] | None = None,
+    updates_per_chain: int = 1,
     of_the_mean: Energy | None = None,
     noisy: Callable[[Tensor, torch.Generator], Tensor] | None = None,
 ) -> Phase:
     """Return the phase that lowers the energy of data and raises that of samples (P3, Eq. 12).
 
-    Per row (E(x⁺) − E(x⁻))/T + α⁻ E(x⁻)² + α⁺ E(x⁺)² + the weights' penalty. The judge is :func:`watching`.
+    Per row (E(x⁺) − E(x⁻))/T + α⁻ E(x⁻)² + α⁺ E(x⁺)² + penalties. The judge is :func:`watching`.
 
     Parameters
     ----------
@@ -60,21 +62,32 @@ def contrastive_phase(
         α⁻ and α⁺.
     weight_penalty, temperature : callable, optional
         Return scalars with gradients.
+    row_penalty : callable, optional
+        Returns a penalty for each row ``(n,)`` of data.
+    updates_per_chain : int
+        So many updates of the weights, each on fresh rows, are made against the same samples.
     of_the_mean : callable, optional
         The energies that rows ``(n, *shape)`` would have, were each reconstructed as their mean. Training that brings
         data well above them has lost what it had: energies with a ceiling do not explode.
     noisy : callable, optional
         What is learned in the data's place, such as :func:`dequantised`.
     """
+    # The samples that the updates of a step are made against.
     latest: dict[str, Tensor] = {}
     # The energy of data at the start, and after going back: on the host, where asking for it waits for nothing.
     began = torch.zeros(())
 
+    def learned(rows: Tensor, generator: torch.Generator) -> Tensor:
+        return rows if noisy is None else noisy(rows, generator)
+
+    def draw(rows: Tensor, generator: torch.Generator) -> Metrics:
+        samples, metrics = chain.negatives(generator, learned(rows, generator), energy)
+        latest["samples"] = samples.detach()
+        return metrics
+
     def loss(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Metrics]:
-        if noisy is not None:
-            rows = noisy(rows, generator)
-        samples, metrics = chain.negatives(generator, rows, energy)
-        positive, negative = energy(torch.cat([rows, samples])).chunk(2)
+        rows = learned(rows, generator)
+        positive, negative = energy(torch.cat([rows, latest["samples"]])).chunk(2)
         if of_the_mean is not None and not began:
             began.copy_(positive.detach().mean())
         difference = positive - negative
@@ -82,8 +95,12 @@ def contrastive_phase(
         values = values + negative_penalty * negative.square() + positive_penalty * positive.square()
         if weight_penalty is not None:
             values = values + weight_penalty()
-        latest["samples"] = samples.detach()
-        metrics |= {"positive_energy": positive.detach().mean(), "negative_energy": negative.detach().mean()}
+        if row_penalty is not None:
+            values = values + row_penalty(rows)
+        metrics: Metrics = {
+            "positive_energy": positive.detach().mean(),
+            "negative_energy": negative.detach().mean(),
+        }
         if temperature is not None:
             metrics["temperature"] = temperature().detach()
         return values, metrics
@@ -92,7 +109,7 @@ def contrastive_phase(
     modules = [parameter for group in groups for parameter in group.parameters]
     return Phase(
         name,
-        (Update(groups, loss, optimizer),),
+        (Update(groups, loss, optimizer, prepare=draw, repeats=updates_per_chain),),
         steps,
         batch_size,
         keep="best" if watch else "last",
@@ -133,7 +150,9 @@ def watching(
     def judge(held_out: Tensor, generator: torch.Generator) -> tuple[float, dict[str, float]]:
         rows, ends = held_out[:WATCHED], samples()
         if not bool(torch.isfinite(ends).all()):
-            raise Unfit("chains ended at values that are not finite: their step size is too large")
+            raise Unfit(
+                "chains ended at values that are not finite: their step size is too large, or the learning rate"
+            )
         normal = energies(rows)
         if not bool(torch.isfinite(normal).all()):
             return float("nan"), {}

@@ -24,6 +24,7 @@ from offmanifold.detectors.chains import (
     replay_size,
     settle_bounds,
     size_of_network,
+    warn_of_bounds,
 )
 from offmanifold.detectors.configured import Settings
 from offmanifold.detectors.contrastive import contrastive_phase
@@ -245,6 +246,10 @@ calibration_fraction, store_rows, device, precision, random_state, verbose
 
     def _energy_terms(self, model: EnergyNetwork, rows: Tensor) -> dict[str, Tensor]:
         return {"energy": model.energy(rows)}
+
+    def _warn_about_training(self) -> None:
+        if self.spec_.kind == "table":
+            warn_of_bounds(self.history_, self.settings_["visible_chain"][1])
 
     def sample(self, n: int, *, random_state: int | np.random.RandomState | None = None) -> Any:
         """Draw ``n`` rows by chains from uniform noise, eight times as long as in training; units and layout of X."""

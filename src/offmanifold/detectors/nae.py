@@ -14,6 +14,7 @@ from torch import Tensor
 
 from offmanifold import parameters
 from offmanifold.data.inputs import InputSpec
+from offmanifold.detectors.autoencoder import noise_range, noised
 from offmanifold.detectors.base import OutlierDetector
 from offmanifold.detectors.chains import (
     SAMPLING_FACTOR,
@@ -27,6 +28,7 @@ from offmanifold.detectors.chains import (
     replay_size,
     settle_bounds,
     size_of_network,
+    warn_of_bounds,
 )
 from offmanifold.detectors.configured import Settings
 from offmanifold.detectors.contrastive import contrastive_phase, dequantised, sum_of_squares
@@ -45,7 +47,6 @@ from offmanifold.sampling.starts import FromData, OnManifold, Persistent, Start
 from offmanifold.training.phases import Loss, Metrics, ParameterGroup, Phase, Update
 from offmanifold.training.progress import Verbosity
 
-STEP_A_DIMENSION = 0.0128
 NEGATIVES = ("omi", "cd", "pcd", "pcd-restart")
 LOWEST_ACCEPTANCE = 0.05
 # A learned log T has a rate of its own: P3's is 1e-3, 100 times the weights' (appendix D.3); ten times that finds T in
@@ -99,6 +100,14 @@ class NAE(LatentMixin, GridDensityMixin, OutlierDetector):
         α on the negatives' squared energy.
     encoder_penalty : float or "auto"
         Factor on the sum of the encoder's squared weights.
+    noise : float, (float, float) or "auto"
+        Standard deviation of the noise that the autoencoder learns to undo in the first phase, as in
+        :class:`~offmanifold.AE`. "auto" is (0.05, 3) for tables, and 0 for images, as in the paper.
+    latent_penalty : float or "auto"
+        Factor on the squared norm of data's codes, which keeps them where the prior is (P3 §5); "auto" is 0 on the
+        sphere, where they have no norm.
+    updates_per_chain : int or "auto"
+        Updates of the weights against the samples of one run of the chains, each on fresh rows; the paper's is 1.
     average : float or "auto"
         Factor of the weights' running average; 0 keeps raw weights.
     watch : str, sequence of str, "auto" or None
@@ -151,6 +160,9 @@ device, precision, random_state, verbose
         restart: float = 0.05,
         energy_penalty: float = 1.0,
         encoder_penalty: float | str = "auto",
+        noise: float | Sequence[float] | str = "auto",
+        latent_penalty: float | str = "auto",
+        updates_per_chain: int | str = "auto",
         average: float | str = "auto",
         watch: Sequence[str] | str = "auto",
         pretraining_steps: int | str = "auto",
@@ -205,6 +217,9 @@ device, precision, random_state, verbose
         self.restart = restart
         self.energy_penalty = energy_penalty
         self.encoder_penalty = encoder_penalty
+        self.noise = noise
+        self.latent_penalty = latent_penalty
+        self.updates_per_chain = updates_per_chain
         self.average = average
         self.watch = watch
         self.pretraining_steps = pretraining_steps
@@ -220,11 +235,19 @@ device, precision, random_state, verbose
     def _settings(self, spec: InputSpec) -> Settings:
         table = spec.kind == "table"
         name = parameters.choice("preset", self.preset, ("auto", *PRESETS))
-        preset = PRESETS[("tables" if table else "images") if name == "auto" else name]
+        if name == "auto":
+            name = "tables" if table else "images"
+        if (name in ("tables", "2d")) != table or (name == "2d" and spec.shape != (2,)):
+            kind = {"tables": "tables", "2d": "tables of two columns"}.get(name, "images")
+            raise parameters.InvalidParameter(f"preset={name!r} is for {kind}; the data are {spec.describe()}.")
+        preset = PRESETS[name]
 
         def auto(argument: str) -> Any:
             value = getattr(self, argument)
-            return preset[argument] if isinstance(value, str) and value == "auto" else value
+            if not isinstance(value, str) or value != "auto":
+                return value
+            chosen = preset[argument]
+            return chosen(spec.dimensions) if callable(chosen) else chosen
 
         parameters.choice("negatives", self.negatives, NEGATIVES)
         if self.negatives.startswith("pcd") and self.replay_size == 0:
@@ -246,16 +269,21 @@ device, precision, random_state, verbose
             raise parameters.InvalidParameter(
                 "latent_dim=1 on the sphere leaves two points; use at least 2, or latent='euclidean'."
             )
+        latent_penalty = auto("latent_penalty")
+        if latent == "sphere" and latent_penalty:
+            if self.latent_penalty != "auto":
+                raise parameters.InvalidParameter(
+                    f"latent_penalty={self.latent_penalty!r} has nothing to act on: codes on the sphere have norm 1. "
+                    "Use 0, or latent='euclidean'."
+                )
+            latent_penalty = 0.0
         temperature = auto("temperature")
         if temperature != "learned":
             temperature = parameters.real("temperature", temperature, above=0)
         adjusted = auto("adjusted")
         if not isinstance(adjusted, bool | np.bool_):
             raise parameters.InvalidParameter(f"adjusted must be True, False or 'auto'; got {adjusted!r}.")
-        visible_chain = auto("visible_chain")
-        if visible_chain is preset["visible_chain"] and visible_chain[1] is None:
-            visible_chain = (visible_chain[0], STEP_A_DIMENSION * spec.dimensions, visible_chain[2])
-        visible_chain = chain_settings("visible_chain", visible_chain, fewest=1)
+        visible_chain = chain_settings("visible_chain", auto("visible_chain"), fewest=1)
         if adjusted and visible_chain[2] == 0:
             raise parameters.InvalidParameter("visible_chain[2], the noise, must be above 0 with adjusted=True; got 0.")
         network = self._network_settings(
@@ -281,6 +309,9 @@ device, precision, random_state, verbose
             "restart": parameters.real("restart", self.restart, minimum=0, maximum=1),
             "energy_penalty": parameters.real("energy_penalty", self.energy_penalty, minimum=0),
             "encoder_penalty": parameters.real("encoder_penalty", auto("encoder_penalty"), minimum=0),
+            "noise": noise_range(self.noise, preset["noise"]),
+            "latent_penalty": parameters.real("latent_penalty", latent_penalty, minimum=0),
+            "updates_per_chain": parameters.integer("updates_per_chain", auto("updates_per_chain")),
             "average": parameters.real("average", auto("average"), minimum=0, below=1),
             "watch": families_to_watch(self.watch, spec.kind),
             "pretraining_steps": parameters.integer("pretraining_steps", auto("pretraining_steps"), minimum=0),
@@ -324,12 +355,24 @@ device, precision, random_state, verbose
             scaled: Tensor = factor * penalty()
             return scaled
 
-        noisy = dequantised if settings["dequantise"] else None
+        noise, norm_factor = settings["noise"], settings["latent_penalty"]
+
+        def norm_penalty(rows: Tensor) -> Tensor:
+            scaled: Tensor = norm_factor * model.encode(rows).square().sum(1)
+            return scaled
+
+        dequantise = dequantised if settings["dequantise"] else None
 
         def reconstruction(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Metrics]:
-            errors = model.energy(rows if noisy is None else noisy(rows, generator))
+            if dequantise is not None:
+                rows = dequantise(rows, generator)
+            errors = distance(rows, model.reconstruct(noised(rows, noise, generator)), settings["distance"])
             metrics: Metrics = {"reconstruction": errors.detach().mean()}
-            return (errors + weight_penalty() if factor else errors), metrics
+            if factor:
+                errors = errors + weight_penalty()
+            if norm_factor:
+                errors = errors + norm_penalty(rows)
+            return errors, metrics
 
         def of_the_mean(rows: Tensor) -> Tensor:
             return distance(rows, rows.mean(0).expand_as(rows), settings["distance"])
@@ -364,9 +407,11 @@ device, precision, random_state, verbose
                 watch=settings["watch"],
                 negative_penalty=settings["energy_penalty"],
                 weight_penalty=weight_penalty if factor else None,
+                row_penalty=norm_penalty if norm_factor else None,
+                updates_per_chain=settings["updates_per_chain"],
                 temperature=model.temperature,
                 of_the_mean=of_the_mean if self._network_spec.kind == "image" else None,
-                noisy=noisy,
+                noisy=dequantise,
             )
         )
         return phases
@@ -465,8 +510,10 @@ device, precision, random_state, verbose
         return self._chain(self.module_, self.settings_, start)
 
     def _warn_about_training(self) -> None:
-        """Say so where adjusted chains hardly moved."""
+        """Say so where adjusted chains hardly moved, and others left the data."""
         if not self.settings_["adjusted"]:
+            if self.spec_.kind == "table":
+                warn_of_bounds(self.history_, self.settings_["visible_chain"][1])
             return
         # After rolling back a record has none.
         rate = next((record["acceptance"] for record in reversed(self.history_) if "acceptance" in record), 1.0)

@@ -4,44 +4,57 @@ from __future__ import annotations
 
 from typing import Any
 
-# What "auto" means, by preset. Chains are (steps, λ, σ); a visible λ of None is 0.0128 a dimension, which is P3's 10
-# for MNIST. The first two are ours (docs/defaults.md); the others are P3's Table 11 and appendix D.3, with epochs
-# turned into steps at batch 128; it does not print the latent sizes for CIFAR-10 and CelebA.
+from offmanifold.detectors.autoencoder import NONE, WIDE
+
+# What P3's presets have in common.
+_PAPER: dict[str, Any] = {
+    "temperature": 1.0, "adjusted": False, "noise": NONE, "latent_penalty": 0.0, "updates_per_chain": 1,
+    "average": 0.0, "schedule": "constant",
+}  # fmt: skip
+
+
+def _by_dimension(dimensions: int) -> tuple[int, float, float]:
+    """Return the chain on x for rows of so many dimensions: P3's step size of 10 for MNIST, by dimension."""
+    return 15, 0.0128 * dimensions, 0.05
+
+
+# What "auto" means, by preset; functions are of the number of dimensions. Chains are (steps, λ, σ). The first two are
+# ours (docs/defaults.md); the others are P3's Table 11 and appendix D.3, with epochs turned into steps at batch 128; it
+# does not print the latent sizes for CIFAR-10 and CelebA.
 PRESETS: dict[str, dict[str, Any]] = {
     "images": {
         "latent_dim": 32, "latent": "sphere", "capacity": 0.5, "latent_chain": (10, 0.2, 0.05),
-        "visible_chain": (15, None, 0.05), "anneal": True, "clip": 0.01, "adjusted": False, "temperature": 1.0,
-        "encoder_penalty": 1e-4, "average": 0.985, "pretraining_steps": 5000, "pretraining_rate": 1e-3,
-        "steps": 240, "rate": 1e-4, "schedule": "one-cycle", "dequantise": False,
+        "visible_chain": _by_dimension, "anneal": True, "clip": 0.01, "adjusted": False, "temperature": 1.0,
+        "encoder_penalty": 1e-4, "noise": NONE, "latent_penalty": 0.0, "updates_per_chain": 8, "average": 0.985,
+        "pretraining_steps": 5000, "pretraining_rate": 1e-3, "steps": 240, "rate": 5e-5, "schedule": "one-cycle",
+        "dequantise": False,
     },
     "tables": {
         "latent_dim": None, "latent": "euclidean", "capacity": 1.0, "latent_chain": (10, 0.005, 0.1),
-        "visible_chain": (15, None, 0.05), "anneal": True, "clip": None, "adjusted": False, "temperature": 1.0,
-        "encoder_penalty": 0.0, "average": 0.985, "pretraining_steps": 300, "pretraining_rate": 2e-3,
-        "steps": 300, "rate": 5e-4, "schedule": "one-cycle", "dequantise": False,
+        "visible_chain": _by_dimension, "anneal": True, "clip": None, "adjusted": False, "temperature": 1.0,
+        "encoder_penalty": 0.0, "noise": WIDE, "latent_penalty": 0.0, "updates_per_chain": 4, "average": 0.985,
+        "pretraining_steps": 500, "pretraining_rate": 2e-3, "steps": 60, "rate": 2e-4, "schedule": "one-cycle",
+        "dequantise": False,
     },
-    "2d": {
-        "latent_dim": 3, "latent": "euclidean", "capacity": 1.0,
-        "latent_chain": (10, 0.005, 0.1), "visible_chain": (30, 0.005, 0.1), "anneal": False, "clip": None,
-        "adjusted": True, "temperature": "learned", "encoder_penalty": 0.0, "average": 0.0, "pretraining_steps": 0,
-        "pretraining_rate": 1e-4, "steps": 2000, "rate": 1e-5, "schedule": "constant", "dequantise": False,
+    "2d": _PAPER | {
+        "latent_dim": 3, "latent": "euclidean", "capacity": 1.0, "latent_chain": (10, 0.005, 0.1),
+        "visible_chain": (30, 0.005, 0.1), "anneal": False, "clip": None, "adjusted": True, "temperature": "learned",
+        "encoder_penalty": 0.0, "pretraining_steps": 0, "pretraining_rate": 1e-4, "steps": 2000, "rate": 1e-5,
+        "dequantise": False,
     },
-    "mnist": {
+    "mnist": _PAPER | {
         "latent_dim": 32, "latent": "sphere", "capacity": 1.0, "latent_chain": (10, 0.2, 0.05),
-        "visible_chain": (50, 10.0, 0.05), "anneal": True, "clip": 0.01, "adjusted": False, "temperature": 1.0,
-        "encoder_penalty": 1e-4, "average": 0.0, "pretraining_steps": 39_100, "pretraining_rate": 1e-4,
-        "steps": 19_550, "rate": 1e-5, "schedule": "constant", "dequantise": False,
+        "visible_chain": (50, 10.0, 0.05), "anneal": True, "clip": 0.01, "encoder_penalty": 1e-4,
+        "pretraining_steps": 39_100, "pretraining_rate": 1e-4, "steps": 19_550, "rate": 1e-5, "dequantise": False,
     },
-    "cifar10": {
+    "cifar10": _PAPER | {
         "latent_dim": 64, "latent": "sphere", "capacity": 1.0, "latent_chain": (20, 1.0, 0.02),
-        "visible_chain": (40, 10.0, 0.02), "anneal": True, "clip": 0.01, "adjusted": False, "temperature": 1.0,
-        "encoder_penalty": 1e-4, "average": 0.0, "pretraining_steps": 42_240, "pretraining_rate": 1e-4,
-        "steps": 3520, "rate": 1e-5, "schedule": "constant", "dequantise": True,
+        "visible_chain": (40, 10.0, 0.02), "anneal": True, "clip": 0.01, "encoder_penalty": 1e-4,
+        "pretraining_steps": 42_240, "pretraining_rate": 1e-4, "steps": 3520, "rate": 1e-5, "dequantise": True,
     },
-    "celeba": {
+    "celeba": _PAPER | {
         "latent_dim": 64, "latent": "sphere", "capacity": 1.0, "latent_chain": (20, 1.0, 0.02),
-        "visible_chain": (40, 10.0, 0.02), "anneal": True, "clip": 0.01, "adjusted": False, "temperature": 1.0,
-        "encoder_penalty": 0.0, "average": 0.0, "pretraining_steps": 42_240, "pretraining_rate": 1e-4,
-        "steps": 3520, "rate": 1e-5, "schedule": "constant", "dequantise": True,
+        "visible_chain": (40, 10.0, 0.02), "anneal": True, "clip": 0.01, "encoder_penalty": 0.0,
+        "pretraining_steps": 42_240, "pretraining_rate": 1e-4, "steps": 3520, "rate": 1e-5, "dequantise": True,
     },
 }  # fmt: skip

@@ -288,7 +288,7 @@ class SemiSupervisedVAE(VariationalDetector):
         if settings["lagging"] is not None:
             threshold, repeats = settings["lagging"]
             enough = settled(threshold, repeats, self._network_spec.dimensions)
-            updates.insert(0, Update((groups[0],), loss, optimizer, repeat_until=enough, most_repeats=MOST_REPEATS))
+            updates.insert(0, Update((groups[0],), loss, optimizer, repeats=MOST_REPEATS, repeat_until=enough))
         return [Phase("semi-supervised-vae", tuple(updates), settings["steps"], settings["batch_size"])]
 
     def _elbos(self, rows: Rows, index: npt.NDArray[np.intp] | None, of_draws: Float64Array) -> Float64Array:

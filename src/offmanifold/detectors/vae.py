@@ -184,5 +184,5 @@ class VAE(VariationalDetector):
         if settings["lagging"] is not None:
             threshold, repeats = settings["lagging"]
             enough = settled(threshold, repeats, self._network_spec.dimensions)
-            updates.insert(0, Update((groups[0],), loss, optimizer, repeat_until=enough, most_repeats=MOST_REPEATS))
+            updates.insert(0, Update((groups[0],), loss, optimizer, repeats=MOST_REPEATS, repeat_until=enough))
         return [Phase("vae", tuple(updates), settings["steps"], settings["batch_size"])]

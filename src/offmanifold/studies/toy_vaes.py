@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from offmanifold.data.worlds import World
-from offmanifold.detectors.training_bounds import settled
+from offmanifold.detectors.training_bounds import MOST_REPEATS, settled
 from offmanifold.networks.stacked import StackedMLP
 from offmanifold.probability import bounds
 from offmanifold.probability.divergences import kl_to_standard_normal
@@ -194,7 +194,7 @@ def fit_stack(
     if method.name == "LIN":
         # A stack waits for the mean of its restarts, so that here, and here alone, one depends on the others.
         enough = settled(method.lagging[0], method.lagging[1], 1 / len(model))
-        updates.insert(0, Update((encoder,), loss, optimizer, repeat_until=enough))
+        updates.insert(0, Update((encoder,), loss, optimizer, repeats=MOST_REPEATS, repeat_until=enough))
     if joint_steps != 0:
         phases.append(_phase("joint", tuple(updates), joint_steps or steps))
     train(model, phases, rows, held_out, seed=seed)

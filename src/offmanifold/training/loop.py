@@ -222,7 +222,7 @@ class _Run:
         return self.state.history
 
     def _step(self, phase: Phase) -> tuple[Tensor, Metrics]:
-        """Run every update once on one batch; return the first one's loss and all metrics."""
+        """Run every update on one batch, or as many as it repeats; return the first one's loss and all metrics."""
         batch = self.batches.next()
         first_loss: Tensor | None = None
         all_metrics: Metrics = {}
@@ -230,14 +230,18 @@ class _Run:
             for group, settings in zip(update.groups, optimizer.param_groups, strict=True):
                 rate = update.optimizer.rate(self.state.step, phase.steps)
                 settings["lr"] = rate * group.rate_scale * self.state.rate_scale
-            loss, metrics = self._apply(update, optimizer, batch)
-            if update.repeat_until is not None:
-                losses = [loss.item()]
-                while not update.repeat_until(losses) and len(losses) < update.most_repeats:
+            if update.prepare is not None:
+                all_metrics |= update.prepare(batch, self.noise_generator)
+            losses: list[float] = []
+            for repetition in range(update.repeats):
+                if repetition:
                     batch = self.batches.next()
-                    loss, metrics = self._apply(update, optimizer, batch)
+                loss, metrics = self._apply(update, optimizer, batch)
+                if update.repeat_until is not None:
                     losses.append(loss.item())
-                metrics["repeats"] = loss.new_tensor(len(losses))
+                    metrics["repeats"] = loss.new_tensor(len(losses))
+                    if update.repeat_until(losses):
+                        break
             first_loss = loss if first_loss is None else first_loss
             all_metrics |= metrics
         assert first_loss is not None

@@ -91,16 +91,22 @@ class Update:
 
     Attributes
     ----------
+    prepare : callable, optional
+        Called once a step, before the repetitions, with the first one's rows and the generator: for what all of them
+        use, such as samples. Returns metrics.
+    repeats : int
+        How often the update is repeated within a step, each time on a fresh batch.
     repeat_until : callable, optional
-        Given the losses of this update's repetitions so far, say whether it is enough. The update is
-        repeated on fresh batches until then (lagging inference; at most ``most_repeats`` times).
+        Given the losses of this step's repetitions so far, say whether it is enough (lagging inference); then
+        ``repeats`` is how often at most.
     """
 
     groups: tuple[ParameterGroup, ...]
     loss: Loss
     optimizer: Optimizer
+    prepare: Callable[[Tensor, torch.Generator], Metrics] | None = None
+    repeats: int = 1
     repeat_until: Callable[[Sequence[float]], bool] | None = None
-    most_repeats: int = 100
 
 
 @dataclasses.dataclass(frozen=True)
