@@ -358,6 +358,9 @@ def test_samples_serve_several_updates(plane: Any, monkeypatch: pytest.MonkeyPat
     thrice = made(NAE, steps=10, pretraining_steps=0, updates_per_chain=3).fit(plane[0])
     assert (len(draws), len(sizes)) == (10, 30)
     assert thrice.history_[-1]["step"] == once.history_[-1]["step"] == 10
+    # An epoch is a pass over the rows, however many updates a step makes: 280 rows are 3 batches.
+    assert made(NAE, epochs=4, updates_per_chain=3).fit(plane[0]).settings_["steps"] == 4
+    assert made(NAE, epochs=4, updates_per_chain=1).fit(plane[0]).settings_["steps"] == 12
 
 
 def test_a_latent_penalty_keeps_codes_near_the_prior(plane: Any) -> None:

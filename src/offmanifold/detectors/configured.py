@@ -114,9 +114,11 @@ class Configured(BaseEstimator, abc.ABC):  # type: ignore[misc]
         capacity = parameters.real("capacity", own.pop("capacity", self.capacity), above=0)
         schedule = parameters.choice("schedule", own.pop("schedule", self.schedule), SCHEDULES)
         optimizer = parameters.choice("optimizer", own.pop("optimizer", self.optimizer), OPTIMIZERS)
+        batches_a_step = own.pop("batches_a_step", 1)
         if self.epochs is not None:
             kept = calibration.split_sizes(rows, self.false_alarm_rate, self.calibration_fraction)
-            steps = self.epochs * math.ceil((rows - sum(kept)) / self.batch_size)
+            batches = self.epochs * math.ceil((rows - sum(kept)) / self.batch_size)
+            steps = math.ceil(batches / batches_a_step)
         elif self.steps != "auto":
             steps = int(self.steps)
         return {

@@ -103,11 +103,11 @@ class NAE(LatentMixin, GridDensityMixin, OutlierDetector):
     noise : float, (float, float) or "auto"
         Standard deviation of the noise that the autoencoder learns to undo in the first phase, as in
         :class:`~offmanifold.AE`. "auto" is (0.05, 3) for tables, and 0 for images, as in the paper.
-    latent_penalty : float or "auto"
-        Factor on the squared norm of data's codes, which keeps them where the prior is (P3 §5); "auto" is 0 on the
-        sphere, where they have no norm.
+    latent_penalty : float
+        Factor on the squared norm of data's codes, which keeps them where a euclidean prior is (P3 §5).
     updates_per_chain : int or "auto"
-        Updates of the weights against the samples of one run of the chains, each on fresh rows; the paper's is 1.
+        Updates of the weights against the samples of one run of the chains, each on fresh rows. "auto" is 8 for images,
+        4 for tables, 1 in the paper.
     average : float or "auto"
         Factor of the weights' running average; 0 keeps raw weights.
     watch : str, sequence of str, "auto" or None
@@ -117,11 +117,11 @@ class NAE(LatentMixin, GridDensityMixin, OutlierDetector):
         Leave out what you will report; with none at all (None) the last weights are kept. All steps are taken in any
         case: which weights were the best is known at the end.
     pretraining_steps : int or "auto"
-        Steps as a plain autoencoder.
+        Steps of the first phase: "auto" is 5 000 for images, 500 for tables.
     pretraining_rate : float or "auto"
         Its peak learning rate.
     steps, epochs, learning_rate, schedule
-        Of training against samples.
+        Of training against samples, a step for each run of the chains: "auto" is 240 for images, 60 for tables.
     batch_size, optimizer, weight_decay, scale, false_alarm_rate, calibration_fraction, store_rows, \
 device, precision, random_state, verbose
         As in :class:`~offmanifold.AE`.
@@ -161,7 +161,7 @@ device, precision, random_state, verbose
         energy_penalty: float = 1.0,
         encoder_penalty: float | str = "auto",
         noise: float | Sequence[float] | str = "auto",
-        latent_penalty: float | str = "auto",
+        latent_penalty: float = 0.0,
         updates_per_chain: int | str = "auto",
         average: float | str = "auto",
         watch: Sequence[str] | str = "auto",
@@ -269,14 +269,13 @@ device, precision, random_state, verbose
             raise parameters.InvalidParameter(
                 "latent_dim=1 on the sphere leaves two points; use at least 2, or latent='euclidean'."
             )
-        latent_penalty = auto("latent_penalty")
+        latent_penalty = parameters.real("latent_penalty", self.latent_penalty, minimum=0)
         if latent == "sphere" and latent_penalty:
-            if self.latent_penalty != "auto":
-                raise parameters.InvalidParameter(
-                    f"latent_penalty={self.latent_penalty!r} has nothing to act on: codes on the sphere have norm 1. "
-                    "Use 0, or latent='euclidean'."
-                )
-            latent_penalty = 0.0
+            raise parameters.InvalidParameter(
+                f"latent_penalty={self.latent_penalty!r} has nothing to act on: codes on the sphere have norm 1. "
+                "Use 0, or latent='euclidean'."
+            )
+        updates_per_chain = parameters.integer("updates_per_chain", auto("updates_per_chain"))
         temperature = auto("temperature")
         if temperature != "learned":
             temperature = parameters.real("temperature", temperature, above=0)
@@ -310,8 +309,9 @@ device, precision, random_state, verbose
             "energy_penalty": parameters.real("energy_penalty", self.energy_penalty, minimum=0),
             "encoder_penalty": parameters.real("encoder_penalty", auto("encoder_penalty"), minimum=0),
             "noise": noise_range(self.noise, preset["noise"]),
-            "latent_penalty": parameters.real("latent_penalty", latent_penalty, minimum=0),
-            "updates_per_chain": parameters.integer("updates_per_chain", auto("updates_per_chain")),
+            "latent_penalty": latent_penalty,
+            "updates_per_chain": updates_per_chain,
+            "batches_a_step": updates_per_chain,
             "average": parameters.real("average", auto("average"), minimum=0, below=1),
             "watch": families_to_watch(self.watch, spec.kind),
             "pretraining_steps": parameters.integer("pretraining_steps", auto("pretraining_steps"), minimum=0),

@@ -8,8 +8,8 @@ from offmanifold.detectors.autoencoder import NONE, WIDE
 
 # What P3's presets have in common.
 _PAPER: dict[str, Any] = {
-    "temperature": 1.0, "adjusted": False, "noise": NONE, "latent_penalty": 0.0, "updates_per_chain": 1,
-    "average": 0.0, "schedule": "constant",
+    "temperature": 1.0, "adjusted": False, "noise": NONE, "updates_per_chain": 1, "average": 0.0,
+    "schedule": "constant",
 }  # fmt: skip
 
 
@@ -25,14 +25,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     "images": {
         "latent_dim": 32, "latent": "sphere", "capacity": 0.5, "latent_chain": (10, 0.2, 0.05),
         "visible_chain": _by_dimension, "anneal": True, "clip": 0.01, "adjusted": False, "temperature": 1.0,
-        "encoder_penalty": 1e-4, "noise": NONE, "latent_penalty": 0.0, "updates_per_chain": 8, "average": 0.985,
+        "encoder_penalty": 1e-4, "noise": NONE, "updates_per_chain": 8, "average": 0.985,
         "pretraining_steps": 5000, "pretraining_rate": 1e-3, "steps": 240, "rate": 5e-5, "schedule": "one-cycle",
         "dequantise": False,
     },
     "tables": {
         "latent_dim": None, "latent": "euclidean", "capacity": 1.0, "latent_chain": (10, 0.005, 0.1),
         "visible_chain": _by_dimension, "anneal": True, "clip": None, "adjusted": False, "temperature": 1.0,
-        "encoder_penalty": 0.0, "noise": WIDE, "latent_penalty": 0.0, "updates_per_chain": 4, "average": 0.985,
+        "encoder_penalty": 0.0, "noise": WIDE, "updates_per_chain": 4, "average": 0.985,
         "pretraining_steps": 500, "pretraining_rate": 2e-3, "steps": 60, "rate": 2e-4, "schedule": "one-cycle",
         "dequantise": False,
     },
