@@ -53,7 +53,7 @@ def study_of(name: str, title: str, paper: str, variations: Callable[[str], list
         first = records[0]["job"]
         lines = [
             f"MNIST without digit {DIGIT}, AUROC of the digit. {first['train_images']:,} training images. Mean over "
-            f"seeds with Student's 95 % interval where there are several. {note}".strip(),
+            f"seeds with Student's 95 % interval where there are several. {mnist_holdout.WATCHED_BY} {note}".strip(),
             "",
             "| setting | P3 | here | seeds |",
             "|---|---|---|---|",
