@@ -461,6 +461,8 @@ def test_every_help_has_an_example_and_needs_no_torch(command: list[str], tmp_pa
         (["fit", "normal.csv", "--set", "false_alarm_rate=1.5"], 2, "false_alarm_rate must be .* got 1.5"),
         (["fit", "normal.csv", "--set", "learning_rate=-1"], 2, "learning_rate must be .* above 0; got -1"),
         (["fit", "normal.csv", "--detector", "nae", "--set", "visible_chain=(0, 1, 0.1)"], 2, "chain.0. must be"),
+        (["fit", "normal.csv", "--detector", "nae", "--set", "visible_chain=0,1,0.1"], 2, "chain.0. must be .* got 0"),
+        (["fit", "normal.csv", "--detector", "nae", "--set", "watch=permuted,blotched"], 2, "watch='blotched' is unkn"),
         (["fit", "normal.csv", "--set", "device=warp"], 1, "device='warp' cannot be used here"),
         (["fit", "normal.csv", "--config", "none.toml"], 2, "none.toml does not exist"),
         (["fit", "normal.csv", "--config", "bad.toml"], 2, "bad.toml is not valid TOML"),

@@ -48,7 +48,9 @@ def fit(
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Set a parameter of the detector (repeatable)."),
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Set a parameter of the detector (repeatable); lists with commas."
+        ),
     ] = None,
     capacity: Annotated[
         str | None,
@@ -286,16 +288,22 @@ def _read_config(path: Path | None) -> dict[str, Any]:
 
 
 def _assignment(text: str) -> tuple[str, Any]:
-    """Read KEY=VALUE; values as in TOML or as Python shows them, other words as text, ``none`` as None."""
+    """Read KEY=VALUE."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise common.UsageError(f"--set takes KEY=VALUE; got {text!r}.")
-    value = value.strip()
-    if value.lower() in ("none", "null"):
-        return key.strip(), None
-    if value.startswith("(") and value.endswith(")"):  # a tuple, as `offmanifold detectors` shows defaults
-        value = f"[{value[1:-1]}]"
+    return key.strip(), _value(value.strip())
+
+
+def _value(text: str) -> Any:
+    """Read a value as in TOML or as Python shows it, ``none`` as None, others as text; with commas a list of them."""
+    if text.lower() in ("none", "null"):
+        return None
+    if text.startswith("(") and text.endswith(")"):  # a tuple, as `offmanifold detectors` shows defaults
+        text = f"[{text[1:-1]}]"
     try:
-        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+        return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        return key.strip(), {"True": True, "False": False}.get(value, value)
+        if "," in text and not text.startswith("["):
+            return [_value(part.strip()) for part in text.split(",")]
+        return {"True": True, "False": False}.get(text, text)
