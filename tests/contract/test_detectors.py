@@ -201,7 +201,10 @@ def test_losses_are_per_row(fitted: OutlierDetector, plane: Any) -> None:
         found = []
         for phase in fitted._phases(fitted.module_, fitted.settings_):
             for update in phase.updates:
-                values, metrics = update.loss(labelled(batch, labels, np.arange(8)), torch.Generator().manual_seed(0))
+                given, generator = labelled(batch, labels, np.arange(8)), torch.Generator().manual_seed(0)
+                if update.prepare is not None:
+                    update.prepare(given, generator)
+                values, metrics = update.loss(given, generator)
                 assert values.shape == (8,)
                 assert all(metric.ndim == 0 and not metric.requires_grad for metric in metrics.values())
                 found.append(values)
