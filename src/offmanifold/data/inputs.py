@@ -205,7 +205,7 @@ class Rows:
         self._distinct = [distinct for _, distinct in learned]
 
     def remarks(self, training: Float64Array) -> list[str]:
-        """Return what a user should know about the rows of training, as :meth:`take` gives them, and a frame's columns."""
+        """Return what a user should know about rows of training, as :meth:`take` gives them, and a frame's columns."""
         if self._frame is None:
             alike = len(training) > 1 and all(bool((row == training[0]).all()) for row in training[1:])
             return ["All rows of training are alike: whatever differs from them at all will be odd."] if alike else []
