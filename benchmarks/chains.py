@@ -24,6 +24,7 @@ from torch import Tensor
 
 from offmanifold import NAE, atomic
 from offmanifold.data.inputs import InputSpec
+from offmanifold.detectors.normalized_autoencoder import training_chain
 from offmanifold.networks import products
 from offmanifold.networks.network import initialise
 from offmanifold.sampling import langevin
@@ -139,7 +140,7 @@ def main() -> None:
     in_default_arrangement(plain)
     detector, settings, model = build(device, options.capacity)
     dtype = choose_dtype("auto", model, device)
-    chain = detector._chain(model, settings, detector._start(model, settings))
+    chain = training_chain(model, settings, SPEC.shape)
     (phase,) = detector._phases(model, settings)[1:]
     (update,) = phase.updates
     optimizer = update.optimizer.build(update.groups)

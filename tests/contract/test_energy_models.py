@@ -104,13 +104,7 @@ def test_a_cut_run_resumes_bit_for_bit_with_its_replay(
 
 
 def test_a_phase_that_only_rolls_back_keeps_what_it_began_with(plane: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def overflowing(self: NAE, model: Any, settings: Any, start: Any) -> Any:
-        chain = original(model, settings, start)
-        monkeypatch.setattr(chain, "negatives", lambda generator, rows, energy: (rows * torch.nan, {}))
-        return chain
-
-    original = NAE._chain
-    monkeypatch.setattr(NAE, "_chain", overflowing)
+    monkeypatch.setattr(Chain, "negatives", lambda self, generator, rows, energy: (rows * torch.nan, {}))
     detector = made(NAE, steps=2).fit(plane[0])
     told = detector.training_summary()["normalisation"]
     assert (told["weights_kept_from_step"], told["judged_at"], told["rolled_back"]) == (0, None, 2)

@@ -204,13 +204,13 @@ class Rows:
         self.spec = dataclasses.replace(self.spec, details=tuple(column for column, _ in learned))
         self._distinct = [distinct for _, distinct in learned]
 
-    def remarks(self, training: Float64Array) -> list[str]:
+    def remarks(self, training: Float64Array | Float32Array) -> list[str]:
         """Return what a user should know about rows of training, as :meth:`take` gives them, and a frame's columns."""
         if self._frame is None:
             alike = len(training) > 1 and all(bool((row == training[0]).all()) for row in training[1:])
             return ["All rows of training are alike: whatever differs from them at all will be odd."] if alike else []
         columns = self.spec.details or tuple(Column(name) for name in self.spec.columns or ())
-        return remarks(columns, training, self._distinct or [0] * len(columns))
+        return remarks(columns, training.astype(np.float64, copy=False), self._distinct or [0] * len(columns))
 
     def take(self, index: slice | npt.NDArray[np.intp]) -> Float64Array | Float32Array:
         """Return rows in canonical form: float64 ``(m, d)``, NaN where missing, or float32 ``(m, C, H, W)`` in [0, 1].

@@ -11,14 +11,21 @@ from torch import Tensor
 
 from offmanifold import parameters
 from offmanifold.data.inputs import InputSpec
-from offmanifold.detectors.autoencoder import NONE, WIDE, Autoencoder, noise_range, noised
+from offmanifold.detectors.autoencoder import (
+    NONE,
+    SCORE_UNITS,
+    WIDE,
+    Autoencoder,
+    check_autoencoder,
+    noise_range,
+    noised,
+)
 from offmanifold.detectors.base import OutlierDetector
 from offmanifold.detectors.configured import Settings, latent_size
 from offmanifold.detectors.explanations import Cells
 from offmanifold.detectors.latent import LatentMixin
 from offmanifold.networks import choose
-from offmanifold.probability.distances import DISTANCES, distance, parts
-from offmanifold.probability.latents import LATENTS
+from offmanifold.probability.distances import distance, parts
 from offmanifold.probability.penalties import PENALTIES, penalised_mean
 from offmanifold.training.phases import Metrics, ParameterGroup, Phase, Update
 from offmanifold.training.progress import Verbosity
@@ -157,24 +164,15 @@ class AE(LatentMixin, OutlierDetector):
     @property
     def score_unit(self) -> str:
         """Minus the mean over dimensions of this."""
-        return {"squared": "mean squared error", "l1": "mean absolute error", "ssim": "1 − SSIM"}[self.distance]
+        return SCORE_UNITS[self.distance]
 
     def _settings(self, spec: InputSpec) -> Settings:
         table = spec.kind == "table"
-        parameters.choice("distance", self.distance, DISTANCES)
-        if self.distance == "ssim" and table:
-            raise parameters.InvalidParameter(
-                "distance='ssim' compares images; the data are a table. Use 'squared' or 'l1'."
-            )
-        parameters.choice("latent", self.latent, LATENTS)
+        latent_dim = latent_size(self.latent_dim, spec)
+        check_autoencoder(self.distance, self.latent, latent_dim, table=table)
         parameters.choice("error_penalty", self.error_penalty, PENALTIES)
         if self.latent_penalty is not None:
             parameters.choice("latent_penalty", self.latent_penalty, PENALTIES)
-        latent_dim = latent_size(self.latent_dim, spec)
-        if self.latent == "sphere" and latent_dim == 1:
-            raise parameters.InvalidParameter(
-                "latent_dim=1 on the sphere leaves two points; use at least 2, or latent='euclidean'."
-            )
         return {
             "latent_dim": latent_dim,
             "distance": self.distance,

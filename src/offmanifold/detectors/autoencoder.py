@@ -9,12 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from offmanifold import parameters
-from offmanifold.probability.latents import project
+from offmanifold.probability.distances import DISTANCES
+from offmanifold.probability.latents import LATENTS, project
 from offmanifold.probability.missing import completed, filled
 
 # Standard deviations of the noise to undo, the least and the largest: what "auto" is for tables (docs/defaults.md), and
 # none.
 WIDE, NONE = (0.05, 3.0), (0.0, 0.0)
+# What a score is minus the mean over dimensions of, by distance.
+SCORE_UNITS = {"squared": "mean squared error", "l1": "mean absolute error", "ssim": "1 − SSIM"}
 
 
 class Autoencoder(nn.Module):
@@ -49,6 +52,20 @@ class Autoencoder(nn.Module):
             return self.decode(self.encode(rows))
 
         return once(completed(rows, once))
+
+
+def check_autoencoder(distance: str, latent: str, latent_dim: int, *, table: bool) -> None:
+    """Refuse distances and latent spaces that are unknown, or make no sense for the data."""
+    parameters.choice("distance", distance, DISTANCES)
+    if distance == "ssim" and table:
+        raise parameters.InvalidParameter(
+            "distance='ssim' compares images; the data are a table. Use 'squared' or 'l1'."
+        )
+    parameters.choice("latent", latent, LATENTS)
+    if latent == "sphere" and latent_dim == 1:
+        raise parameters.InvalidParameter(
+            "latent_dim=1 on the sphere leaves two points; use at least 2, or latent='euclidean'."
+        )
 
 
 def noise_range(noise: float | Sequence[float] | str, auto: tuple[float, float]) -> list[float]:

@@ -260,7 +260,7 @@ class OutlierDetector(Scorer, abc.ABC):
         )
         self._warn_if_too_few()
         self._warn_about_training()
-        for remark in rows.remarks(training_rows.astype(np.float64)):
+        for remark in rows.remarks(training_rows):
             warnings.warn(remark, UserWarning, stacklevel=2)
         return self
 

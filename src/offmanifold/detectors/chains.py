@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Generic, TypeVar
@@ -14,8 +15,10 @@ from offmanifold import parameters
 from offmanifold.data import outliers
 from offmanifold.networks import choose
 from offmanifold.probability.missing import nothing_missing
+from offmanifold.sampling import metropolis
 from offmanifold.sampling.chain import Energy, Kernel, Step, run
-from offmanifold.sampling.starts import Fresh, Start
+from offmanifold.sampling.replay import Replay
+from offmanifold.sampling.starts import Fresh, FromData, Persistent, Start
 from offmanifold.training.phases import Metrics
 
 Range = tuple[float, float]
@@ -27,6 +30,8 @@ PART = 256
 MOST_OUTSIDE = 0.5
 # Share of a table's sampled values on the bounds from which on the chains are no use.
 MOST_AT_BOUNDS = 0.5
+# Share of adjusted moves that are accepted, below which chains stand still.
+LOWEST_ACCEPTANCE = 0.05
 AnyStart = TypeVar("AnyStart", bound=Start)
 
 
@@ -125,16 +130,43 @@ def settle_bounds(rows: Tensor, settings: dict[str, Any]) -> None:
         )
 
 
+def latest(history: Sequence[dict[str, Any]], name: str, default: float) -> float:
+    """Return the last value recorded under ``name``: after rolling back a record has none."""
+    return float(next((record[name] for record in reversed(history) if name in record), default))
+
+
 def warn_of_bounds(history: Sequence[dict[str, Any]], step_size: float) -> None:
     """Say so where most values of the last samples of a table lay on the bounds: nothing is learned from those."""
-    share = next((record["at_bounds"] for record in reversed(history) if "at_bounds" in record), 0.0)
+    share = latest(history, "at_bounds", 0.0)
     if share > MOST_AT_BOUNDS:
         warnings.warn(
             f"{share:.0%} of the values that the chains ended at are on the bounds: their steps throw them out of the "
             f"data. Make the step size in visible_chain, {step_size:.3g}, smaller.",
             UserWarning,
-            stacklevel=5,
+            stacklevel=4,
         )
+
+
+def warn_of_acceptance(history: Sequence[dict[str, Any]], advice: Callable[[], str]) -> None:
+    """Say so where adjusted chains hardly moved, with advice."""
+    rate = latest(history, "acceptance", 1.0)
+    if rate < LOWEST_ACCEPTANCE:
+        warnings.warn(
+            f"The adjusted chains accepted {rate:.1%} of their moves, so they hardly moved. {advice()}",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
+def accepted_half(chain: Chain[Any], generator: torch.Generator, rows: Tensor, energy: Energy) -> str:
+    """Advise a step size for adjusted chains by trying some from the chain's own starts; ``rows`` as in ``begin``."""
+    begun, _ = chain.start.begin(generator, rows)
+    begun = chain.kernel.space.enter(begun)
+    try:
+        size = metropolis.suggest_step_size(generator, begun, energy, chain.kernel, steps=chain.steps)
+    except ValueError as error:
+        return str(error)
+    return f"Try visible_chain=({chain.steps}, {size:.3g}, {math.sqrt(2 * size):.3g}): about half are accepted then."
 
 
 def families_to_watch(watch: Sequence[str] | str | None, kind: str) -> list[str]:
@@ -164,6 +196,16 @@ def noise_within(bounds: Sequence[float], shape: tuple[int, ...], device: torch.
         return torch.empty(n, *shape, device=device).uniform_(*bounds, generator=generator)
 
     return noise
+
+
+def from_data_or_replay(settings: dict[str, Any], shape: tuple[int, ...], device: torch.device) -> Start:
+    """Return the start of ``negatives`` "cd", "pcd" and "pcd-restart", which restarts from noise within the bounds."""
+    if settings["negatives"] == "cd":
+        return FromData()
+    restart = settings["restart"] if settings["negatives"] == "pcd-restart" else 0.0
+    return Persistent(
+        Replay(settings["replay_size"], shape, device), noise_within(settings["bounds"], shape, device), restart
+    )
 
 
 def replay_size(size: int, batch_size: int, *, minimum: int) -> int:

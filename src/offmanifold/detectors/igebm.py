@@ -20,6 +20,7 @@ from offmanifold.detectors.chains import (
     chain_bounds,
     chain_settings,
     families_to_watch,
+    from_data_or_replay,
     noise_within,
     replay_size,
     settle_bounds,
@@ -33,8 +34,7 @@ from offmanifold.networks.network import Network
 from offmanifold.probability.missing import filled
 from offmanifold.sampling import langevin
 from offmanifold.sampling.chain import Kernel, Space
-from offmanifold.sampling.replay import Replay
-from offmanifold.sampling.starts import FromData, Persistent, Start
+from offmanifold.sampling.starts import FromData, Start
 from offmanifold.training.phases import ParameterGroup, Phase
 from offmanifold.training.progress import Verbosity
 
@@ -221,7 +221,7 @@ calibration_fraction, store_rows, device, precision, random_state, verbose
             contrastive_phase(
                 "contrast",
                 energy=model.energy,
-                chain=self._chain(settings, self._start(settings)),
+                chain=self._chain(settings, from_data_or_replay(settings, self._network_spec.shape, self._device)),
                 groups=(ParameterGroup.of("energy", model.body),),
                 optimizer=self._optimizer(settings),
                 steps=settings["steps"],
@@ -238,14 +238,6 @@ calibration_fraction, store_rows, device, precision, random_state, verbose
         steps, step_size, noise = settings["visible_chain"]
         kernel = Kernel(step_size, noise, clip=settings["clip"], space=Space(*settings["bounds"]))
         return Chain(start, langevin.step, kernel, factor * steps)
-
-    def _start(self, settings: Settings) -> Start:
-        if settings["negatives"] == "cd":
-            return FromData()
-        shape = self._network_spec.shape
-        ring = Replay(settings["replay_size"], shape, self._device)
-        restart = settings["restart"] if settings["negatives"] == "pcd-restart" else 0.0
-        return Persistent(ring, noise_within(settings["bounds"], shape, self._device), restart)
 
     def _energy_terms(self, model: EnergyNetwork, rows: Tensor) -> dict[str, Tensor]:
         return {"energy": model.energy(rows)}

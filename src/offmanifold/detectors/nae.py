@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import warnings
 from collections.abc import Sequence
 from typing import Any, final
 
@@ -14,41 +12,41 @@ from torch import Tensor
 
 from offmanifold import parameters
 from offmanifold.data.inputs import InputSpec
-from offmanifold.detectors.autoencoder import noise_range, noised
+from offmanifold.detectors.autoencoder import SCORE_UNITS, check_autoencoder, noise_range, noised
 from offmanifold.detectors.base import OutlierDetector
 from offmanifold.detectors.chains import (
     SAMPLING_FACTOR,
-    AnyStart,
     Chain,
     Range,
+    accepted_half,
     chain_bounds,
     chain_settings,
     families_to_watch,
-    noise_within,
     replay_size,
     settle_bounds,
     size_of_network,
+    warn_of_acceptance,
     warn_of_bounds,
 )
-from offmanifold.detectors.configured import Settings
+from offmanifold.detectors.configured import Settings, latent_size
 from offmanifold.detectors.contrastive import contrastive_phase, dequantised, sum_of_squares
 from offmanifold.detectors.density import GridDensityMixin
 from offmanifold.detectors.explanations import Cells
 from offmanifold.detectors.latent import LatentMixin
-from offmanifold.detectors.normalized_autoencoder import NormalizedAutoencoder
+from offmanifold.detectors.normalized_autoencoder import (
+    NormalizedAutoencoder,
+    on_manifold,
+    training_chain,
+    visible_chain,
+)
 from offmanifold.detectors.presets import PRESETS
 from offmanifold.networks import choose
-from offmanifold.probability.distances import DISTANCES, distance, parts
-from offmanifold.probability.latents import LATENTS, prior_sample
-from offmanifold.sampling import langevin, metropolis
-from offmanifold.sampling.chain import Kernel, Space
-from offmanifold.sampling.replay import Replay
-from offmanifold.sampling.starts import FromData, OnManifold, Persistent, Start
+from offmanifold.probability.distances import distance, parts
+from offmanifold.sampling.starts import OnManifold
 from offmanifold.training.phases import Loss, Metrics, ParameterGroup, Phase, Update
 from offmanifold.training.progress import Verbosity
 
 NEGATIVES = ("omi", "cd", "pcd", "pcd-restart")
-LOWEST_ACCEPTANCE = 0.05
 # A learned log T has a rate of its own: P3's is 1e-3, 100 times the weights' (appendix D.3); ten times that finds T in
 # hundreds of steps instead of thousands, whatever the weights' rate.
 TEMPERATURE_RATE = 1e-2
@@ -228,7 +226,7 @@ device, precision, random_state, verbose
     @property
     def score_unit(self) -> str:
         """Minus the mean over dimensions of this."""
-        return {"squared": "mean squared error", "l1": "mean absolute error", "ssim": "1 − SSIM"}[self.distance]
+        return SCORE_UNITS[self.distance]
 
     # --- settings --------------------------------------------------------------------------------------
 
@@ -255,20 +253,8 @@ device, precision, random_state, verbose
                 f"negatives={self.negatives!r} goes on from the replay buffer, which replay_size=0 leaves out. "
                 "Use a larger one, or negatives='cd'."
             )
-        parameters.choice("distance", self.distance, DISTANCES)
-        if self.distance == "ssim" and table:
-            raise parameters.InvalidParameter(
-                "distance='ssim' compares images; the data are a table. Use 'squared' or 'l1'."
-            )
-        latent = parameters.choice("latent", auto("latent"), LATENTS)
-        latent_dim = auto("latent_dim")
-        if latent_dim is None:
-            latent_dim = max(2, math.ceil(0.75 * spec.dimensions))
-        latent_dim = parameters.integer("latent_dim", latent_dim)
-        if latent == "sphere" and latent_dim == 1:
-            raise parameters.InvalidParameter(
-                "latent_dim=1 on the sphere leaves two points; use at least 2, or latent='euclidean'."
-            )
+        latent, latent_dim = auto("latent"), latent_size(auto("latent_dim"), spec)
+        check_autoencoder(self.distance, latent, latent_dim, table=table)
         latent_penalty = parameters.real("latent_penalty", self.latent_penalty, minimum=0)
         if latent == "sphere" and latent_penalty:
             raise parameters.InvalidParameter(
@@ -282,8 +268,8 @@ device, precision, random_state, verbose
         adjusted = auto("adjusted")
         if not isinstance(adjusted, bool | np.bool_):
             raise parameters.InvalidParameter(f"adjusted must be True, False or 'auto'; got {adjusted!r}.")
-        visible_chain = chain_settings("visible_chain", auto("visible_chain"), fewest=1)
-        if adjusted and visible_chain[2] == 0:
+        chain = chain_settings("visible_chain", auto("visible_chain"), fewest=1)
+        if adjusted and chain[2] == 0:
             raise parameters.InvalidParameter("visible_chain[2], the noise, must be above 0 with adjusted=True; got 0.")
         network = self._network_settings(
             spec,
@@ -299,7 +285,7 @@ device, precision, random_state, verbose
             "distance": self.distance,
             "temperature": temperature,
             "latent_chain": chain_settings("latent_chain", auto("latent_chain"), fewest=0),
-            "visible_chain": visible_chain,
+            "visible_chain": chain,
             "anneal": preset["anneal"] and not bool(adjusted),  # smaller noise at the same step size is hardly accepted
             "clip": preset["clip"],
             "adjusted": bool(adjusted),
@@ -398,7 +384,7 @@ device, precision, random_state, verbose
             contrastive_phase(
                 "normalisation",
                 energy=model.energy,
-                chain=self._chain(model, settings, self._start(model, settings)),
+                chain=training_chain(model, settings, self._network_spec.shape),
                 groups=groups,
                 optimizer=self._optimizer(settings),
                 steps=settings["steps"],
@@ -415,49 +401,6 @@ device, precision, random_state, verbose
             )
         )
         return phases
-
-    @staticmethod
-    def _chain(model: NormalizedAutoencoder, settings: Settings, start: AnyStart) -> Chain[AnyStart]:
-        steps, step_size, noise = settings["visible_chain"]
-        low, high = settings["bounds"]
-        adjusted = settings["adjusted"]
-        kernel = Kernel(
-            step_size,
-            noise,
-            model.temperature,
-            settings["anneal"],
-            settings["clip"],
-            Space(low, high, "reject" if adjusted else "clamp"),
-        )
-        step = metropolis.step if adjusted else langevin.step
-        return Chain(start, step, kernel, steps)
-
-    def _start(self, model: NormalizedAutoencoder, settings: Settings) -> Start:
-        size, restart, kind = settings["replay_size"], settings["restart"], settings["negatives"]
-        device = model.log_temperature.device
-        if kind == "cd":
-            return FromData()
-        if kind == "omi":
-            replay = Replay(size, (settings["latent_dim"],), device) if size else None
-            return self._on_manifold(model, settings, replay, restart)
-        shape = self._network_spec.shape
-        noise = noise_within(settings["bounds"], shape, device)
-        ring = Replay(size, shape, device)
-        return Persistent(ring, noise, restart if kind == "pcd-restart" else 0.0)
-
-    @staticmethod
-    def _on_manifold(
-        model: NormalizedAutoencoder, settings: Settings, replay: Replay | None, restart: float
-    ) -> OnManifold:
-        steps, step_size, noise = settings["latent_chain"]
-        latent_dim, latent = settings["latent_dim"], settings["latent"]
-        kernel = Kernel(step_size, noise, model.temperature, space=Space(sphere=latent == "sphere"))
-        device = model.log_temperature.device
-
-        def prior(generator: torch.Generator, n: int) -> Tensor:
-            return prior_sample(n, latent_dim, latent, generator, device)
-
-        return OnManifold(model.decode, model.energy, kernel, steps, prior, replay, restart)
 
     def _energy_terms(self, model: NormalizedAutoencoder, rows: Tensor) -> dict[str, Tensor]:
         return {"reconstruction": model.energy(rows)}
@@ -505,31 +448,17 @@ device, precision, random_state, verbose
 
     def _fresh_chain(self, factor: int) -> Chain[OnManifold]:
         """Return the chain without a memory: from the prior, the latent chain ``factor`` times as long."""
-        start = self._on_manifold(self.module_, self.settings_, None, 1.0)
+        start = on_manifold(self.module_, self.settings_, None, 1.0)
         start.steps *= factor
-        return self._chain(self.module_, self.settings_, start)
+        return visible_chain(self.module_, self.settings_, start)
 
     def _warn_about_training(self) -> None:
         """Say so where adjusted chains hardly moved, and others left the data."""
-        if not self.settings_["adjusted"]:
-            if self.spec_.kind == "table":
-                warn_of_bounds(self.history_, self.settings_["visible_chain"][1])
-            return
-        # After rolling back a record has none.
-        rate = next((record["acceptance"] for record in reversed(self.history_) if "acceptance" in record), 1.0)
-        if rate < LOWEST_ACCEPTANCE:
-            chain, generator = self._fresh_chain(1), self._generator(0)
-            begun, _ = chain.start.begin(generator, torch.empty(128, 1, device=self._device))
-            try:
-                size = metropolis.suggest_step_size(
-                    generator, chain.kernel.space.enter(begun), self.module_.energy, chain.kernel, steps=chain.steps
-                )
-                advice = f"Try visible_chain=({chain.steps}, {size:.3g}, {math.sqrt(2 * size):.3g}): about half are "
-                advice += "accepted then."
-            except ValueError as error:
-                advice = str(error)
-            warnings.warn(
-                f"The adjusted chains accepted {rate:.1%} of their moves, so they hardly moved. {advice}",
-                UserWarning,
-                stacklevel=3,
+        if self.settings_["adjusted"]:
+            rows = torch.empty(128, 1, device=self._device)
+            warn_of_acceptance(
+                self.history_,
+                lambda: accepted_half(self._fresh_chain(1), self._generator(0), rows, self.module_.energy),
             )
+        elif self.spec_.kind == "table":
+            warn_of_bounds(self.history_, self.settings_["visible_chain"][1])

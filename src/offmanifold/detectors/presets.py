@@ -18,7 +18,8 @@ def _by_dimension(dimensions: int) -> tuple[int, float, float]:
     return 15, 0.0128 * dimensions, 0.05
 
 
-# What "auto" means, by preset; functions are of the number of dimensions. Chains are (steps, λ, σ). The first two are
+# What "auto" means, by preset; functions are of the number of dimensions, and the size of
+# the latent space is then as for AE. Chains are (steps, λ, σ). The first two are
 # ours (docs/defaults.md); the others are P3's Table 11 and appendix D.3, with epochs turned into steps at batch 128; it
 # does not print the latent sizes for CIFAR-10 and CelebA.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -30,7 +31,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "dequantise": False,
     },
     "tables": {
-        "latent_dim": None, "latent": "euclidean", "capacity": 1.0, "latent_chain": (10, 0.005, 0.1),
+        "latent_dim": "auto", "latent": "euclidean", "capacity": 1.0, "latent_chain": (10, 0.005, 0.1),
         "visible_chain": _by_dimension, "anneal": True, "clip": None, "adjusted": False, "temperature": 1.0,
         "encoder_penalty": 0.0, "noise": WIDE, "updates_per_chain": 4, "average": 0.985,
         "pretraining_steps": 500, "pretraining_rate": 2e-3, "steps": 60, "rate": 2e-4, "schedule": "one-cycle",

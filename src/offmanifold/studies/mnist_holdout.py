@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from offmanifold.data import benchmarks
+from offmanifold.data import benchmarks, outliers
 from offmanifold.data.benchmarks import Pixels
 from offmanifold.detectors import DETECTORS
 from offmanifold.measures.detection import auroc
@@ -69,7 +69,7 @@ ROWS: dict[str, tuple[str | None, dict[str, Any]]] = {
 BY_RECONSTRUCTION = {"VAE(R)": "VAE(L)"}
 SHOWN = ("kNN", "PCA", "AE", "DAE", "VAE(R)", "VAE(L)", "IGEBM", "NAE-CD", "NAE-PCD", "NAE-OMI", "MultiscaleDenoiser")
 # NAE's and IGEBM's "auto": none is of the kind that is reported.
-WATCHED_BY = "NAE and IGEBM were watched by constant, erased, mixed, noise, patched and inverted images."
+WATCHED_BY = f"NAE and IGEBM were watched by made outliers: {', '.join(m.__name__ for m in outliers.WATCHED['image'])}."
 # P3, Tables 1 and 3, digits 0 to 9.
 PAPER = {
     "AE": (0.819, 0.131, 0.843, 0.734, 0.661, 0.755, 0.844, 0.542, 0.902, 0.537),

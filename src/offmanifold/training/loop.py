@@ -239,9 +239,10 @@ class _Run:
                 loss, metrics = self._apply(update, optimizer, batch)
                 if update.repeat_until is not None:
                     losses.append(loss.item())
-                    metrics["repeats"] = loss.new_tensor(len(losses))
                     if update.repeat_until(losses):
                         break
+            if losses:
+                metrics["repeats"] = torch.tensor(float(len(losses)))
             first_loss = loss if first_loss is None else first_loss
             all_metrics |= metrics
         assert first_loss is not None
