@@ -46,7 +46,7 @@ NORMALISED: dict[str, dict[str, Any]] = {
     "paper": {"preset": "mnist"},
 }
 # P3 does not say how long; at paper scale as long as NAE's second phase, at laptop scale for about NAE's time.
-ENERGY_BASED: dict[str, dict[str, Any]] = {"smoke": {}, "laptop": {"steps": 400}, "paper": {"steps": 19_550}}
+ENERGY_BASED: dict[str, dict[str, Any]] = {"smoke": {}, "laptop": {"steps": 700}, "paper": {"steps": 19_550}}
 # No paper's: at laptop scale as users have it by default.
 DENOISER: dict[str, dict[str, Any]] = {
     "smoke": SHARED["smoke"],
