@@ -202,7 +202,11 @@ def test_columns_that_say_nothing_are_named() -> None:
     slip = learned(pl.DataFrame({"x": ["foo", *(f"{value:.3f}" for value in rng.normal(size=n - 1))]}))
     (remark,) = slip.remarks(slip.take(slice(None)))
     assert "most of them are numbers" in remark and "identifier" not in remark
-    assert Rows(rng.normal(size=(60, 2))).remarks(np.ones((60, 2))) == []
+    # Of an array's columns nothing is said, but that all its rows are alike.
+    array = rng.normal(size=(60, 2))
+    assert Rows(array).remarks(array) == []
+    (remark,) = Rows(array).remarks(np.ones((60, 2)))
+    assert "All rows of training are alike" in remark
     # Numbers that count the rows in any order, in steps too; not whole numbers that hardly ever repeat.
     order = rng.permutation(300)
     counts = learned(pl.DataFrame({"any": order, "seventh": 7 * order, "wide": rng.integers(0, 10**6, 300)}))
