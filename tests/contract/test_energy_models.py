@@ -15,11 +15,14 @@ import polars as pl
 import pytest
 import torch
 from conftest import quick
+from torch import nn
 
 from offmanifold import load
+from offmanifold.data.inputs import InputSpec
 from offmanifold.detectors import IGEBM, NAE, OutlierDetector
 from offmanifold.detectors.chains import Chain
 from offmanifold.detectors.contrastive import dequantised, watching
+from offmanifold.networks.network import initialise
 from offmanifold.probability import missing
 from offmanifold.training.checkpoints import Checkpointer
 from offmanifold.training.loop import Batches, TrainingDiverged
@@ -355,6 +358,37 @@ def test_samples_serve_several_updates(plane: Any, monkeypatch: pytest.MonkeyPat
     # An epoch is a pass over the rows, however many updates a step makes: 280 rows are 3 batches.
     assert made(NAE, epochs=4, updates_per_chain=3).fit(plane[0]).settings_["steps"] == 4
     assert made(NAE, epochs=4, updates_per_chain=1).fit(plane[0]).settings_["steps"] == 12
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("conv28", (1, 28, 28)), ("conv32", (3, 32, 32)), ("conv32big", (3, 32, 32)), ("conv64", (3, 64, 64)),
+     ("p1-grey", (1, 28, 28)), ("p1-colour", (3, 32, 32)), ("strided", (1, 28, 28)), ("resmlp", (7,)), ("mlp", (7,)),
+     ("fcres2", (2,))],
+)  # fmt: skip
+def test_an_energy_is_alive_and_only_its_last_layer_free(name: str, shape: tuple[int, ...]) -> None:
+    """Conv32 ends in a ReLU: with one channel there a third of all starts gave every image the same energy."""
+    detector = IGEBM(network=name, capacity=0.125)
+    spec = InputSpec("table", shape, "columns") if len(shape) == 1 else InputSpec("image", shape, "chw")
+    model = detector._build(spec, {"network": name, "hidden": (16, 16), "capacity": 0.125})
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    free = [layer for layer in layers if not nn.utils.parametrize.is_parametrized(layer)]
+    assert free == layers[-1:] and len(free[0].weight) == 1
+    rows = torch.rand(8, *shape, generator=torch.Generator().manual_seed(0))
+    for seed in range(12):
+        initialise(model, torch.Generator().manual_seed(seed))
+        with torch.no_grad():
+            energies = model.eval().energy(rows)
+        assert energies.shape == (8,) and len(energies.unique()) == 8
+
+
+def test_a_model_that_tells_nothing_apart_says_so(plane: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(IGEBM, "_energy_terms", lambda self, model, rows: {"energy": 0 * model.energy(rows)})
+    with pytest.warns(UserWarning, match="calibration rows have the same score, though they differ"):
+        made(IGEBM).fit(plane[0])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*have the same score")
+        made(IGEBM).fit(np.ones((200, 3)))
 
 
 def test_a_latent_penalty_keeps_codes_near_the_prior(plane: Any) -> None:

@@ -76,7 +76,7 @@ def _meaning(cls: type, name: str, by_name: dict[str, type]) -> str:
     """Say what a parameter is; where the documentation points to another detector's, in that one's words."""
     kind, text = _documented(cls)[name]
     pointer = re.match(
-        r"As (?:for|in) :class:`~?(?:[\w.]*\.)?(\w+)`(?:, but (?P<but>.*)|[.:]\s*(?P<more>.*))?", text, re.DOTALL
+        r"As (?:for|in) :class:`~?(?:[\w.]*\.)?(\w+)`(?:, but (?P<but>.*)|[.:;]\s*(?P<more>.*))?", text, re.DOTALL
     )
     if pointer and pointer[1] in by_name and name in _documented(by_name[pointer[1]]):
         here = f"Here {pointer['but']}" if pointer["but"] else pointer["more"] or ""

@@ -259,6 +259,13 @@ class OutlierDetector(Scorer, abc.ABC):
             rows, *(part[evenly(len(part), REPORTED)] for part in (for_training, for_stopping))
         )
         self._warn_if_too_few()
+        if self.calibration_scores_[0] == self.calibration_scores_[-1] and bool((calibrating != calibrating[:1]).any()):
+            warnings.warn(
+                f"All {len(calibrating)} calibration rows have the same score, though they differ: this model tells "
+                "nothing apart. Train it longer, with another random_state, or with another network.",
+                UserWarning,
+                stacklevel=2,
+            )
         self._warn_about_training()
         for remark in rows.remarks(training_rows):
             warnings.warn(remark, UserWarning, stacklevel=2)

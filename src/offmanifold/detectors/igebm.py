@@ -31,7 +31,6 @@ from offmanifold.detectors.configured import Settings
 from offmanifold.detectors.contrastive import contrastive_phase
 from offmanifold.networks import choose
 from offmanifold.networks.network import Network
-from offmanifold.probability.missing import filled
 from offmanifold.sampling import langevin
 from offmanifold.sampling.chain import Kernel, Space
 from offmanifold.sampling.starts import FromData, Start
@@ -39,10 +38,13 @@ from offmanifold.training.phases import ParameterGroup, Phase
 from offmanifold.training.progress import Verbosity
 
 NEGATIVES = ("pcd-restart", "pcd", "cd")
+# Encoders that do not end in a plain linear layer, and how many outputs of theirs one is put on: Conv32 ends in a ReLU,
+# which with one channel can be shut for every image, Conv32Big's last layer is normalised.
+READ_BY_A_LINEAR_LAYER = {"conv32": 64, "conv32big": 64}
 
 
 class EnergyNetwork(nn.Module):
-    """E(x): an encoder with one output and spectral normalisation in every layer but the last.
+    """E(x): an encoder that ends in one number, with spectral normalisation in every layer but the last.
 
     With the last layer's size free the network may be steep where exp(−E) must be narrow, as it must on tables; the
     penalty on squared energies holds it.
@@ -50,20 +52,23 @@ class EnergyNetwork(nn.Module):
     Parameters
     ----------
     body : Network
-        ``(n, *shape) → (n, 1)``.
+        ``(n, *shape) → (n, features)``. With one feature that is the energy, and the body's last layer is free.
+    features : int
+        With more a linear layer reads them, and is free.
     """
 
-    def __init__(self, body: Network) -> None:
+    def __init__(self, body: Network, features: int) -> None:
         super().__init__()
         layers = [layer for layer in body.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
-        for layer in layers[:-1]:
+        for layer in layers[:-1] if features == 1 else layers:
             if not nn.utils.parametrize.is_parametrized(layer):
                 spectral_norm(layer)
         self.body = body
+        self.head = nn.Identity() if features == 1 else nn.Linear(features, 1)
 
     def energy(self, rows: Tensor) -> Tensor:
-        """Return E(x): ``(n,)``; a missing cell counts as its column's mean."""
-        energies: Tensor = self.body(filled(rows))
+        """Return E(x): ``(n,)``."""
+        energies: Tensor = self.head(self.body(rows))
         return energies.flatten()
 
 
@@ -81,9 +86,11 @@ class IGEBM(OutlierDetector):
     ----------
     negatives : {"pcd-restart", "pcd", "cd"}
         Chains start from a replay buffer with or without restarts from noise, or at the data.
-    network, hidden
-        As in :class:`~offmanifold.AE`; its encoder alone is used. "auto" is "mlp" for tables, P3's Conv28 or
-        Conv32 for images of that size.
+    network : str
+        As in :class:`~offmanifold.AE`, but "auto" is "mlp" for tables, and for images of their size P3's Conv28, Conv32
+        or Conv64. The encoder alone is used, with one output.
+    hidden
+        As in :class:`~offmanifold.AE`.
     capacity : float
         Factor on the channels of convolutional networks.
     visible_chain : (int, float, float) or "auto"
@@ -92,15 +99,19 @@ class IGEBM(OutlierDetector):
         Where x may go. "auto": [0, 1] for images; the training rows' range, at least ±4, for tables.
     replay_size : int
     restart : float
-        Share of the chains that start from uniform noise.
+        Share of the chains that start from uniform noise, with "pcd-restart".
     energy_penalty : float
         α on the squared energies of data and samples.
     average : float
-        Factor of the weights' running average; 0 keeps raw weights.
+        Factor of the weights' running average, taken once a step; 0 keeps raw weights.
     watch : str, sequence of str, "auto" or None
         Families of synthetic outliers that judge training, as in :class:`~offmanifold.NAE`.
-    steps, epochs, batch_size, learning_rate, optimizer, schedule, weight_decay, scale, false_alarm_rate, \
-calibration_fraction, store_rows, device, precision, random_state, verbose
+    steps : int or "auto"
+        Of training, each with a run of the chains. "auto" is 400 for tables, 1 000 for images.
+    learning_rate : float or "auto"
+        Peak learning rate. "auto" is 1e-3, for images with dense networks 2e-3.
+    epochs, batch_size, optimizer, schedule, weight_decay, scale, false_alarm_rate, calibration_fraction, store_rows, \
+device, precision, random_state, verbose
         As in :class:`~offmanifold.AE`.
 
     Examples
@@ -114,7 +125,6 @@ calibration_fraction, store_rows, device, precision, random_state, verbose
     """
 
     key = "igebm"
-    gaps = "scored"
 
     def __init__(
         self,
@@ -206,15 +216,16 @@ calibration_fraction, store_rows, device, precision, random_state, verbose
         settle_bounds(rows, settings)
 
     def _build(self, spec: InputSpec, settings: Settings) -> EnergyNetwork:
+        features = READ_BY_A_LINEAR_LAYER.get(settings["network"], 1)
         encoder, _ = choose.build(
             settings["network"],
             spec.shape,
-            into_latent=1,
+            into_latent=features,
             latent_dim=1,
             hidden=settings["hidden"],
             capacity=settings["capacity"],
         )
-        return EnergyNetwork(encoder)
+        return EnergyNetwork(encoder, features)
 
     def _phases(self, model: EnergyNetwork, settings: Settings) -> list[Phase]:
         return [
@@ -222,7 +233,7 @@ calibration_fraction, store_rows, device, precision, random_state, verbose
                 "contrast",
                 energy=model.energy,
                 chain=self._chain(settings, from_data_or_replay(settings, self._network_spec.shape, self._device)),
-                groups=(ParameterGroup.of("energy", model.body),),
+                groups=(ParameterGroup.of("energy", model),),
                 optimizer=self._optimizer(settings),
                 steps=settings["steps"],
                 batch_size=settings["batch_size"],

@@ -80,9 +80,13 @@ class MultiscaleDenoiser(OutlierDetector):
         Factor on the channels of the U-Net, of which there are 24 at full resolution.
     steps : int or "auto"
         "auto" is 600 for tables and 500 for images, fewer where the held-out rows gain nothing any more.
-    epochs, batch_size, learning_rate, optimizer, schedule, weight_decay, scale, false_alarm_rate, \
-calibration_fraction, device, precision, random_state, verbose
-        As in :class:`~offmanifold.AE`; tables are computed in float32 whatever ``precision`` is.
+    learning_rate : float or "auto"
+        Peak learning rate. "auto" is 1e-3, for tiny images 2e-3.
+    precision : {"auto", "float32", "bfloat16"}
+        As in :class:`~offmanifold.AE`, but tables are computed in float32 whatever it is.
+    epochs, batch_size, optimizer, schedule, weight_decay, scale, false_alarm_rate, calibration_fraction, device, \
+random_state, verbose
+        As in :class:`~offmanifold.AE`.
 
     Notes
     -----

@@ -62,42 +62,53 @@ class NAE(LatentMixin, GridDensityMixin, OutlierDetector):
 
     Training is watched: at every check, weights (their running average) are judged by the AUROC against synthetic
     outliers made from held-out normal rows, the best are kept, and a run that diverges, or no longer reconstructs,
-    goes back to them and on at half the rate. See :func:`offmanifold.detectors.contrastive.watching` for the rule,
-    ``history_`` for what happened.
+    goes back to them and on at half the rate. ``history_`` says what happened,
+    :func:`offmanifold.detectors.contrastive.watching` has the rule in full.
 
     Parameters
     ----------
     preset : {"auto", "images", "tables", "2d", "mnist", "cifar10", "celeba"}
         What every "auto" below means. "auto" is "images" or "tables", measured for minutes on a laptop; the last four
         follow P3, for a GPU: chains, steps and rates are its own, but for batches of 128 everywhere, and for "2d" ten
-        times the rate of the temperature and bounds of ±4; those of colour images are dequantised in training.
+        times the rate of the temperature and bounds of at least ±4; those of colour images are dequantised in training.
     negatives : {"omi", "cd", "pcd", "pcd-restart"}
         Where chains start: on the decoder's manifold (a chain on z, from a replay buffer of z, comes first); at the
         data; at earlier chains' ends, without or with restarts.
     latent_dim : int or "auto"
+        Size of the code. "auto" is three quarters of a table's columns, 32 for images; 3 for "2d", 64 for "cifar10" and
+        "celeba".
     latent : {"auto", "euclidean", "sphere"}
-    network, hidden, capacity
-        As in :class:`~offmanifold.AE`. "auto" takes P3's Conv28, Conv32 or Conv64 for images of that size, at half its
-        width.
+        Where codes live. "auto" is the sphere for images.
+    network : str
+        As in :class:`~offmanifold.AE`, but for images of their size "auto" takes P3's Conv28, Conv32 or Conv64, and with
+        preset "2d" its FCRes2.
+    hidden : sequence of int or "auto"
+        As in :class:`~offmanifold.AE`; (256, 1024) for "fcres2".
+    capacity : float or "auto"
+        Factor on the channels of convolutional networks. "auto" is 0.5, 1 in the paper.
     distance : {"squared", "l1", "ssim"}
     temperature : float, "learned" or "auto"
-        T. Where the chain on x has another σ² than 2λ, as in the paper's on images and in ours on tables, T is 1 and
-        means nothing by itself.
-    latent_chain, visible_chain : (int, float, float) or "auto"
-        Steps, step size λ and noise σ of the chains on z and x.
+        T. "auto" is 1, with preset "2d" "learned". Where the chain on x has another σ² than 2λ, as in the paper's on
+        images and in ours on tables, T is 1 and means nothing by itself.
+    latent_chain : (int, float, float) or "auto"
+        Steps, step size λ and noise σ of the chain on z. "auto" is (10, 0.2, 0.05) for images, (10, 0.005, 0.1) for
+        tables.
+    visible_chain : (int, float, float) or "auto"
+        The same of the chain on x. "auto" is (15, 0.0128 d, 0.05) for rows of d dimensions: λ = 10 for MNIST.
     adjusted : bool or "auto"
-        Metropolis's correction in the chain on x. Proposals out of bounds are then refused instead of clamped.
+        Metropolis's correction in the chain on x. Proposals out of bounds are then refused instead of clamped. "auto"
+        is True with preset "2d" alone.
     bounds : (float, float) or "auto"
         Where x may go, in the units the network sees. "auto": [0, 1] for images; the training rows' range, at
         least ±4, for tables.
     replay_size : int
         0 starts every chain anew.
     restart : float
-        Share of the chains that start anew.
+        Share of the chains that start anew, where they do ("omi" and "pcd-restart").
     energy_penalty : float
         α on the negatives' squared energy.
     encoder_penalty : float or "auto"
-        Factor on the sum of the encoder's squared weights.
+        Factor on the sum of the encoder's squared weights. "auto" is 1e-4 for images, 0 for tables.
     noise : float, (float, float) or "auto"
         Standard deviation of the noise that the autoencoder learns to undo in the first phase, as in
         :class:`~offmanifold.AE`. "auto" is (0.05, 3) for tables, and 0 for images, as in the paper.
@@ -107,7 +118,7 @@ class NAE(LatentMixin, GridDensityMixin, OutlierDetector):
         Updates of the weights against the samples of one run of the chains, each on fresh rows. "auto" is 8 for images,
         4 for tables, 1 in the paper.
     average : float or "auto"
-        Factor of the weights' running average; 0 keeps raw weights.
+        Factor of the weights' running average, taken once a step; 0 keeps raw weights. "auto" is 0.985, 0 in the paper.
     watch : str, sequence of str, "auto" or None
         Families of synthetic outliers that judge training: for images "constant", "erased", "mixed", "noise",
         "patches", "inverted"; for tables "permuted", "exchanged", "jittered", "stretched". "auto" is all of these;
@@ -117,9 +128,16 @@ class NAE(LatentMixin, GridDensityMixin, OutlierDetector):
     pretraining_steps : int or "auto"
         Steps of the first phase: "auto" is 5 000 for images, 500 for tables.
     pretraining_rate : float or "auto"
-        Its peak learning rate.
-    steps, epochs, learning_rate, schedule
-        Of training against samples, a step for each run of the chains: "auto" is 240 for images, 60 for tables.
+        Its peak learning rate. "auto" is 1e-3 for images, 2e-3 for tables.
+    steps : int or "auto"
+        Of training against samples, a step for each run of the chains. "auto" is 240 for images, 60 for tables.
+    epochs : int, optional
+        The same as passes over the training rows, of which a step takes ``updates_per_chain`` batches; wins over
+        ``steps``.
+    learning_rate : float or "auto"
+        Peak learning rate of training against samples. "auto" is 5e-5 for images, 2e-4 for tables.
+    schedule : {"auto", "one-cycle", "constant", "cosine"}
+        "auto" is one-cycle, constant in the paper. The first phase goes by it, too.
     batch_size, optimizer, weight_decay, scale, false_alarm_rate, calibration_fraction, store_rows, \
 device, precision, random_state, verbose
         As in :class:`~offmanifold.AE`.
