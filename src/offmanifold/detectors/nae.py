@@ -80,8 +80,8 @@ class NAE(LatentMixin, GridDensityMixin, OutlierDetector):
     latent : {"auto", "euclidean", "sphere"}
         Where codes live. "auto" is the sphere for images.
     network : str
-        As in :class:`~offmanifold.AE`, but for images of their size "auto" takes P3's Conv28, Conv32 or Conv64, and with
-        preset "2d" its FCRes2.
+        As in :class:`~offmanifold.AE`, but for images of their size "auto" takes P3's Conv28, Conv32 or Conv64, and
+        with preset "2d" its FCRes2.
     hidden : sequence of int or "auto"
         As in :class:`~offmanifold.AE`; (256, 1024) for "fcres2".
     capacity : float or "auto"
