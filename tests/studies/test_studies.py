@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 from pathlib import Path
 
 import numpy as np
@@ -53,3 +54,22 @@ def test_a_users_own_images_are_compared_too(tmp_path: Path) -> None:
         run(against={"Small": str(tmp_path / "small.npy")})
     with pytest.raises(ValueError, match="bimodal compares fixed kinds"):
         run_study(STUDIES["bimodal"], "smoke", results=tmp_path, against={"Mine": "mine.npy"})
+
+
+def test_results_of_other_settings_are_left_out_of_the_table(tmp_path: Path) -> None:
+    study = STUDIES["bimodal"]
+    run_study(study, "smoke", results=tmp_path)
+    folder, told = folder_of(study, "smoke", tmp_path), list[str]()
+    path = sorted(folder.glob("*.json"))[0]
+    record = json.loads(path.read_text())
+    record["job"]["parameters"]["steps"] += 1
+    path.write_text(json.dumps(record))
+    left = summarise(study, "smoke", results=tmp_path, report=told.append)
+    assert record["job"]["name"] not in [other["job"]["name"] for other in left]
+    (text,) = told
+    assert f"other settings by now: {record['job']['name']}. `offmanifold study run bimodal --scale smoke` does" in text
+    # A job that the study cannot name here may still be one, where its data are.
+    record["job"]["name"] = "elsewhere"
+    path.with_suffix(".npz").rename(folder / "elsewhere.npz")
+    path.rename(folder / "elsewhere.json").write_text(json.dumps(record))
+    assert len(summarise(study, "smoke", results=tmp_path)) == len(left) + 1

@@ -83,7 +83,7 @@ def show(name: NameArgument, scale: ScaleOption = "laptop", results: ResultsOpti
     study = _find(name, scale)
     from offmanifold.studies.core import summarise
 
-    records = summarise(study, scale, results=results)
+    records = summarise(study, scale, results=results, report=common.note)
     if not records:
         raise ValueError(
             f"There are no results of {name} at scale {scale} in {results}. "

@@ -21,6 +21,7 @@ import torch
 
 import offmanifold
 from offmanifold import atomic
+from offmanifold.data.benchmarks import DataMissing
 from offmanifold.measures.estimates import mean_of
 from offmanifold.measures.plain import Components, Neighbours
 from offmanifold.training.threads import cores, limited_to, share
@@ -135,13 +136,25 @@ def run_study(
                     report(
                         f"[{done}/{len(all_jobs)}] {pending.pop(future)['name']}: {future.result()['seconds']:.0f} s"
                     )
-    return summarise(study, scale, results=results)
+    return summarise(study, scale, results=results, report=report)
 
 
-def summarise(study: Study, scale: str, *, results: Path = Path("results")) -> list[Record]:
-    """Write table and figure from the result files alone, and return the records."""
+def summarise(
+    study: Study, scale: str, *, results: Path = Path("results"), report: Callable[[str], None] = lambda text: None
+) -> list[Record]:
+    """Write table and figure from the result files alone, and return the records.
+
+    Results of jobs that have other settings by now are left out, and ``report`` is told.
+    """
     folder = folder_of(study, scale, results)
-    records = load_records(study, scale, results=results)
+    found = load_records(study, scale, results=results)
+    records = [record for record in found if _is_current(study, scale, record)]
+    if len(records) < len(found):
+        names = ", ".join(record["job"]["name"] for record in found if record not in records)
+        report(
+            f"Left out, for these jobs have other settings by now: {names}. "
+            f"`offmanifold study run {study.name} --scale {scale}` does them again."
+        )
     if records:
         atomic.write(folder / "table.md", study.table(records))
         study.figure(records, folder / "figure.png")
@@ -209,6 +222,20 @@ def _finished(folder: Path, job: Job) -> Record | None:
         return None
     record: Record = json.loads(path.read_text())
     return record if record["job"] == json.loads(json.dumps(job)) else None
+
+
+def _is_current(study: Study, scale: str, record: Record) -> bool:
+    """Say whether a record is of a job as the study has it now; of jobs that it cannot name here nothing is known.
+
+    Which jobs there are can go by the data at hand, and what a job is scored against is the user's.
+    """
+    own = {name: value for name, value in record["job"].items() if name != "against"}
+    try:
+        jobs = study.jobs(scale, own["seed"])
+    except DataMissing:
+        return True
+    now = {job["name"]: job for job in jobs}
+    return own["name"] not in now or json.loads(json.dumps(now[own["name"]])) == own
 
 
 def _run_one(run: Callable[[Job], dict[str, Any]], job: Job, folder: Path, threads: int | None) -> Record:
