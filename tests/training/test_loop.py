@@ -160,10 +160,26 @@ def test_divergence_stops_with_phase_step_and_the_last_good_weights(how: str) ->
         phase_of(model, steps=40, checks=40),
         updates=(Update((ParameterGroup.of("all", model),), loss, Optimizer(1e-3)),),
     )
-    with pytest.raises(TrainingDiverged, match="diverged in phase 'first' at step 11") as caught:
+    phase = dataclasses.replace(phase, remedy="Try another data set.")
+    with pytest.raises(TrainingDiverged, match="phase 'first' at step 11: .* Try another data set.$") as caught:
         train(model, [phase], ROWS[:30], ROWS[30:], seed=0)
     assert (caught.value.phase, caught.value.step, caught.value.last_good_step) == ("first", 11, 10)
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "rmsprop"])
+def test_weight_decay_is_for_weights(name: str) -> None:
+    """A logarithm that gets no gradient stays where it is, whatever pulls at the weights."""
+    weight, logarithm = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
+    groups = (
+        ParameterGroup("weights", (weight,)), ParameterGroup("gamma", (logarithm,), 100.0, decays=False)
+    )  # fmt: skip
+    optimizer = Optimizer(1e-2, name, weight_decay=0.5).build(groups)
+    for _ in range(10):
+        for parameter in (weight, logarithm):
+            parameter.grad = torch.zeros(1)
+        optimizer.step()
+    assert float(logarithm) == 1 and float(weight) < 0.99
 
 
 def test_averaged_weights_are_what_is_judged_and_kept() -> None:

@@ -117,6 +117,7 @@ def contrastive_phase(
         average=average,
         rollbacks=3,
         memory=chain.start.tensors | {"began": began},
+        remedy="Try a smaller learning_rate, or smaller steps of the chains.",
     )
 
 

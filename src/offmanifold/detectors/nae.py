@@ -392,12 +392,13 @@ device, precision, random_state, verbose
                     (Update(networks, pretraining, optimizer),),
                     settings["pretraining_steps"],
                     settings["batch_size"],
+                    remedy="Try a smaller pretraining_rate, or precision='float32'.",
                 )
             )
         groups: tuple[ParameterGroup, ...] = networks
         if settings["temperature"] == "learned":
             scale = TEMPERATURE_RATE / settings["learning_rate"]
-            groups = (*networks, ParameterGroup("temperature", (model.log_temperature,), rate_scale=scale))
+            groups = (*networks, ParameterGroup("temperature", (model.log_temperature,), scale, decays=False))
         phases.append(
             contrastive_phase(
                 "normalisation",

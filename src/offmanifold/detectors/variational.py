@@ -62,7 +62,7 @@ def generative_groups(encoder: nn.Module, decoder: nn.Module, likelihood: nn.Mod
     """Return the parameters of encoder, decoder and, where it is learned, γ."""
     groups = [ParameterGroup.of("encoder", encoder), ParameterGroup.of("decoder", decoder)]
     if any(parameter.requires_grad for parameter in likelihood.parameters()):
-        groups.append(ParameterGroup.of("gamma", likelihood, rate_scale=GAMMA_RATE))
+        groups.append(ParameterGroup.of("gamma", likelihood, GAMMA_RATE, decays=False))
     return groups
 
 

@@ -37,11 +37,11 @@ class TrainingDiverged(RuntimeError):
         The check whose weights the model has.
     """
 
-    def __init__(self, phase: str, step: int, last_good_step: int, what: str) -> None:
+    def __init__(self, phase: str, step: int, last_good_step: int, what: str, remedy: str) -> None:
         self.phase, self.step, self.last_good_step = phase, step, last_good_step
         super().__init__(
             f"Training diverged in phase {phase!r} at step {step}: {what}. The last good weights are those of "
-            f"step {last_good_step}. Try a smaller learning_rate, or precision='float32'."
+            f"step {last_good_step}. {remedy}"
         )
 
 
@@ -307,7 +307,7 @@ class _Run:
         self.model.load_state_dict(self.best_weights)
         if state.rollbacks == phase.rollbacks:
             self.model.eval()
-            raise TrainingDiverged(phase.name, state.step, state.best_step, problem)
+            raise TrainingDiverged(phase.name, state.step, state.best_step, problem, phase.remedy)
         state.rollbacks += 1
         state.rate_scale /= 2
         state.first_loss, state.lowest_loss = None, math.inf

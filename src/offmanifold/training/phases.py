@@ -67,22 +67,38 @@ class Optimizer:
         options: dict[str, object] = {"lr": self.learning_rate, "weight_decay": self.weight_decay}
         if self.name != "rmsprop":
             options["fused"] = True  # one kernel for all tensors, on the CPU too
-        return kinds[self.name]([{"params": list(group.parameters)} for group in groups], **options)
+        undecayed = {"weight_decay": 0.0}
+        return kinds[self.name](
+            [{"params": list(group.parameters)} | ({} if group.decays else undecayed) for group in groups], **options
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class ParameterGroup:
-    """Parameters under one name in the gradient statistics, with a factor on their learning rate."""
+    """Parameters under one name in the gradient statistics.
+
+    Attributes
+    ----------
+    name : str
+    parameters : tuple of Parameter
+    rate_scale : float
+        Factor on their learning rate.
+    decays : bool
+        Whether the optimiser's weight decay pulls them to 0: not what is no weight, such as a logarithm.
+    """
 
     name: str
     parameters: tuple[nn.Parameter, ...]
     rate_scale: float = 1.0
+    decays: bool = True
 
     @classmethod
-    def of(cls, name: str, module: nn.Module | Iterable[nn.Parameter], rate_scale: float = 1.0) -> ParameterGroup:
+    def of(
+        cls, name: str, module: nn.Module | Iterable[nn.Parameter], rate_scale: float = 1.0, *, decays: bool = True
+    ) -> ParameterGroup:
         """Take a module's trainable parameters."""
         parameters = module.parameters() if isinstance(module, nn.Module) else module
-        return cls(name, tuple(p for p in parameters if p.requires_grad), rate_scale)
+        return cls(name, tuple(p for p in parameters if p.requires_grad), rate_scale, decays)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,11 +149,14 @@ class Phase:
         How often in the phase to check: judgement, divergence, statistics, best weights.
     average : float
         Factor of an exponential moving average of the weights, which then is what is judged and kept; 0 keeps the raw
-        ones. Early in the phase the factor is smaller, so that the start is forgotten.
+        ones. It is taken once a step, after all repetitions. Early in the phase the factor is smaller, so that the
+        start is forgotten.
     rollbacks : int
         How often a run that diverges goes back to the best weights and on at half the learning rate before it stops.
     memory : mapping of tensors
         What the losses change in place beside the weights (replay buffers): part of checkpoints, not of the model.
+    remedy : str
+        What to do where it diverges, in the names of the user's parameters.
     """
 
     name: str
@@ -151,6 +170,7 @@ class Phase:
     average: float = 0.0
     rollbacks: int = 0
     memory: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+    remedy: str = "Try a smaller learning_rate, or precision='float32'."
 
     @property
     def check_every(self) -> int:
