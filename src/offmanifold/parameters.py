@@ -29,12 +29,13 @@ def choice(argument: str, value: Any, options: Iterable[str]) -> str:
     return value
 
 
-def integer(argument: str, value: Any, *, minimum: int = 1) -> int:
-    """Return ``value`` as an int of at least ``minimum``."""
+def integer(argument: str, value: Any, *, minimum: int = 1, words: Iterable[str] = ()) -> int:
+    """Return ``value`` as an int of at least ``minimum``; an error names the ``words`` that are allowed beside it."""
+    wanted = f"{argument} must be an integer of at least {minimum}{_or(words)}"
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise InvalidParameter(f"{argument} must be an integer of at least {minimum}; got {value!r}.")
+        raise InvalidParameter(f"{wanted}; got {value!r}.")
     if value < minimum:
-        raise InvalidParameter(f"{argument} must be an integer of at least {minimum}; got {value}.")
+        raise InvalidParameter(f"{wanted}; got {value}.")
     return int(value)
 
 
@@ -46,12 +47,17 @@ def real(
     minimum: float | None = None,
     below: float | None = None,
     maximum: float | None = None,
+    words: Iterable[str] = (),
 ) -> float:
-    """Return ``value`` as a finite float within the bounds (``above`` and ``below`` are exclusive)."""
+    """Return ``value`` as a finite float within the bounds (``above`` and ``below`` are exclusive).
+
+    An error names the ``words`` that are allowed beside numbers.
+    """
     wanted = "a finite number"
     for word, bound in (("above", above), ("at least", minimum), ("below", below), ("at most", maximum)):
         if bound is not None:
             wanted += f", {word} {bound:g}"
+    wanted += _or(words)
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise InvalidParameter(f"{argument} must be {wanted}; got {value!r}.")
     number = float(value)
@@ -65,6 +71,10 @@ def real(
     if not fits:
         raise InvalidParameter(f"{argument} must be {wanted}; got {value!r}.")
     return number
+
+
+def _or(words: Iterable[str]) -> str:
+    return "".join(f" or {word!r}" for word in words)
 
 
 def sizes(argument: str, value: Any) -> tuple[int, ...]:

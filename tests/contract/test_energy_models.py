@@ -273,7 +273,7 @@ def test_adjusted_chains_that_do_not_move_are_named() -> None:
 @pytest.mark.parametrize(
     ("cls", "own", "message"),
     [
-        (NAE, {"temperature": 0.0}, "temperature must be .* above 0; got 0"),
+        (NAE, {"temperature": 0.0}, "temperature must be .* above 0 or 'learned' or 'auto'; got 0"),
         (NAE, {"latent": "sphere", "latent_dim": 1}, "latent_dim=1 on the sphere leaves two points"),
         (NAE, {"visible_chain": (0, 0.1, 0.1)}, r"visible_chain\[0\] must be an integer of at least 1; got 0"),
         (NAE, {"latent_chain": (3, 0.0, 0.1)}, r"latent_chain\[1\] must be .* above 0"),
@@ -292,7 +292,10 @@ def test_adjusted_chains_that_do_not_move_are_named() -> None:
         (NAE, {"preset": "mnist"}, "preset='mnist' is for images; the data are a table of 3 columns"),
         (NAE, {"preset": "2d"}, "preset='2d' is for tables of two columns; the data are a table of 3 columns"),
         (NAE, {"latent": "sphere", "latent_penalty": 0.1}, "latent_penalty=0.1 has nothing to act on"),
-        (NAE, {"updates_per_chain": 0}, "updates_per_chain must be an integer of at least 1; got 0"),
+        (NAE, {"updates_per_chain": 0}, "updates_per_chain must be an integer of at least 1 or 'auto'; got 0"),
+        (NAE, {"temperature": "learnt"}, "temperature must be .* above 0 or 'learned' or 'auto'; got 'learnt'"),
+        (NAE, {"watch": "inverted"}, "watch='inverted' is for images; the data are tables. For these: permuted, "),
+        (NAE, {"watch": ["permuted", "auto"]}, "watch='auto' is unknown"),
         (NAE, {"noise": (0.3, 0.1)}, "noise must be a range .* with low ≤ high"),
         (NAE, {"preset": "mnits"}, "preset='mnits' is unknown. Did you mean 'mnist'"),
         (NAE, {"negatives": "cdd"}, "negatives='cdd' is unknown"),

@@ -11,6 +11,7 @@ import torch
 from scipy.special import ive
 from torch import Tensor, nn
 
+from offmanifold.detectors.normalized_autoencoder import NormalizedAutoencoder
 from offmanifold.sampling import chain, langevin, metropolis
 from offmanifold.sampling.chain import Kernel, Space, State, run
 from offmanifold.sampling.replay import Replay
@@ -248,18 +249,22 @@ def test_memory_does_not_grow_with_a_chains_length(step: chain.Step) -> None:
 
 
 def test_the_linear_nae_is_a_gaussian() -> None:
-    """E = ‖x − W Wᵀ x‖²/… per dimension: exp(−E/T) is N(0, Σ), Σ⁻¹ = 2 (I − W)ᵀ(I − W)/(D T) (P3, methods)."""
-    d, temperature = 3, 0.2
-    weight = 0.3 * torch.randn(d, d, generator=generator(3), dtype=torch.float64)
-    residual = torch.eye(d, dtype=torch.float64) - weight
-
-    def energy(x: Tensor) -> Tensor:
-        return (x @ residual.T).square().mean(1)
-
+    """With x̂ = W x and E = ‖x − x̂‖²/D, exp(−E/T) is N(0, Σ), Σ⁻¹ = 2 (I − W)ᵀ(I − W)/(D T) (P3, methods)."""
+    d, k, temperature = 3, 2, 0.2
+    encoder, decoder = nn.Linear(d, k, bias=False), nn.Linear(k, d, bias=False)
+    model = NormalizedAutoencoder(
+        encoder, decoder, latent="euclidean", sigmoid=False, kind="squared", temperature=temperature
+    ).double()
+    with torch.no_grad():
+        for layer in (encoder, decoder):
+            layer.weight.copy_(0.5 * torch.randn(layer.weight.shape, generator=generator(3), dtype=torch.float64))
+        residual = torch.eye(d, dtype=torch.float64) - decoder.weight @ encoder.weight
     covariance = torch.linalg.inv(2 * residual.T @ residual / (d * temperature))
     start = normal_draws(CHAINS, d)
-    size = metropolis.suggest_step_size(generator(), start, energy, Kernel(1.0, temperature=temperature))
-    state, info = run(metropolis.step, generator(), start, energy, Kernel(size, temperature=temperature), 300)
+    kernel = Kernel(1.0, temperature=model.temperature)
+    size = metropolis.suggest_step_size(generator(), start, model.energy, kernel)
+    kernel = Kernel(size, temperature=model.temperature)
+    state, info = run(metropolis.step, generator(), start, model.energy, kernel, 300)
     assert 0.4 < info.accepted.mean() < 0.8
     found = torch.cov(state.position.T)
     error = torch.sqrt((covariance.diag()[:, None] * covariance.diag() + covariance**2) / CHAINS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -70,14 +70,17 @@ def check_autoencoder(distance: str, latent: str, latent_dim: int, *, table: boo
 
 def noise_range(noise: float | Sequence[float] | str, auto: tuple[float, float]) -> list[float]:
     """Check a standard deviation, a range of them, or "auto"; return the range."""
-    if isinstance(noise, str):
-        parameters.choice("noise", noise, ("auto",))
+    if isinstance(noise, str) and noise == "auto":
         return list(auto)
-    if not isinstance(noise, Sequence):
+    wanted = "noise must be a number, a range (low, high) or 'auto'"
+    if isinstance(noise, str):
+        raise parameters.InvalidParameter(f"{wanted}; got {noise!r}.")
+    if not isinstance(noise, Iterable):
         return [parameters.real("noise", noise, minimum=0)] * 2
-    if len(noise) != 2:
-        raise parameters.InvalidParameter(f"noise must be a number or a range (low, high); got {noise!r}.")
-    low, high = (parameters.real(f"noise[{i}]", value, above=0) for i, value in enumerate(noise))
+    values = list(noise)
+    if len(values) != 2:
+        raise parameters.InvalidParameter(f"{wanted}; got {noise!r}.")
+    low, high = (parameters.real(f"noise[{i}]", value, above=0) for i, value in enumerate(values))
     if low > high:
         raise parameters.InvalidParameter(f"noise must be a range (low, high) with low ≤ high; got {noise!r}.")
     return [low, high]

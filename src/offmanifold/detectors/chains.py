@@ -175,11 +175,17 @@ def families_to_watch(watch: Sequence[str] | str | None, kind: str) -> list[str]
     if watch is None:
         return []
     if isinstance(watch, str):
-        if parameters.choice("watch", watch, ("auto", *known)) != "auto":
-            return [watch]
-        return [maker.__name__ for maker in outliers.WATCHED[kind]]
+        if watch == "auto":
+            return [maker.__name__ for maker in outliers.WATCHED[kind]]
+        watch = [watch]
     if not isinstance(watch, Iterable):
         raise parameters.InvalidParameter(f"watch must be 'auto', names of families, or None; got {watch!r}.")
+    other = "table" if kind == "image" else "image"
+    for family in watch:
+        if family in outliers.families(other) and family not in known:
+            raise parameters.InvalidParameter(
+                f"watch={family!r} is for {other}s; the data are {kind}s. For these: {', '.join(known)}."
+            )
     return [parameters.choice("watch", family, known) for family in watch]
 
 

@@ -26,7 +26,7 @@ def latent_size(latent_dim: int | str, spec: InputSpec, *, for_images: int = 32)
     """Check ``latent_dim``; "auto" is three quarters of a table's columns, and ``for_images``."""
     if latent_dim == "auto":
         return for_images if spec.kind == "image" else max(2, math.ceil(0.75 * spec.dimensions))
-    return parameters.integer("latent_dim", latent_dim)
+    return parameters.integer("latent_dim", latent_dim, words=("auto",))
 
 
 class Configured(BaseEstimator, abc.ABC):  # type: ignore[misc]
@@ -83,12 +83,12 @@ class Configured(BaseEstimator, abc.ABC):  # type: ignore[misc]
     def _check_common(self) -> None:
         parameters.choice("network", self.network, ("auto", *self.networks))
         if self.steps != "auto":
-            parameters.integer("steps", self.steps)
+            parameters.integer("steps", self.steps, words=("auto",))
         if self.epochs is not None:
             parameters.integer("epochs", self.epochs)
         parameters.integer("batch_size", self.batch_size)
         if self.learning_rate != "auto":
-            parameters.real("learning_rate", self.learning_rate, above=0)
+            parameters.real("learning_rate", self.learning_rate, above=0, words=("auto",))
         parameters.real("weight_decay", self.weight_decay, minimum=0)
         if self.scale is not None:
             parameters.choice("scale", self.scale, ("standard", "robust"))

@@ -47,6 +47,7 @@ from offmanifold.training.phases import Loss, Metrics, ParameterGroup, Phase, Up
 from offmanifold.training.progress import Verbosity
 
 NEGATIVES = ("omi", "cd", "pcd", "pcd-restart")
+AUTO = ("auto",)
 # A learned log T has a rate of its own: P3's is 1e-3, 100 times the weights' (appendix D.3); ten times that finds T in
 # hundreds of steps instead of thousands, whatever the weights' rate.
 TEMPERATURE_RATE = 1e-2
@@ -279,10 +280,10 @@ device, precision, random_state, verbose
                 f"latent_penalty={self.latent_penalty!r} has nothing to act on: codes on the sphere have norm 1. "
                 "Use 0, or latent='euclidean'."
             )
-        updates_per_chain = parameters.integer("updates_per_chain", auto("updates_per_chain"))
+        updates_per_chain = parameters.integer("updates_per_chain", auto("updates_per_chain"), words=AUTO)
         temperature = auto("temperature")
         if temperature != "learned":
-            temperature = parameters.real("temperature", temperature, above=0)
+            temperature = parameters.real("temperature", temperature, above=0, words=("learned", "auto"))
         adjusted = auto("adjusted")
         if not isinstance(adjusted, bool | np.bool_):
             raise parameters.InvalidParameter(f"adjusted must be True, False or 'auto'; got {adjusted!r}.")
@@ -311,15 +312,17 @@ device, precision, random_state, verbose
             "replay_size": replay_size(self.replay_size, self.batch_size, minimum=0),
             "restart": parameters.real("restart", self.restart, minimum=0, maximum=1),
             "energy_penalty": parameters.real("energy_penalty", self.energy_penalty, minimum=0),
-            "encoder_penalty": parameters.real("encoder_penalty", auto("encoder_penalty"), minimum=0),
+            "encoder_penalty": parameters.real("encoder_penalty", auto("encoder_penalty"), minimum=0, words=AUTO),
             "noise": noise_range(self.noise, preset["noise"]),
             "latent_penalty": latent_penalty,
             "updates_per_chain": updates_per_chain,
             "batches_a_step": updates_per_chain,
-            "average": parameters.real("average", auto("average"), minimum=0, below=1),
+            "average": parameters.real("average", auto("average"), minimum=0, below=1, words=AUTO),
             "watch": families_to_watch(self.watch, spec.kind),
-            "pretraining_steps": parameters.integer("pretraining_steps", auto("pretraining_steps"), minimum=0),
-            "pretraining_rate": parameters.real("pretraining_rate", auto("pretraining_rate"), above=0),
+            "pretraining_steps": parameters.integer(
+                "pretraining_steps", auto("pretraining_steps"), minimum=0, words=AUTO
+            ),
+            "pretraining_rate": parameters.real("pretraining_rate", auto("pretraining_rate"), above=0, words=AUTO),
             **network,
             "capacity": auto("capacity"),
             "schedule": auto("schedule"),

@@ -8,7 +8,7 @@ from offmanifold.networks import conv
 from offmanifold.networks.mlp import mlp
 from offmanifold.networks.network import Network
 from offmanifold.networks.residual import fcres2, resmlp
-from offmanifold.parameters import choice
+from offmanifold.parameters import InvalidParameter, choice
 
 CONVOLUTIONAL: dict[str, Callable[[tuple[int, ...], int, int, float], tuple[Network, Network]]] = {
     "strided": conv.strided,
@@ -68,5 +68,7 @@ def build(
     if network in DENSE:
         return DENSE[network](shape, into_latent, latent_dim, hidden)
     if len(shape) != 3:
-        raise ValueError(f"network={network!r} takes images; the data are a table. Use {', '.join(map(repr, DENSE))}.")
+        raise InvalidParameter(
+            f"network={network!r} takes images; the data are a table. Use {', '.join(map(repr, DENSE))}."
+        )
     return CONVOLUTIONAL[network](shape, into_latent, latent_dim, capacity)

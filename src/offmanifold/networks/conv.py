@@ -15,6 +15,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from offmanifold.networks import products
 from offmanifold.networks.network import Network, Reshape
+from offmanifold.parameters import InvalidParameter
 
 Pair = tuple[Network, Network]
 
@@ -172,7 +173,7 @@ def _same4(before: int, after: int) -> list[nn.Module]:
 
 def _require(name: str, shape: tuple[int, ...], size: int) -> None:
     if shape[1:] != (size, size):
-        raise ValueError(
+        raise InvalidParameter(
             f"network={name!r} takes {size}×{size} images; got {shape[1]}×{shape[2]}. network='strided' takes any size."
         )
 

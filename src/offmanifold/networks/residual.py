@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from offmanifold.networks.network import Network, Reshape
+from offmanifold.parameters import InvalidParameter
 
 
 class Block(nn.Module):
@@ -24,7 +25,7 @@ class Block(nn.Module):
 def resmlp(shape: tuple[int, ...], into_latent: int, latent_dim: int, hidden: Sequence[int]) -> tuple[Network, Network]:
     """Build a residual network with one block for each entry of ``hidden``, all of one width."""
     if len(set(hidden)) != 1:
-        raise ValueError(f"network='resmlp' takes hidden of one width, once for each block; got {tuple(hidden)}.")
+        raise InvalidParameter(f"network='resmlp' takes hidden of one width, once for each block; got {tuple(hidden)}.")
     width, size = hidden[0], math.prod(shape)
 
     def blocks() -> list[nn.Module]:
@@ -52,7 +53,7 @@ def fcres2(shape: tuple[int, ...], into_latent: int, latent_dim: int, hidden: Se
     ``hidden`` is (width, width inside a block), (256, 1024) in the paper.
     """
     if len(hidden) != 2:
-        raise ValueError(f"network='fcres2' takes hidden=(width, block width); got {tuple(hidden)}.")
+        raise InvalidParameter(f"network='fcres2' takes hidden=(width, block width); got {tuple(hidden)}.")
     width, inner = hidden
     size = math.prod(shape)
 
