@@ -459,7 +459,7 @@ def test_every_help_has_an_example_and_needs_no_torch(command: list[str], tmp_pa
         (["fit", "normal.csv", "--set", "latent_dim"], 2, "--set takes KEY=VALUE; got 'latent_dim'"),
         (["fit", "normal.csv", "--set", "batch_size=0"], 2, "batch_size must be an integer of at least 1; got 0"),
         (["fit", "normal.csv", "--set", "false_alarm_rate=1.5"], 2, "false_alarm_rate must be .* got 1.5"),
-        (["fit", "normal.csv", "--set", "network=conv28"], 2, "network='conv28' takes images; the data are a table"),
+        (["fit", "normal.csv", "--detector", "ae", "--set", "network=conv28"], 2, "network=.conv28. takes images"),
         (["fit", "normal.csv", "--set", "learning_rate=-1"], 2, "learning_rate must be .* above 0 or 'auto'; got -1"),
         (["fit", "normal.csv", "--detector", "nae", "--set", "visible_chain=(0, 1, 0.1)"], 2, "chain.0. must be"),
         (["fit", "normal.csv", "--detector", "nae", "--set", "visible_chain=0,1,0.1"], 2, "chain.0. must be .* got 0"),
