@@ -148,11 +148,14 @@ def summarise(
     """
     folder = folder_of(study, scale, results)
     found = load_records(study, scale, results=results)
-    records = [record for record in found if _is_current(study, scale, record)]
-    if len(records) < len(found):
-        names = ", ".join(record["job"]["name"] for record in found if record not in records)
+    known = {seed: _jobs_by_name(study, scale, seed) for seed in {record["job"]["seed"] for record in found}}
+    records, outdated = list[Record](), list[Record]()
+    for record in found:
+        (records if _is_current(record["job"], known[record["job"]["seed"]]) else outdated).append(record)
+    if outdated:
         report(
-            f"Left out, for these jobs have other settings by now: {names}. "
+            "Left out, for these jobs have other settings by now: "
+            f"{', '.join(record['job']['name'] for record in outdated)}. "
             f"`offmanifold study run {study.name} --scale {scale}` does them again."
         )
     if records:
@@ -224,18 +227,18 @@ def _finished(folder: Path, job: Job) -> Record | None:
     return record if record["job"] == json.loads(json.dumps(job)) else None
 
 
-def _is_current(study: Study, scale: str, record: Record) -> bool:
-    """Say whether a record is of a job as the study has it now; of jobs that it cannot name here nothing is known.
-
-    Which jobs there are can go by the data at hand, and what a job is scored against is the user's.
-    """
-    own = {name: value for name, value in record["job"].items() if name != "against"}
+def _jobs_by_name(study: Study, scale: str, seed: int) -> dict[str, Job]:
+    """Return the jobs as JSON gives them back; which ones there are can go by the data at hand."""
     try:
-        jobs = study.jobs(scale, own["seed"])
+        return {job["name"]: json.loads(json.dumps(job)) for job in study.jobs(scale, seed)}
     except DataMissing:
-        return True
-    now = {job["name"]: job for job in jobs}
-    return own["name"] not in now or json.loads(json.dumps(now[own["name"]])) == own
+        return {}
+
+
+def _is_current(job: Job, known: Mapping[str, Job]) -> bool:
+    """Say whether a finished job is as the study has it now; one that cannot be named here may be."""
+    own = {name: value for name, value in job.items() if name != "against"}  # that is the user's
+    return known.get(own["name"], own) == own
 
 
 def _run_one(run: Callable[[Job], dict[str, Any]], job: Job, folder: Path, threads: int | None) -> Record:
