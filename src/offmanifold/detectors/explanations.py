@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from offmanifold import calibration
 from offmanifold.data.inputs import Float64Array
@@ -29,6 +31,9 @@ GROWTH = 1.05
 # Rows, images, that are looked at together. Always as many, and whole vectors of the processor: a last bit may decide
 # how a search ends.
 PASS, IMAGE_PASS = 32, 16
+# Columns that a product has at least: with fewer (5 to 7, 9 to 11 on a processor with AVX-512) a row's last bits go by
+# where in the pass it stands.
+FEWEST_COLUMNS = 16
 # Whole numbers below it are shown with all their digits.
 WHOLE = 1e12
 # A column is named from this share of the worst column's contribution on.
@@ -272,12 +277,37 @@ def _cells(detector: Scorer, rows: Tensor) -> Cells | None:
     return Cells(torch.cat(parts), torch.cat(latents) if latents else None)
 
 
+class _FixedLinear(torch.autograd.Function):
+    """A linear layer of fixed weights, whose gradient treats every row of a pass alike."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(weight)
+        return F.linear(rows, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None]:
+        (weight,) = ctx.saved_tensors
+        columns = weight.shape[1]
+        wide = F.pad(weight.to(slope.dtype), (0, FEWEST_COLUMNS - columns))
+        return (slope @ wide)[..., :columns], None, None
+
+
+class _RowsAlike(TorchFunctionMode):
+    """Within it, narrow linear layers are :class:`_FixedLinear`."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.linear and args[1].shape[1] < FEWEST_COLUMNS:
+            func = _FixedLinear.apply
+        return func(*args, **kwargs or {})
+
+
 def energy_and_slope(detector: Scorer, rows: Tensor) -> tuple[Tensor, Tensor | None]:
     """Return energies ``(n,)`` of prepared rows and their gradient ``(n, *shape)``, None where there is none."""
     energies, slopes = [], []
     for part, real in _in_passes(detector, rows.detach().to(detector._device)):
         own = part.requires_grad_()
-        with torch.enable_grad():
+        with torch.enable_grad(), _RowsAlike():
             energy = detector._energy(own)
         if energy.requires_grad:
             slopes.append(torch.autograd.grad(energy.sum(), own)[0][:real])
