@@ -72,14 +72,11 @@ def noise_range(noise: float | Sequence[float] | str, auto: tuple[float, float])
     """Check a standard deviation, a range of them, or "auto"; return the range."""
     if isinstance(noise, str) and noise == "auto":
         return list(auto)
-    wanted = "noise must be a number, a range (low, high) or 'auto'"
-    if isinstance(noise, str):
-        raise parameters.InvalidParameter(f"{wanted}; got {noise!r}.")
     if not isinstance(noise, Iterable):
         return [parameters.real("noise", noise, minimum=0)] * 2
-    values = list(noise)
+    values = [] if isinstance(noise, str) else list(noise)
     if len(values) != 2:
-        raise parameters.InvalidParameter(f"{wanted}; got {noise!r}.")
+        raise parameters.InvalidParameter(f"noise must be a number, a range (low, high) or 'auto'; got {noise!r}.")
     low, high = (parameters.real(f"noise[{i}]", value, above=0) for i, value in enumerate(values))
     if low > high:
         raise parameters.InvalidParameter(f"noise must be a range (low, high) with low ≤ high; got {noise!r}.")

@@ -259,13 +259,7 @@ class OutlierDetector(Scorer, abc.ABC):
             rows, *(part[evenly(len(part), REPORTED)] for part in (for_training, for_stopping))
         )
         self._warn_if_too_few()
-        if self.calibration_scores_[0] == self.calibration_scores_[-1] and bool((calibrating != calibrating[:1]).any()):
-            warnings.warn(
-                f"All {len(calibrating)} calibration rows have the same score, though they differ: this model tells "
-                "nothing apart. Train it longer, with another random_state, or with another network.",
-                UserWarning,
-                stacklevel=2,
-            )
+        self._warn_if_all_the_same(calibrating)
         self._warn_about_training()
         for remark in rows.remarks(training_rows):
             warnings.warn(remark, UserWarning, stacklevel=2)
@@ -395,6 +389,16 @@ class OutlierDetector(Scorer, abc.ABC):
                 f"Rows of {spec.dimensions:,} cells make a network of {weights:.3g} weights, which takes "
                 f"{needed / 2**30:,.1f} GiB to train, and long. If that is too much, leave columns out, or use a "
                 "smaller hidden.",
+                UserWarning,
+                stacklevel=3,
+            )
+
+    def _warn_if_all_the_same(self, calibrating: npt.NDArray[Any]) -> None:
+        lowest, highest = self.calibration_scores_[[0, -1]]
+        if lowest == highest and bool((calibrating != calibrating[:1]).any()):
+            warnings.warn(
+                f"All {len(calibrating)} calibration rows have the same score, though they differ: this model tells "
+                "nothing apart. Train it longer, with another random_state, or with another network.",
                 UserWarning,
                 stacklevel=3,
             )

@@ -181,8 +181,9 @@ def families_to_watch(watch: Sequence[str] | str | None, kind: str) -> list[str]
     if not isinstance(watch, Iterable):
         raise parameters.InvalidParameter(f"watch must be 'auto', names of families, or None; got {watch!r}.")
     other = "table" if kind == "image" else "image"
+    foreign = outliers.families(other).keys() - known.keys()
     for family in watch:
-        if family in outliers.families(other) and family not in known:
+        if family in foreign:
             raise parameters.InvalidParameter(
                 f"watch={family!r} is for {other}s; the data are {kind}s. For these: {', '.join(known)}."
             )

@@ -224,13 +224,19 @@ def _finished(folder: Path, job: Job) -> Record | None:
     if not path.is_file():
         return None
     record: Record = json.loads(path.read_text())
-    return record if record["job"] == json.loads(json.dumps(job)) else None
+    return record if record["job"] == _as_stored(job) else None
+
+
+def _as_stored(job: Job) -> Job:
+    """Return the job as its record has it: tuples are lists there."""
+    stored: Job = json.loads(json.dumps(job))
+    return stored
 
 
 def _jobs_by_name(study: Study, scale: str, seed: int) -> dict[str, Job]:
-    """Return the jobs as JSON gives them back; which ones there are can go by the data at hand."""
+    """Return the jobs as records have them; which ones there are can go by the data at hand."""
     try:
-        return {job["name"]: json.loads(json.dumps(job)) for job in study.jobs(scale, seed)}
+        return {job["name"]: _as_stored(job) for job in study.jobs(scale, seed)}
     except DataMissing:
         return {}
 

@@ -64,13 +64,12 @@ class Optimizer:
             "adamw": torch.optim.AdamW,
             "rmsprop": torch.optim.RMSprop,
         }
-        options: dict[str, object] = {"lr": self.learning_rate, "weight_decay": self.weight_decay}
+        options: dict[str, object] = {"lr": self.learning_rate}
         if self.name != "rmsprop":
             options["fused"] = True  # one kernel for all tensors, on the CPU too
-        undecayed = {"weight_decay": 0.0}
-        return kinds[self.name](
-            [{"params": list(group.parameters)} | ({} if group.decays else undecayed) for group in groups], **options
-        )
+        decay = self.weight_decay
+        own = [{"params": list(group.parameters), "weight_decay": decay if group.decays else 0.0} for group in groups]
+        return kinds[self.name](own, **options)
 
 
 @dataclasses.dataclass(frozen=True)
