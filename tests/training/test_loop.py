@@ -378,13 +378,21 @@ def test_precision_is_chosen_by_network_and_processor(monkeypatch: pytest.Monkey
         for name in ("mlp", "strided")
     )
     cpu = torch.device("cpu")
-    monkeypatch.setattr("offmanifold.training.precision._processor_flags", lambda: "flags: amx_bf16")
-    assert choose_dtype("auto", conv, cpu) == torch.bfloat16
+
+    def on(vendor: str, flags: str) -> torch.dtype:
+        processor = {"vendor_id": vendor, "flags": flags}
+        monkeypatch.setattr("offmanifold.training.precision._processor", lambda: processor)
+        return choose_dtype("auto", conv, cpu)
+
+    assert on("GenuineIntel", "sse2 avx512_bf16 amx_bf16") == torch.bfloat16
     assert choose_dtype("auto", dense, cpu) == torch.float32
     assert choose_dtype("float32", conv, cpu) == torch.float32
-    monkeypatch.setattr("offmanifold.training.precision._processor_flags", lambda: "flags: sse2")
-    assert choose_dtype("auto", conv, cpu) == torch.float32
+    assert on("GenuineIntel", "sse2 avx512_bf16") == torch.float32
+    assert on("AuthenticAMD", "sse2 avx512_bf16") == torch.bfloat16
+    assert on("AuthenticAMD", "sse2 avx512f") == torch.float32
     assert choose_dtype("bfloat16", dense, cpu) == torch.bfloat16
+    monkeypatch.setattr("offmanifold.training.precision._processor", dict)  # no Linux
+    assert choose_dtype("auto", conv, cpu) == torch.float32
     with pytest.raises(ValueError, match="device='warp' cannot be used here"):
         choose_device("warp")
 
