@@ -8,6 +8,7 @@ import re
 import time
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,12 +22,15 @@ from offmanifold import load
 from offmanifold.data.inputs import InputSpec
 from offmanifold.detectors import IGEBM, NAE, OutlierDetector
 from offmanifold.detectors.chains import Chain
-from offmanifold.detectors.contrastive import dequantised, watching
+from offmanifold.detectors.contrastive import WATCHED_ROWS, contrastive_phase, dequantised, watching
+from offmanifold.detectors.nae import TEMPERATURE_RATE
+from offmanifold.detectors.presets import PRESETS
 from offmanifold.networks import choose
 from offmanifold.networks.network import initialise
 from offmanifold.probability import missing
 from offmanifold.training.checkpoints import Checkpointer
 from offmanifold.training.loop import Batches, TrainingDiverged
+from offmanifold.training.phases import Optimizer, ParameterGroup
 
 CASES = [
     (NAE, {"negatives": "omi"}),
@@ -78,6 +82,7 @@ def test_without_outliers_to_watch_the_last_weights_are_kept(cls: type[OutlierDe
     assert not any(key.startswith("auroc/") for key in blind.history_[-1])
     summary = list(blind.training_summary().values())[-1]
     assert summary["weights_kept_from_step"] == summary["steps"] == 60
+    assert summary["judged_at"] == blind.history_[-1]["held_out_energy"] > 0
     seeing = made(cls, watch=("permuted",)).fit(plane[0])
     assert {key for key in seeing.history_[-1] if key.startswith("auroc/")} == {"auroc/permuted"}
 
@@ -162,6 +167,20 @@ def test_the_density_integrates_to_one_in_the_users_units(tmp_path: Path) -> Non
         own.log_prob(rows[:2])
 
 
+def test_the_density_of_bent_columns_integrates_to_one_in_the_users_units() -> None:
+    """With scale="robust" exp(−E/T) is a density of other values than the user's: a slope lies between."""
+    rows = np.exp(np.random.default_rng(0).normal(size=(600, 2)) * 1.5)
+    detector = made(NAE, scale="robust", adjusted=True, temperature=0.3).fit(rows)
+    assert all("quantiles" in column or "log" in column for column in detector._standardiser.describe().values())
+    bounds = ((0.01, 150.0), (0.01, 150.0))
+    # Evenly in log x, since the columns' tails are long: dx = x d(log x).
+    axes = [np.linspace(np.log(low), np.log(high), 401) for low, high in bounds]
+    logs = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 2)
+    log_p = detector.log_prob(np.exp(logs), bounds=bounds) + logs.sum(1)
+    density = np.exp(log_p).reshape(401, 401)
+    assert np.trapezoid(np.trapezoid(density, axes[1]), axes[0]) == pytest.approx(1, abs=0.02)
+
+
 @pytest.mark.parametrize("cls", [NAE, IGEBM])
 def test_nothing_in_a_chain_waits_to_see_whether_cells_are_missing(
     cls: type[OutlierDetector], plane: Any, monkeypatch: pytest.MonkeyPatch
@@ -191,6 +210,103 @@ def test_negatives_are_judged_by_the_weights_that_are_judged() -> None:
         scale.fill_(0.5)  # as when the running average takes the place of the weights
     _, record = judge(torch.ones(6, 2), torch.Generator().manual_seed(0))
     assert record["energy_gap"] == pytest.approx(0.5 * 8 - 0.5 * 2)
+
+
+def test_rows_from_everywhere_are_watched() -> None:
+    """Sorted rows, such as files class by class: the last class counts as much as the first."""
+    rows = torch.arange(4 * WATCHED_ROWS).float()[:, None]
+    weight = torch.nn.Parameter(torch.zeros(()))
+    judge = watching(lambda rows: rows[:, 0], (), lambda: torch.zeros(4, 1), [weight])
+    _, record = judge(rows, torch.Generator().manual_seed(0))
+    assert record["held_out_energy"] == pytest.approx(float(rows.mean()), rel=1e-3)
+
+
+def test_the_loss_of_normalisation_is_p3s() -> None:
+    """Eq. 12 with its regularisers, and samples that carry no gradient: against a derivative by hand."""
+    rows, samples = torch.tensor([[1.0, 2.0], [0.5, -1.0]]), torch.tensor([[3.0, 0.0], [1.0, 1.0]], requires_grad=True)
+    weight, temperature = torch.nn.Parameter(torch.tensor(0.7)), torch.tensor(0.5)
+    begin = SimpleNamespace(tensors={})
+    phase = contrastive_phase(
+        "normalisation",
+        energy=lambda rows: weight * rows.square().sum(1),
+        chain=SimpleNamespace(start=begin, negatives=lambda generator, rows, energy: (samples, {})),  # type: ignore[arg-type]
+        groups=(ParameterGroup("energy", (weight,)),),
+        optimizer=Optimizer(0.1),
+        steps=1,
+        batch_size=2,
+        average=0.0,
+        watch=(),
+        negative_penalty=0.3,
+        positive_penalty=0.2,
+        weight_penalty=lambda: 5 * weight.square(),
+        row_penalty=lambda rows: rows[:, 0],
+        temperature=lambda: temperature,
+    )
+    (update,), generator = phase.updates, torch.Generator()
+    assert update.prepare is not None
+    update.prepare(rows, generator)
+    values, metrics = update.loss(rows, generator)
+    a, b = torch.tensor([5.0, 1.25]), torch.tensor([9.0, 2.0])  # squared lengths
+    positive, negative = 0.7 * a, 0.7 * b
+    expected = (positive - negative) / 0.5 + 0.3 * negative**2 + 0.2 * positive**2 + 5 * 0.7**2 + rows[:, 0]
+    torch.testing.assert_close(values, expected)
+    assert float(metrics["positive_energy"]) == pytest.approx(float(positive.mean()))
+    assert float(metrics["negative_energy"]) == pytest.approx(float(negative.mean()))
+    values.mean().backward()
+    by_hand = ((a - b) / 0.5 + 0.6 * negative * b + 0.4 * positive * a).mean() + 10 * 0.7
+    assert weight.grad is not None
+    torch.testing.assert_close(weight.grad, by_hand)
+    assert samples.grad is None
+
+
+def test_the_encoders_weights_alone_are_penalised(plane: Any) -> None:
+    """Σ p², biases too, in both phases; the decoder's are free."""
+    detector = made(NAE, encoder_penalty=0.25).fit(plane[0])
+    model, rows = detector.module_.requires_grad_(True), torch.from_numpy(plane[0][:8]).float()
+    settings = detector.settings_ | {"noise": [0.0, 0.0]}
+    (pretraining,) = detector._phases(model, settings)[0].updates
+    values, metrics = pretraining.loss(rows, torch.Generator())
+    squares = sum(float(parameter.detach().square().sum()) for parameter in model.encoder.parameters())
+    assert float(values.detach().mean() - metrics["reconstruction"]) == pytest.approx(0.25 * squares, rel=1e-4)
+
+
+def test_a_learned_temperature_moves_at_its_own_rate(plane: Any) -> None:
+    """Adam's first step is as long as its rate, whatever the gradient."""
+    own = {"steps": 1, "updates_per_chain": 1, "average": 0.0, "schedule": "constant", "watch": None}
+    detector = made(NAE, temperature="learned", learning_rate=1e-5, **own).fit(plane[0])
+    assert abs(math.log(detector.temperature_ / 0.5)) == pytest.approx(TEMPERATURE_RATE, rel=1e-3)
+
+
+def test_the_papers_presets_are_its_table_11() -> None:
+    # λ_z, σ_z, τ_z, λ_x, σ_x, τ_x, annealing, clipping, Metropolis
+    table = {
+        "2d": (0.005, 0.1, 10, 0.005, 0.1, 30, False, None, True),
+        "mnist": (0.2, 0.05, 10, 10.0, 0.05, 50, True, 0.01, False),
+        "cifar10": (1.0, 0.02, 20, 10.0, 0.02, 40, True, 0.01, False),
+        "celeba": (1.0, 0.02, 20, 10.0, 0.02, 40, True, 0.01, False),
+    }
+    for name, (step_z, noise_z, steps_z, step_x, noise_x, steps_x, *rest) in table.items():
+        preset = PRESETS[name]
+        assert preset["latent_chain"] == (steps_z, step_z, noise_z), name
+        assert preset["visible_chain"] == (steps_x, step_x, noise_x), name
+        assert [preset["anneal"], preset["clip"], preset["adjusted"]] == rest, name
+        assert preset["latent"] == ("euclidean" if name == "2d" else "sphere"), name
+        assert preset["temperature"] == ("learned" if name == "2d" else 1.0), name
+
+
+def test_a_run_is_not_continued_in_other_arithmetic(
+    digits: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What "auto" comes to is the machine's: a checkpoint may have come from another."""
+    images, path = digits[0][:100], tmp_path / "run.checkpoint"
+    own = {"network": "strided", "capacity": 1 / 16, "pretraining_steps": 2, "steps": 2}
+    monkeypatch.setattr("offmanifold.training.precision.gains_from_bfloat16", lambda device: True)
+    made(NAE, **own).fit(images, checkpoint=path, checkpoint_every=0)
+    monkeypatch.setattr("offmanifold.training.precision.gains_from_bfloat16", lambda device: False)
+    with pytest.raises(ValueError, match="another run: precision was 'bfloat16' and is 'float32'"):
+        made(NAE, **own).fit(images, checkpoint=path, resume=True)
+    # The same by another name is the same.
+    made(NAE, **own, precision="bfloat16").fit(images, checkpoint=path, resume=True)
 
 
 def test_an_image_model_that_reconstructs_nothing_is_unfit(digits: Any) -> None:
@@ -297,6 +413,9 @@ def test_adjusted_chains_that_do_not_move_are_named() -> None:
         (NAE, {"temperature": "learnt"}, "temperature must be .* above 0 or 'learned' or 'auto'; got 'learnt'"),
         (NAE, {"watch": "inverted"}, "watch='inverted' is for images; the data are tables. For these: permuted, "),
         (NAE, {"watch": ["permuted", "auto"]}, "watch='auto' is unknown"),
+        (NAE, {"watch": [["permuted"]]}, r"watch must be one of 'permuted', .*; got \['permuted'\]"),
+        (NAE, {"bounds": iter((1, 0))}, r"bounds must be .* with low < high; got \(1, 0\)"),
+        (NAE, {"capacity": "wide"}, "capacity must be a finite number, above 0 or 'auto'; got 'wide'"),
         (NAE, {"noise": (0.3, 0.1)}, "noise must be a range .* with low ≤ high"),
         (NAE, {"preset": "mnits"}, "preset='mnits' is unknown. Did you mean 'mnist'"),
         (NAE, {"negatives": "cdd"}, "negatives='cdd' is unknown"),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from offmanifold.data.benchmarks import DataMissing
-from offmanifold.studies import STUDIES
+from offmanifold.studies import STUDIES, density_2d, mnist_ood
 from offmanifold.studies.core import folder_of, run_study, summarise
 
 
@@ -25,7 +25,9 @@ def test_smoke(name: str, tmp_path: Path) -> None:
     jobs = study.jobs("smoke", 0)
     assert sorted(record["job"]["name"] for record in records) == sorted(job["name"] for job in jobs)
     with contextlib.suppress(DataMissing):  # a study may name its jobs after files
-        assert len({job["name"] for scale in study.seeds for job in study.jobs(scale, 0)}) >= len(jobs)
+        for scale, seeds in study.seeds.items():
+            names = [job["name"] for seed in seeds for job in study.jobs(scale, seed)]
+            assert len(set(names)) == len(names)
     folder = folder_of(study, "smoke", tmp_path)
     assert (folder / "figure.png").read_bytes().startswith(b"\x89PNG")
     table = (folder / "table.md").read_text()
@@ -73,3 +75,29 @@ def test_results_of_other_settings_are_left_out_of_the_table(tmp_path: Path) -> 
     path.with_suffix(".npz").rename(folder / "elsewhere.npz")
     path.rename(folder / "elsewhere.json").write_text(json.dumps(record))
     assert len(summarise(study, "smoke", results=tmp_path)) == len(left) + 1
+
+
+def test_densities_are_compared_in_nats() -> None:
+    points, area = density_2d.grid()
+    gaussian = -0.5 * (points**2).sum(1) / 0.6**2  # log p up to a constant
+    same = density_2d.compare(gaussian + 3.0, gaussian, area)
+    assert same["kl"] == pytest.approx(0, abs=1e-12) and same["tv"] == pytest.approx(0, abs=1e-12)
+    assert same["nll"] == pytest.approx(1 + np.log(2 * np.pi * 0.6**2), abs=1e-6)  # its entropy
+    wider = density_2d.compare(-0.5 * (points**2).sum(1) / 0.9**2, gaussian, area)
+    # KL of two Gaussians: ln(b²/a²) + a²/b² − 1 in two dimensions.
+    assert wider["kl"] == pytest.approx(np.log(0.9**2 / 0.6**2) + 0.6**2 / 0.9**2 - 1, abs=1e-4)
+    # Of E = |x|² and x ~ N(0, s² I) the likeliest T is 2s².
+    errors = (np.random.default_rng(0).normal(0, 0.6, (20_000, 2)) ** 2).sum(1)
+    found = density_2d.temperature_of(errors, (points**2).sum(1), area)
+    assert found == pytest.approx(2 * 0.6**2, rel=0.06)  # candidates are 6 % apart
+
+
+def test_chimeras_are_halves_of_two_classes() -> None:
+    images, labels = np.full((6, 28, 28), 9, np.uint8), np.array([0, 1, 2, 0, 1, 2])
+    images += 10 * labels[:, None, None].astype(np.uint8)
+    joined = mnist_ood.chimeras(images, labels, 6)
+    assert (joined[:, 11:17] == 0).all()
+    upper, lower = joined[:, :11], joined[:, 17:]
+    assert (upper == images[:, :11]).all()
+    assert all(len(np.unique(part)) == 1 for part in lower)
+    assert (lower[:, 0, 0] != upper[:, 0, 0]).all()

@@ -308,6 +308,13 @@ def test_learning_rates_follow_the_schedule_and_the_groups_scale() -> None:
     assert rates[30] == max(rates) == 1.0
     assert rates[0] == 0.04 and rates[100] == pytest.approx(0, abs=1e-12)
     assert Optimizer(1.0, schedule="cosine").rate(50, 100) == pytest.approx(0.5)
+    slow, fast = (torch.nn.Parameter(torch.zeros(())) for _ in range(2))
+    groups = ParameterGroup("slow", (slow,)), ParameterGroup("fast", (fast,), rate_scale=10.0)
+    model = nn.ParameterList([slow, fast])
+    update = Update(groups, lambda rows, generator: ((slow + fast).expand(len(rows)), {}), Optimizer(0.01))
+    train(model, [Phase("once", (update,), 1, 16)], ROWS[:30], ROWS[30:], seed=0)
+    # Adam's first step is as long as its rate.
+    assert slow.item() == pytest.approx(-0.01, rel=1e-4) and fast.item() == pytest.approx(-0.1, rel=1e-4)
     detector = VAE(gamma="learned", **QUICK).fit(ROWS.numpy())
     gammas = [record["gamma"] for record in detector.history_]
     assert gammas[0] != gammas[-1]

@@ -18,7 +18,9 @@ app = typer.Typer(no_args_is_help=True, help="Reproduce the tables of the papers
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="See `offmanifold study list`.")]
 ScaleOption = Annotated[
     str,
-    typer.Option("--scale", metavar="SCALE", help="smoke (seconds), laptop (2 cores, minutes) or paper (a GPU)."),
+    typer.Option(
+        "--scale", metavar="SCALE", help="smoke (seconds), laptop (2 cores, minutes to many hours) or paper (a GPU)."
+    ),
 ]
 ResultsOption = Annotated[Path, typer.Option("--results", metavar="FOLDER", help="Where results lie.")]
 

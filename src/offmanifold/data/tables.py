@@ -71,6 +71,10 @@ class Standardiser:
         """Return standardised rows ``(n, d)`` to the user's units."""
         return rows * self.scale + self.mean
 
+    def log_slope(self, rows: Float64Array) -> Float64Array:
+        """Return log |det| of the derivative at rows ``(n, d)``: ``(n,)``."""
+        return np.full(len(rows), -float(np.log(self.scale).sum()))
+
 
 # Seconds of a date's cycles, and how many of each the rows of training must span for it to be told.
 CYCLES = {"day": 86_400.0, "week": 7 * 86_400.0, "year": 365.2425 * 86_400.0}
@@ -222,6 +226,13 @@ class Preparation:
                 if column.kind == "boolean":
                     found[:, i] = found[:, i].round().clip(0, 1)
         return found
+
+    def log_slope(self, rows: Float64Array) -> Float64Array:
+        """Return log |det| of the derivative at rows ``(n, d)`` of numbers alone: ``(n,)``."""
+        slopes = self.standardiser.log_slope(rows)
+        for i, transform in enumerate(self.transforms):
+            slopes += transform.log_slope(rows[:, i])
+        return slopes
 
     def _groups(self, i: int) -> list[slice]:
         """Return the cells of a column that have one variance together."""

@@ -121,8 +121,8 @@ class OutlierDetector(Scorer, abc.ABC):
     def _finish(self, model: Any, training: Tensor, held_out: Tensor, settings: Settings) -> None:
         """Complete the trained module from the rows it was trained on and stopped by; may add settings."""
 
-    def _warn_about_training(self) -> None:
-        """Warn of what ``history_`` shows that the user should know."""
+    def _warn_about_training(self, normal: Tensor) -> None:
+        """Warn of what ``history_`` shows that the user should know; ``normal`` are prepared rows of calibration."""
 
     # --- learning --------------------------------------------------------------------------------------
 
@@ -219,10 +219,13 @@ class OutlierDetector(Scorer, abc.ABC):
 
         self._check_memory(self._network_spec, settings)
         model = self._new_module(self._network_spec, settings, seed)
+        dtype = choose_dtype(self.precision, model, self._device)
         checkpointer = None
         if path is not None:
             beside = () if self._negatives is None else (self._negatives,)
-            decisive = {"detector": self.key, "precision": self.precision, **settings}
+            # What "auto" came to: on another machine it may come to something else, and the run to other weights.
+            here = {"device": self._device.type, "precision": str(dtype).removeprefix("torch.")}
+            decisive = {"detector": self.key, **here, **settings}
             known = int(self.random_state) if isinstance(self.random_state, int | np.integer) else None
             digest = fingerprint(data, held_out, *beside)
             checkpointer = Checkpointer(path, decisive, digest, seed, checkpoint_every, known)
@@ -235,7 +238,7 @@ class OutlierDetector(Scorer, abc.ABC):
                     data.to(self._device),
                     held_out.to(self._device),
                     seed=seed,
-                    dtype=choose_dtype(self.precision, model, self._device),
+                    dtype=dtype,
                     checkpointer=checkpointer,
                     resume=resume,
                     progress=Progress(self.verbose),
@@ -260,7 +263,7 @@ class OutlierDetector(Scorer, abc.ABC):
         )
         self._warn_if_too_few()
         self._warn_if_all_the_same(calibrating)
-        self._warn_about_training()
+        self._warn_about_training(self._prepare(calibrating))
         for remark in rows.remarks(training_rows):
             warnings.warn(remark, UserWarning, stacklevel=2)
         return self

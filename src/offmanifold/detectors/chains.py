@@ -97,14 +97,15 @@ def chain_bounds(bounds: Range | str, table: bool) -> list[float] | None:
     if isinstance(bounds, str):
         parameters.choice("bounds", bounds, ("auto",))
         return None if table else [0.0, 1.0]
-    if not isinstance(bounds, Iterable) or len(bounds) != 2:
+    pair = list(bounds) if isinstance(bounds, Iterable) else []
+    if len(pair) != 2:
         raise parameters.InvalidParameter(f"bounds must be (low, high) or 'auto'; got {bounds!r}.")
-    low, high = (parameters.real(f"bounds[{i}]", value) for i, value in enumerate(bounds))
+    low, high = (parameters.real(f"bounds[{i}]", value) for i, value in enumerate(pair))
     if not low < high:
-        raise parameters.InvalidParameter(f"bounds must be (low, high) with low < high; got {bounds!r}.")
+        raise parameters.InvalidParameter(f"bounds must be (low, high) with low < high; got {tuple(pair)!r}.")
     if not table and (low < -1 or high > 2):
         raise parameters.InvalidParameter(
-            f"bounds are in the units the network sees, and there pixels go from 0 to 1; got {bounds!r}."
+            f"bounds are in the units the network sees, and there pixels go from 0 to 1; got {tuple(pair)!r}."
         )
     return [low, high]
 
@@ -159,14 +160,15 @@ def warn_of_acceptance(history: Sequence[dict[str, Any]], advice: Callable[[], s
 
 
 def accepted_half(chain: Chain[Any], generator: torch.Generator, rows: Tensor, energy: Energy) -> str:
-    """Advise a step size for adjusted chains by trying some from the chain's own starts; ``rows`` as in ``begin``."""
+    """Advise a step size for adjusted chains by trying some from the chain's starts; ``rows`` as in ``begin``."""
     begun, _ = chain.start.begin(generator, rows)
     begun = chain.kernel.space.enter(begun)
     try:
         size = metropolis.suggest_step_size(generator, begun, energy, chain.kernel, steps=chain.steps)
     except ValueError as error:
         return str(error)
-    return f"Try visible_chain=({chain.steps}, {size:.3g}, {math.sqrt(2 * size):.3g}): about half are accepted then."
+    advised = f"({chain.steps}, {size:.3g}, {math.sqrt(2 * size):.3g})"
+    return f"Try visible_chain={advised}: with these weights about half are accepted then."
 
 
 def families_to_watch(watch: Sequence[str] | str | None, kind: str) -> list[str]:
@@ -183,7 +185,7 @@ def families_to_watch(watch: Sequence[str] | str | None, kind: str) -> list[str]
     other = "table" if kind == "image" else "image"
     foreign = outliers.families(other).keys() - known.keys()
     for family in watch:
-        if family in foreign:
+        if isinstance(family, str) and family in foreign:
             raise parameters.InvalidParameter(
                 f"watch={family!r} is for {other}s; the data are {kind}s. For these: {', '.join(known)}."
             )

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from offmanifold.data import outliers
+from offmanifold.data.inputs import evenly
 from offmanifold.detectors.chains import Chain
 from offmanifold.measures.detection import auroc
 from offmanifold.sampling.chain import Energy
 from offmanifold.training.phases import Judge, Metrics, Optimizer, ParameterGroup, Phase, Unfit, Update
 
-# As many held-out rows are watched, and as many synthetic outliers of each family.
-WATCHED = 512
+# As many held-out rows are watched, evenly spread, and as many synthetic outliers of each family.
+WATCHED_ROWS = 512
 # What so many rows can tell of an AUROC near 1 (its standard error at .999 is .0006).
 DECIMALS = 3
 # An image model that answers in black, as saturated ones do, has 1.5 times the energy of the mean image or more on
@@ -136,10 +137,11 @@ def watching(
     """Return the judge of contrastive training.
 
     It keeps the weights whose AUROC, averaged over families of synthetic outliers made from held-out normal rows, is
-    highest (without families, the last ones), to the third decimal: of equals the later are kept, so that families
-    which are easy from the start do not end training at its start. The loss itself, a difference of two energies that
-    both move, says nothing. Recorded are the AUROC of each family, the gap between the last negatives' energy and the
-    held-out rows', the share of negatives below the held-out rows' median, and the weights' norm.
+    highest, to the third decimal: of equals the later are kept, so that families which are easy from the start do not
+    end training at its start. The loss itself, a difference of two energies that both move, says nothing. (Without
+    families it gives the held-out rows' energy, and the phase keeps the last weights.) Recorded are the AUROC of each
+    family, the gap between the last negatives' energy and the held-out rows', the share of negatives below the
+    held-out rows' median, and the weights' norm.
 
     Weights by which the held-out rows have a higher energy than ``limit`` gives them are unfit, and so are those whose
     chains ended at values that are not finite.
@@ -149,7 +151,8 @@ def watching(
         return torch.cat([energy(part) for part in torch.split(rows, 128)]).double().cpu()
 
     def judge(held_out: Tensor, generator: torch.Generator) -> tuple[float, dict[str, float]]:
-        rows, ends = held_out[:WATCHED], samples()
+        rows = held_out[torch.from_numpy(evenly(len(held_out), WATCHED_ROWS)).to(held_out.device)]
+        ends = samples()
         if not bool(torch.isfinite(ends).all()):
             raise Unfit(
                 "chains ended at values that are not finite: their step size is too large, or the learning rate"
@@ -165,8 +168,8 @@ def watching(
             record[f"auroc/{family}"] = auroc(-normal.numpy(), -odd.nan_to_num(torch.inf).numpy()).value
         last = energies(ends)  # of the weights that are judged
         norm = torch.stack([parameter.detach().square().sum() for parameter in weights]).sum().sqrt()
-        missed = round(1 - sum(record.values()) / len(record), DECIMALS) if record else 0.0
-        return missed, record | {
+        judged = round(1 - sum(record.values()) / len(record), DECIMALS) if record else float(normal.mean())
+        return judged, record | {
             "held_out_energy": float(normal.mean()),
             "energy_gap": float(last.mean() - normal.mean()),
             "negatives_below_median": float((last < normal.median()).double().mean()),

@@ -11,6 +11,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from offmanifold import parameters
 from offmanifold.data.inputs import Float64Array
+from offmanifold.data.tables import Standardiser
 from offmanifold.detectors.chains import Range
 from offmanifold.probability.grids import log_integral, midpoints
 
@@ -33,7 +34,7 @@ class GridDensityMixin:
         ----------
         X : (n, 2)
         normalise : {"grid"}
-            Ω is the integral of exp(−E/T) over ``bounds`` by the midpoint rule.
+            Ω is the integral of exp(−E/T) over ``bounds`` by the midpoint rule, in the units that the network sees.
         bounds : ((low, high), (low, high)), optional
             Of the two columns. Default: where training kept its chains.
         points : int
@@ -72,15 +73,16 @@ class GridDensityMixin:
                 UserWarning,
                 stacklevel=2,
             )
+        preparation = self._standardiser or Standardiser.identity(2)
         if bounds is None:
-            low, high = self.settings_["bounds"]
-            corners = np.array([[low, low], [high, high]])
-            if self._standardiser is not None:
-                corners = self._standardiser.inverse(corners)
-            bounds = ((corners[0, 0], corners[1, 0]), (corners[0, 1], corners[1, 1]))
-        if np.shape(bounds) != (2, 2) or not all(low < high for low, high in bounds):
+            corners = np.repeat(np.array(self.settings_["bounds"])[:, None], 2, axis=1)
+        elif np.shape(bounds) != (2, 2) or not all(low < high for low, high in bounds):
             raise ValueError(f"bounds must be ((low, high), (low, high)) with low < high; got {bounds!r}.")
-        grid, area = midpoints(bounds, points)
-        log_omega = log_integral(self.score_samples(grid) / self.temperature_, area)
+        else:
+            corners = preparation.transform(np.array(bounds, dtype=np.float64).T).astype(np.float64)
+        # In the network's units, where a bent column is even: what they are worth in the user's is the slope.
+        first, second = map(tuple, corners.T.tolist())
+        grid, area = midpoints((first, second), points)
+        log_omega = log_integral(self.score_samples(preparation.inverse(grid)) / self.temperature_, area)
         log_p: Float64Array = self._scores(rows) / self.temperature_ - log_omega
-        return log_p
+        return log_p + preparation.log_slope(rows.take(slice(None)))

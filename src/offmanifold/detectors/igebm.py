@@ -139,7 +139,7 @@ device, precision, random_state, verbose
         restart: float = 0.05,
         energy_penalty: float = 1.0,
         average: float = 0.985,
-        watch: Sequence[str] | str = "auto",
+        watch: Sequence[str] | str | None = "auto",
         steps: int | str = "auto",
         epochs: int | None = None,
         batch_size: int = 128,
@@ -253,12 +253,15 @@ device, precision, random_state, verbose
     def _energy_terms(self, model: EnergyNetwork, rows: Tensor) -> dict[str, Tensor]:
         return {"energy": model.energy(rows)}
 
-    def _warn_about_training(self) -> None:
+    def _warn_about_training(self, normal: Tensor) -> None:
         if self.spec_.kind == "table":
             warn_of_bounds(self.history_, self.settings_["visible_chain"][1])
 
     def sample(self, n: int, *, random_state: int | np.random.RandomState | None = None) -> Any:
-        """Draw ``n`` rows by chains from uniform noise, eight times as long as in training; units and layout of X."""
+        """Draw ``n`` rows by chains from uniform noise, eight times as long as in training; units and layout of X.
+
+        Pixels go from 0 to 1.
+        """
         check_is_fitted(self, "module_")
         parameters.integer("n", n)
         generator = self._generator(random_state)

@@ -28,7 +28,7 @@ class LatentMixin(TransformerMixin):  # type: ignore[misc]
     def reconstruct(self: Any, X: Any) -> Any:
         """Return the rows as the model sees them, in the units and layout of ``X``; missing cells as it completes them.
 
-        An array; a polars frame where not all columns are numbers.
+        An array, of images with pixels from 0 to 1; a polars frame where not all columns are numbers.
         """
         parts = self._through(lambda model, rows: model.reconstruct(rows), self._fitted_rows(X))
         return self._restore(torch.cat([part.cpu() for part in parts]))

@@ -271,6 +271,8 @@ random_state, verbose
     def reconstruct(self, X: Any, *, sigma: float = MODERATE) -> Any:
         """Return D(x, σ): each row as the learned denoiser would have it, in the units and layout of ``X``.
 
+        Pixels go from 0 to 1.
+
         Parameters
         ----------
         X : array-like

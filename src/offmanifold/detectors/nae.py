@@ -42,7 +42,8 @@ from offmanifold.detectors.normalized_autoencoder import (
 from offmanifold.detectors.presets import PRESETS
 from offmanifold.networks import choose
 from offmanifold.probability.distances import distance, parts
-from offmanifold.sampling.starts import OnManifold
+from offmanifold.probability.missing import filled
+from offmanifold.sampling.starts import FromData, OnManifold
 from offmanifold.training.phases import Loss, Metrics, ParameterGroup, Phase, Update
 from offmanifold.training.progress import Verbosity
 
@@ -181,7 +182,7 @@ device, precision, random_state, verbose
         latent_penalty: float = 0.0,
         updates_per_chain: int | str = "auto",
         average: float | str = "auto",
-        watch: Sequence[str] | str = "auto",
+        watch: Sequence[str] | str | None = "auto",
         pretraining_steps: int | str = "auto",
         pretraining_rate: float | str = "auto",
         steps: int | str = "auto",
@@ -324,7 +325,7 @@ device, precision, random_state, verbose
             ),
             "pretraining_rate": parameters.real("pretraining_rate", auto("pretraining_rate"), above=0, words=AUTO),
             **network,
-            "capacity": auto("capacity"),
+            "capacity": parameters.real("capacity", auto("capacity"), above=0, words=AUTO),
             "schedule": auto("schedule"),
             "dequantise": preset["dequantise"] and not table,
             "default_steps": preset["steps"],
@@ -442,7 +443,7 @@ device, precision, random_state, verbose
         visible_steps: int | None = None,
         random_state: int | np.random.RandomState | None = None,
     ) -> Any:
-        """Draw ``n`` rows from the model, in the user's units and layout.
+        """Draw ``n`` rows from the model, in the user's units and layout; pixels go from 0 to 1.
 
         A latent chain from the prior, eight times as long as in training, then the chain on x (P3, appendix D.3).
 
@@ -474,13 +475,15 @@ device, precision, random_state, verbose
         start.steps *= factor
         return visible_chain(self.module_, self.settings_, start)
 
-    def _warn_about_training(self) -> None:
+    def _warn_about_training(self, normal: Tensor) -> None:
         """Say so where adjusted chains hardly moved, and others left the data."""
         if self.settings_["adjusted"]:
-            rows = torch.empty(128, 1, device=self._device)
+            rows = filled(normal[:128].to(self._device))
+            # A replay of x holds what chains from data became, or near it.
+            start = FromData() if self.settings_["negatives"] != "omi" else self._fresh_chain(1).start
+            chain = visible_chain(self.module_, self.settings_, start)
             warn_of_acceptance(
-                self.history_,
-                lambda: accepted_half(self._fresh_chain(1), self._generator(0), rows, self.module_.energy),
+                self.history_, lambda: accepted_half(chain, self._generator(0), rows, self.module_.energy)
             )
         elif self.spec_.kind == "table":
             warn_of_bounds(self.history_, self.settings_["visible_chain"][1])

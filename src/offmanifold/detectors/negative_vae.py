@@ -320,9 +320,9 @@ class NegativeVAE(VariationalDetector):
             )
         ]
 
-    def _warn_about_training(self) -> None:
+    def _warn_about_training(self, normal: Tensor) -> None:
         """Say so where what was kept had hardly met the model's own samples yet."""
-        super()._warn_about_training()
+        super()._warn_about_training(normal)
         (phase,) = self.training_summary().values()
         moving = [name for name in MOVING if name in self.settings_["negatives"]]
         if moving and phase["weights_kept_from_step"] < EARLY * phase["steps"]:

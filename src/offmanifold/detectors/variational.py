@@ -306,13 +306,16 @@ class VariationalDetector(LatentMixin, OutlierDetector):
             }
         return report
 
-    def _warn_about_training(self) -> None:
+    def _warn_about_training(self, normal: Tensor) -> None:
         """Say so where the posterior has collapsed."""
         if self.fit_report_["latents"]["active"] == 0:
             warnings.warn(COLLAPSE, UserWarning, stacklevel=3)
 
     def sample(self, n: int, *, random_state: int | np.random.RandomState | None = None) -> Any:
-        """Draw ``n`` rows from the model: z from the prior, x from p(x | z), in the user's units and layout."""
+        """Draw ``n`` rows from the model: z from the prior, x from p(x | z), in the user's units and layout.
+
+        Pixels go from 0 to 1.
+        """
         check_is_fitted(self, "module_")
         parameters.integer("n", n)
         generator = self._generator(random_state)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from offmanifold.studies.variations import Variation, study_of
+from offmanifold.studies.variations import Variation, before_and_after, study_of
 
 # Latent size, the paper's AUROC of the autoencoder and of NAE.
 PAPER = {
@@ -13,14 +13,13 @@ PAPER = {
 
 def variations(scale: str) -> list[Variation]:
     """Return a pair of rows a latent size."""
-    rows = []
-    for size, (plain, normalised) in PAPER.items():
+    rows: list[Variation] = []
+    for size, papers in PAPER.items():
         if scale == "smoke" and size != 4:
             continue
         if scale == "laptop" and size not in (4, 8, 16, 32, 64):
             continue
-        rows.append(Variation(f"AE, latent size {size}", "ae", {"latent": "sphere", "latent_dim": size}, plain))
-        rows.append(Variation(f"NAE, latent size {size}", "nae", {"latent_dim": size}, normalised))
+        rows += before_and_after(f"latent size {size}", {"latent_dim": size}, *papers)
     return rows
 
 

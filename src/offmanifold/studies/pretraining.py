@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from offmanifold.studies.variations import Variation, study_of
+from offmanifold.studies.variations import Variation, before_and_after, study_of
 
 # Epochs, and the paper's AUROC before and after normalisation.
 PAPER = {0: (0.486, 0.552), 10: (0.581, 0.754), 50: (0.539, 0.945), 100: (0.532, 0.937), 150: (0.548, 0.914),
@@ -13,14 +13,11 @@ LAPTOP = {0: 0, 600: 10, 2500: 50, 5000: 100}
 
 
 def variations(scale: str) -> list[Variation]:
-    """Return pairs: the autoencoder after so many steps, and the same normalised."""
+    """Return a pair of rows a number of steps."""
     counts = {2: 10} if scale == "smoke" else LAPTOP if scale == "laptop" else {e * STEPS_AN_EPOCH: e for e in PAPER}
-    rows = []
+    rows: list[Variation] = []
     for steps, epochs in counts.items():
-        before, after = PAPER[epochs]
-        if steps:
-            rows.append(Variation(f"{steps:,} steps, autoencoder", "ae", {"latent": "sphere", "steps": steps}, before))
-        rows.append(Variation(f"{steps:,} steps, then normalised", "nae", {"pretraining_steps": steps}, after))
+        rows += before_and_after(f"{steps:,} steps", {"pretraining_steps": steps}, *PAPER[epochs])
     return rows
 
 

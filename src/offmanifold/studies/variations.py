@@ -24,6 +24,14 @@ class Variation(NamedTuple):
     paper: float | None
 
 
+def before_and_after(name: str, parameters: dict[str, Any], before: float, after: float) -> list[Variation]:
+    """Return the rows of one NAE: its first phase alone, as one step of the second leaves it, and the whole."""
+    return [
+        Variation(f"{name}, autoencoder", "nae", parameters | {"steps": 1}, before),
+        Variation(f"{name}, then normalised", "nae", parameters, after),
+    ]
+
+
 def study_of(name: str, title: str, paper: str, variations: Callable[[str], list[Variation]], note: str = "") -> Study:
     """Return the study over ``variations(scale)``."""
 
