@@ -6,6 +6,9 @@ import dataclasses
 import hashlib
 import json
 import resource
+import stat
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -98,11 +101,14 @@ def test_foreign_newer_and_missing_files(model_file: Path, tmp_path: Path) -> No
     [
         (lambda h, t: h.update(detector="os.system"), "holds a detector 'os.system'"),
         (lambda h, t: h.pop("settings"), "inconsistent: 'settings'"),
-        (lambda h, t: h["settings"].update(hidden=[64]), "inconsistent|cannot be loaded"),
+        (lambda h, t: h["settings"].update(hidden=[64]), "weights do not fit the network"),
         (lambda h, t: h["settings"].update(network="conv28"), "takes images"),
-        (lambda h, t: h["input"].update(shape=[9]), "cannot be loaded"),
+        (lambda h, t: h["settings"].update(hidden=[60_000, 60_000]), "weights do not fit the network"),
+        (lambda h, t: h["input"].update(shape=[9]), "its probe rows do not fit its input"),
+        (lambda h, t: h["input"].update(shape=[10**15]), "its probe rows do not fit its input"),
         (lambda h, t: h["parameters"].update(extra=1), "inconsistent: .*extra"),
         (lambda h, t: h["parameters"].update(batch_size=-1), "batch_size"),
+        (lambda h, t: h["parameters"].update(false_alarm_rate=10**400), "inconsistent|false_alarm_rate"),
         (lambda h, t: t["calibration/scores"].fill_(float("nan")), "'calibration/scores' is not finite"),
         (lambda h, t: t["calibration/scores"].copy_(t["calibration/scores"].flip(0)), "not a sorted list"),
         (lambda h, t: t["calibration/rows"].fill_(float("inf")), "'calibration/rows' is not finite"),
@@ -115,7 +121,7 @@ def test_foreign_newer_and_missing_files(model_file: Path, tmp_path: Path) -> No
         (lambda h, t: t.update({"probes/rows": torch.zeros(0, 5), "probes/scores": torch.zeros(0)}), "no probe rows"),
         (lambda h, t: h["settings"].update(latent_dim=0), "inconsistent|cannot be loaded"),
         (lambda h, t: t["module/decoder.body.0.weight"].mul_(1.1), "probe rows score differently here"),
-        (lambda h, t: t.update({"module/other": torch.zeros(1)}), "inconsistent"),
+        (lambda h, t: t.update({"module/other": torch.zeros(1)}), "weights do not fit the network"),
     ],
 )  # fmt: skip
 def test_a_resealed_file_must_still_make_sense(model_file: Path, tmp_path: Path, change: Any, message: str) -> None:
@@ -125,6 +131,41 @@ def test_a_resealed_file_must_still_make_sense(model_file: Path, tmp_path: Path,
     path.write_bytes(sealed(header, tensors))
     with pytest.raises(ValueError, match=message):
         load(path)
+
+
+@pytest.mark.parametrize("text", ["[" * 200_000, '{"a":' * 200_000])
+def test_a_header_of_brackets_is_refused(model_file: Path, tmp_path: Path, text: str) -> None:
+    tensors = storage.read(model_file)[1]
+    metadata = {"format": "offmanifold", "version": "5", "header": text, "digest": storage._digest(text, tensors)}
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(safetensors.torch.save(tensors, metadata))
+    with pytest.raises(ValueError, match="x.safetensors is damaged: its header is not JSON"):
+        load(path)
+
+
+@pytest.mark.parametrize("version", ["", "²", "-1", "9" * 5000])
+def test_a_version_that_is_no_number_is_refused(model_file: Path, tmp_path: Path, version: str) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(safetensors.torch.save(storage.read(model_file)[1], {"format": "offmanifold", "version": version}))
+    with pytest.raises(ValueError, match="x.safetensors is damaged: its version is"):
+        load(path)
+
+
+def test_a_network_too_large_for_its_file_is_never_allocated(model_file: Path, tmp_path: Path) -> None:
+    """It would take 14 GB, in a process that is given 1 GB more than it has."""
+    header, tensors = storage.read(model_file)
+    header["settings"]["hidden"] = [60_000, 60_000]
+    (tmp_path / "x.safetensors").write_bytes(sealed(header, tensors))
+    code = (
+        "import resource, offmanifold.storage as s\n"
+        "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, used + 2**30))\n"
+        "try: s.load('x.safetensors', device='cpu')\n"
+        "except ValueError as error: print(error)"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "x.safetensors cannot be loaded: its weights do not fit the network" in done.stdout
 
 
 def test_a_failed_save_leaves_the_earlier_file(model_file: Path, tmp_path: Path, plane: Any) -> None:
@@ -154,6 +195,10 @@ def test_atomic_writes_keep_ordinary_permissions(tmp_path: Path) -> None:
         part.write_text("half")
         raise RuntimeError
     assert (tmp_path / "ours").read_text() == "x"
+    for mode in (0o600, 0o640, 0o664):
+        (tmp_path / "ours").chmod(mode)
+        atomic.write(tmp_path / "ours", "y")
+        assert stat.S_IMODE((tmp_path / "ours").stat().st_mode) == mode
 
 
 def test_models_of_images_and_of_frames_come_back(tmp_path: Path, plane: Any, digits: Any) -> None:

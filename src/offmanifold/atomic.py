@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,8 @@ from pathlib import Path
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a fresh file beside ``path`` to write to; rename it over ``path`` when the block succeeds.
 
-    Whatever goes wrong (a full disk, an exception, a kill), ``path`` stays as it was.
+    Whatever goes wrong (a full disk, an exception, a kill), ``path`` stays as it was. What replaces a file has that
+    file's permissions.
     """
     path = Path(path)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
@@ -23,14 +25,21 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield part
         with part.open("rb+") as file:
             os.fsync(file.fileno())
-        # mkstemp makes private files; give this one the permissions an ordinary new file would have.
-        mask = os.umask(0)
-        os.umask(mask)
-        part.chmod(0o666 & ~mask)
+        part.chmod(_mode(path))
         os.replace(part, path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def _mode(path: Path) -> int:
+    """Return a file's permissions; those that an ordinary new file would have, where there is none."""
+    try:
+        return stat.S_IMODE(path.stat().st_mode)
+    except FileNotFoundError:
+        mask = os.umask(0)
+        os.umask(mask)
+        return 0o666 & ~mask
 
 
 def write(path: str | os.PathLike[str], content: bytes | str) -> None:

@@ -6,10 +6,11 @@ import math
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import beta
 
 from offmanifold.parameters import real
 
-# Beyond this many calibration rows p-values get no better, and the rows are worth more in training.
+# Beyond this many calibration rows a false-alarm rate gets no truer, and the rows are worth more in training.
 MOST_CALIBRATION_ROWS = 5000
 
 
@@ -27,10 +28,18 @@ def p_values(calibration: npt.ArrayLike, scores: npt.ArrayLike) -> npt.NDArray[n
     -------
     (m,) float64
         For a row exchangeable with the calibration rows, P(p ≤ α) ≤ α for every α (Vovk et al., 2005).
+
+    Raises
+    ------
+    ValueError
+        For scores that are not a number: they would pass as the most normal of all.
     """
-    ordered = np.sort(np.asarray(calibration, dtype=np.float64))
-    at_most = np.searchsorted(ordered, np.asarray(scores, dtype=np.float64), side="right")
-    return (1 + at_most) / (len(ordered) + 1)
+    known, judged = (np.asarray(values, dtype=np.float64) for values in (calibration, scores))
+    for name, values in (("calibration", known), ("scores", judged)):
+        if np.isnan(values).any():
+            raise ValueError(f"{name} holds {int(np.isnan(values).sum()):,} NaN scores.")
+    at_most = np.searchsorted(np.sort(known), judged, side="right")
+    return (1 + at_most) / (len(known) + 1)
 
 
 def smallest_rate(rows: int) -> float:
@@ -50,6 +59,17 @@ def threshold(calibration: npt.ArrayLike, rate: float) -> float:
     return float(ordered[position - 1]) if position >= 1 else -math.inf
 
 
+def rate_range(rows: int, rate: float, level: float = 0.95) -> tuple[float, float]:
+    """Return between what rates a single model's false-alarm rate lies, asked for ``rate``, in ``level`` of all fits.
+
+    ``rate`` is what models have on average. Given its calibration rows, of scores without ties, a model's follows
+    Beta(k, rows + 1 − k), where k = ⌊rate · (rows + 1)⌋ (Vovk, 2012). (0, 0) where none can be promised.
+    """
+    k = min(math.floor(rate * (rows + 1) + 1e-9), rows)
+    low, high = beta.ppf([0.5 - level / 2, 0.5 + level / 2], k, rows + 1 - k) if k else (0.0, 0.0)
+    return float(low), float(high)
+
+
 def false_discoveries(p: npt.ArrayLike, rate: float) -> npt.NDArray[np.bool_]:
     """Say which rows are outliers with at most ``rate`` false ones among them, on average.
 
@@ -62,6 +82,11 @@ def false_discoveries(p: npt.ArrayLike, rate: float) -> npt.NDArray[np.bool_]:
         p-values.
     rate : float
         False-discovery rate, in (0, 1).
+
+    Notes
+    -----
+    Of m rows none is called unless k of them have a p-value of at most k · rate / m, and no conformal p-value is below
+    1/(n + 1): see :func:`discoverable`.
     """
     p = np.asarray(p, dtype=np.float64)
     return p <= discovery_threshold(p, rate)
@@ -75,6 +100,11 @@ def discovery_threshold(p: npt.ArrayLike, rate: float) -> float:
     bounds = rate * np.arange(1, len(ordered) + 1) / max(1, len(ordered))
     allowed = np.flatnonzero(ordered <= bounds * (1 + 1e-9))
     return float(ordered[allowed[-1]]) if len(allowed) else -1.0
+
+
+def discoverable(rows: int, calibration_rows: int, rate: float) -> int:
+    """Return how many of ``rows`` must be more extreme than all calibration rows before any can be called."""
+    return math.ceil(rows / (rate * (calibration_rows + 1)) - 1e-9)
 
 
 def split_sizes(rows: int, rate: float, fraction: float | None) -> tuple[int, int]:

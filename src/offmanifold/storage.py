@@ -7,6 +7,8 @@ import hashlib
 import json
 import os
 import platform
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,7 @@ def save(detector: OutlierDetector, path: str | os.PathLike[str]) -> None:
         If ``store_rows`` is False and yet rows are part of the weights: fit again, then.
     """
     check_is_fitted(detector, "module_")
+    detector._check_common()  # what cannot be loaded is not saved
     beside = detector.calibration_rows_
     within = detector.stored_rows - (0 if beside is None else len(beside))
     if within and not detector.store_rows:
@@ -115,7 +118,9 @@ def load(path: str | os.PathLike[str], *, device: str = "auto") -> OutlierDetect
         detector = _rebuild(header, tensors, device)
     except ValueError as error:
         raise ValueError(f"{path} cannot be loaded: {error}") from error
-    except (LookupError, TypeError, AttributeError, RuntimeError) as error:
+    except MemoryError as error:
+        raise ValueError(f"{path} cannot be loaded: there is not memory enough for what it describes.") from error
+    except (LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError, AssertionError) as error:
         raise ValueError(f"{path} is inconsistent: {error}") from error
     return detector
 
@@ -133,14 +138,14 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor
         tensors = safetensors.torch.load(content)
         length = int.from_bytes(content[:8], "little")
         metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
-    except (SafetensorError, ValueError, KeyError, RuntimeError, TypeError, OverflowError) as error:
+    except (SafetensorError, ValueError, KeyError, RuntimeError, TypeError, OverflowError, MemoryError) as error:
         raise ValueError(
             f"{path} is not a whole safetensors file: truncated, damaged or another format ({error})."
         ) from error
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise ValueError(f"{path} is not an offmanifold model.")
     version = str(metadata.get("version", ""))
-    if not version.isdigit():
+    if not re.fullmatch("[0-9]{1,9}", version):
         raise ValueError(f"{path} is damaged: its version is {version!r}.")
     if int(version) > VERSION:
         raise ValueError(
@@ -152,7 +157,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor
         raise ValueError(f"{path} is damaged: its content does not match its digest.")
     try:
         header = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter for thousands of brackets
         raise ValueError(f"{path} is damaged: its header is not JSON.") from error
     if not isinstance(header, dict):
         raise ValueError(f"{path} is damaged: its header is not an object.")
@@ -172,17 +177,21 @@ def _rebuild(header: dict[str, Any], tensors: dict[str, Tensor], device: str) ->
             raise ValueError(f"its tensor {name!r} is not finite.")
     detector._check_common()
     detector.spec_ = InputSpec.from_json(header["input"])
+    if detector.spec_.details is None and tuple(tensors["probes/rows"].shape[1:]) != detector.spec_.shape:
+        raise ValueError("its probe rows do not fit its input.")
     detector.settings_ = header["settings"]
     detector.history_, detector.rows_ = header["history"], header["rows"]
     detector.fit_report_ = header.get("fit_report", {})  # files of before it was kept
     detector._standardiser = _preparation(header, tensors, detector)
     detector._set_input_attributes()
     detector._levelling = _levelling(tensors, detector)
-    detector._load_weights(_below("module/", tensors))
+    weights = _below("module/", tensors)
+    _check_network(detector, weights)
+    detector._load_weights(weights)
     scores = tensors["calibration/scores"].numpy()
     if scores.ndim != 1 or len(scores) == 0 or (np.diff(scores) < 0).any():
         raise ValueError("its calibration scores are not a sorted list.")
-    detector._calibrate(scores)
+    detector.calibration_scores_ = scores
     detector.training_moments_ = _moments(tensors)
     detector.calibration_rows_ = _rows(tensors, detector)
     expected = tensors["probes/scores"].numpy()
@@ -195,6 +204,16 @@ def _rebuild(header: dict[str, Any], tensors: dict[str, Tensor], device: str) ->
             f"its probe rows score differently here (by up to {worst:.3g}); it would not give its own scores."
         )
     return detector
+
+
+def _check_network(detector: OutlierDetector, weights: dict[str, Tensor]) -> None:
+    """Compare the network that a file describes with the weights that it holds, before any of it is allocated."""
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        model = detector._build(detector._network_spec, detector.settings_)
+    try:
+        model.load_state_dict({name: tensor.to("meta") for name, tensor in weights.items()}, assign=True)
+    except RuntimeError as error:  # lists every tensor
+        raise ValueError("its weights do not fit the network that it describes.") from error
 
 
 def _preparation(
@@ -262,16 +281,19 @@ def _digest(header: str, tensors: dict[str, Tensor]) -> str:
 
 def _plain(parameters: dict[str, Any]) -> dict[str, Any]:
     """Turn hyper-parameters into what JSON holds; a RandomState cannot be kept and becomes None."""
-    plain: dict[str, Any] = {}
-    for name, value in parameters.items():
+
+    def plain(value: Any) -> Any:
         if isinstance(value, np.random.RandomState):
-            value = None
-        elif isinstance(value, np.generic):
-            value = value.item()
-        elif isinstance(value, np.ndarray | tuple | range):
-            value = [item.item() if isinstance(item, np.generic) else item for item in value]
-        plain[name] = value
-    return plain
+            return None
+        if isinstance(value, np.generic):
+            return value.item()
+        if isinstance(value, Mapping):
+            return {plain(key): plain(item) for key, item in value.items()}
+        if isinstance(value, np.ndarray | list | tuple | range):
+            return [plain(item) for item in value]
+        return value
+
+    return {name: plain(value) for name, value in parameters.items()}
 
 
 def _tuples(parameters: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import random
@@ -344,6 +345,78 @@ def test_pictures_and_arrays(tmp_path: Path, digits: Any) -> None:
     np.testing.assert_array_equal(pl.read_csv(tmp_path / "a.csv")["score"][:40].to_numpy(), table["score"].to_numpy())
 
 
+def test_pictures_in_another_layout_than_in_training(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 6, 7, 3), dtype=np.uint8)
+    (tmp_path / "pictures").mkdir()
+    for i, image in enumerate(pixels):
+        Image.fromarray(image).save(tmp_path / "pictures" / f"{i:03}.png")
+    np.save(tmp_path / "chw.npy", np.moveaxis(pixels, -1, 1))
+    np.save(tmp_path / "hwc.npy", pixels)
+    run("fit", "chw.npy", "--detector", "ae", *QUICK, "-o", "m.safetensors", cwd=tmp_path)
+    found = []
+    for name in ("chw.npy", "hwc.npy", "pictures"):
+        run("score", "m.safetensors", name, "-o", f"{name}.csv", cwd=tmp_path)
+        found.append(pl.read_csv(tmp_path / f"{name}.csv")["score"].to_list())
+    assert found[0] == found[1] == found[2]
+
+
+def test_brackets_in_file_names_are_no_patterns(work: Path) -> None:
+    some = pl.read_csv(work / "normal.csv")
+    some.head(3).write_csv(work / "k1.csv")
+    some.slice(3, 5).write_csv(work / "k[1].csv")
+    some.slice(3, 5).write_parquet(work / "k[1].parquet")
+    some.head(3).write_parquet(work / "k1.parquet")
+    for name in ("k[1].csv", "k[1].parquet"):
+        done = run("score", "model.safetensors", name, "-o", f"of-{name}", "--json", cwd=work)
+        assert json.loads(done.stdout)["rows"] == 5
+    assert len(pl.read_csv(work / "of-k[1].csv", glob=False)) == 5
+
+
+def test_numbers_of_21_digits(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    ids = [10**20 + int(i) for i in rng.integers(0, 10**6, 60)]
+    frame = pl.DataFrame({"id": ids, "x": rng.normal(size=60), "kind": ["u", "v"] * 30})
+    frame.write_csv(tmp_path / "mixed.csv")
+    frame.drop("kind").write_csv(tmp_path / "plain.csv")
+    for name in ("mixed.csv", "plain.csv"):
+        run("fit", name, "--detector", "ae", *QUICK, "-o", f"{name}.safetensors", cwd=tmp_path)
+        run("score", f"{name}.safetensors", name, "--keep", "id", "-o", f"of-{name}", cwd=tmp_path)
+        assert len(pl.read_csv(tmp_path / f"of-{name}")) == 60
+    frame.write_parquet(tmp_path / "wide.parquet")
+    run("fit", "plain.csv", "--drop", "id", "--detector", "ae", *QUICK, "-o", "x.safetensors", cwd=tmp_path)
+    run("score", "x.safetensors", "wide.parquet", "--drop", "kind", "--keep", "id", "-o", "k.parquet", cwd=tmp_path)
+    assert pl.read_parquet(tmp_path / "k.parquet")["id"].to_list() == ids
+
+
+def test_a_column_kept_twice_is_kept_once(work: Path) -> None:
+    pl.read_csv(work / "odd.csv").with_columns(name=pl.lit("n")).write_csv(work / "named-odd.csv")
+    names = ["--keep", "name", "--keep", "a", "--keep", "name"]
+    run("score", "model.safetensors", "named-odd.csv", *names, "-o", "twice-kept.csv", cwd=work)
+    assert pl.read_csv(work / "twice-kept.csv").columns[:4] == ["row", "name", "a", "score"]
+
+
+def test_polars_errors_are_shown_as_paragraphs(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    def fail(**_: Any) -> None:
+        raise pl.exceptions.InvalidOperationError("no such operation")
+
+    monkeypatch.setattr("offmanifold.cli.main.app", fail)
+    monkeypatch.setattr(sys, "argv", ["offmanifold"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 1 and capfd.readouterr().err == "Error: no such operation\n"
+
+
+def test_the_outliers_may_lie_in_the_array_of_the_same_name(work: Path) -> None:
+    for name in ("normal", "odd"):
+        rows = pl.read_csv(work / f"{name}.csv").to_numpy()
+        np.savez(work / f"{name}.npz", rows=rows, other=rows[:, :2])
+    by = ["--outliers", "odd.npz", "--json"]
+    one = run("evaluate", "model.safetensors", "normal.npz", "--array", "rows", *by, cwd=work).stdout
+    assert one == run("evaluate", "model.safetensors", "normal.csv", "--outliers", "odd.csv", "--json", cwd=work).stdout
+    two = run("evaluate", "model.safetensors", "normal.csv", *by, "--outliers-array", "rows", cwd=work).stdout
+    assert one == two
+
+
 def test_a_column_left_out_is_left_out_of_later_data_and_may_be_kept(work: Path) -> None:
     named = pl.read_csv(work / "normal.csv").with_columns(name=pl.Series([f"n{i}" for i in range(400)]))
     named.write_csv(work / "named.csv")
@@ -432,16 +505,20 @@ def test_a_study_without_data_says_so(tmp_path: Path) -> None:
         ["diagnose"],
         ["explain"],
         ["report"],
+        ["negatives"],
         ["detectors"],
         ["demo"],
         ["study"],
+        ["study", "list"],
         ["study", "run"],
+        ["study", "show"],
     ],
 )
 def test_every_help_has_an_example_and_needs_no_torch(command: list[str], tmp_path: Path) -> None:
     text = run(*command, "--help", cwd=tmp_path).stdout
     assert "Usage" in text
-    assert "offmanifold " in text
+    example = " ".join(["offmanifold", *command])
+    assert any(line.strip().startswith(example) for line in text.splitlines()), "Usage: stands before the other"
     code = f"import sys; sys.argv = ['offmanifold', *{command!r}, '--help']\nimport atexit\natexit.register(lambda: print('torch' in sys.modules))\nfrom offmanifold.cli.main import main; main()"  # noqa: E501
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip().endswith("False")
@@ -481,6 +558,14 @@ def test_every_help_has_an_example_and_needs_no_torch(command: list[str], tmp_pa
         (["score", "model.safetensors", "normal.csv", "--keep", "aa"], 1, "no column 'aa' to keep. Did you mean 'a'"),
         (["score", "model.safetensors", "scored.csv", "--keep", "score"], 2, "the scores have a column of that name"),
         (["score", "model.safetensors", "rows.npy", "--keep", "a"], 2, "rows.npy has none"),
+        (["score", "model.safetensors", "nested.parquet", "--keep", "tags"], 1, "--keep tags: nested.parquet holds li"),
+        (["score", "model.safetensors", "nested.parquet", "--keep", "took"], 1, "--keep took: nested.parquet holds .*"),
+        (["fit", "normal.csv", "--labels", "specis"], 1, "normal.csv has no column 'specis'[.] Known: a"),
+        (["fit", "gone.csv", "--labels", "a"], 1, "gone.csv does not exist"),
+        (["fit", "short-years.csv"], 1, "dates such as '01/02/15' in column 'at' have a year of two digits"),
+        (["evaluate", "model.safetensors", "normal.csv", "--outliers", "two.npz"], 1, "one with --outliers-array"),
+        (["negatives", "model.safetensors", "two.npz", "--normal", "normal.csv"], 1, "one with --negatives-array"),
+        (["fit", "normal.csv", "--negatives", "two.npz"], 1, "choose one with --negatives-array"),
         (["score", "model.safetensors", "more.csv"], 1, "not seen in training: 'f'. .* with --drop NAME"),
         (["fit", "one.csv"], 1, "n_samples = 1: MultiscaleDenoiser needs at least 4 rows"),
         (["fit", "normal.csv", "-o", "model.safetensors"], 2, "model.safetensors exists. Give --overwrite"),
@@ -518,6 +603,10 @@ def test_mistakes_are_explained(
     (work / "scored.csv").write_text("a,b,c,d,e,score\n1,2,3,4,5,6\n")
     np.save(work / "rows.npy", np.zeros((2, 5)))
     (work / "empty").mkdir(exist_ok=True)
+    (work / "short-years.csv").write_text("at,x\n01/02/15,1\n02/02/15,2\n")
+    np.savez(work / "two.npz", one=np.zeros((2, 5)), other=np.zeros((2, 5)))
+    beside = {"tags": [["x"], ["y"]], "took": [datetime.timedelta(1)] * 2}
+    pl.DataFrame({name: [1.0, 2.0] for name in "abcde"} | beside).write_parquet(work / "nested.parquet")
     new = {"fit": "new.safetensors", "score": "new.csv"}.get(arguments[0])
     if new and "-o" not in arguments and len(arguments) > 1:
         arguments = [*arguments, "-o", new]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from conftest import quick
@@ -291,3 +292,53 @@ def test_few_rows_warn_with_the_rate_that_can_be_promised(detector_class: type[O
     assert (detector.predict(rows * 100) == 1).all()
     with pytest.raises(ValueError, match="n_samples = 3: .* needs at least 4 rows"):
         detector_class(**quick(detector_class)).fit(rows[:3])
+
+
+def test_copies_of_rows_are_told_of(detector_class: type[OutlierDetector], plane: Any) -> None:
+    """A model knows a calibration row whose copy it learned from: what it promises is of rows that it does not know."""
+    rows = plane[0]
+    with pytest.warns(UserWarning, match="% of the calibration rows are copies of rows that were learned from"):
+        detector_class(**quick(detector_class)).fit(np.repeat(rows, 2, axis=0))
+    rng = np.random.default_rng(0)
+    by_chance = rng.integers(0, 3, size=(600, 5)).astype(float)  # few values: rows are alike, as new ones will be
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*copies of rows")
+        detector_class(**quick(detector_class)).fit(by_chance)
+        detector_class(**quick(detector_class)).fit(rows)
+
+
+def test_what_is_set_after_a_fit_is_what_is_saved(
+    detector_class: type[OutlierDetector], plane: Any, tmp_path: Path
+) -> None:
+    rows = np.concatenate(plane)
+    detector = detector_class(**quick(detector_class)).fit(plane[0])
+    before = detector.predict(rows)
+    scores = detector.score_samples(rows)
+    detector.set_params(false_alarm_rate=0.3, precision="bfloat16")
+    changed = detector.predict(rows)
+    np.testing.assert_array_equal(changed == -1, detector.p_values(rows) <= 0.3 + 1e-9)
+    assert (changed == -1).sum() > (before == -1).sum()
+    # Scores stay comparable to those of the calibration rows.
+    np.testing.assert_array_equal(detector.score_samples(rows), scores)
+    detector.save(tmp_path / "m.safetensors")
+    again = load(tmp_path / "m.safetensors")
+    np.testing.assert_array_equal(again.predict(rows), changed)
+    np.testing.assert_array_equal(again.score_samples(rows), scores)
+    # What could not be loaded is not saved.
+    with pytest.raises(ValueError, match="false_alarm_rate must be .* below 1; got 7"):
+        detector.set_params(false_alarm_rate=7.0).save(tmp_path / "other.safetensors")
+    assert not (tmp_path / "other.safetensors").exists()
+
+
+def test_numpy_numbers_in_a_list_can_be_saved(plane: Any, tmp_path: Path) -> None:
+    AE(**quick(AE) | {"hidden": list(np.array([8, 8]))}).fit(plane[0]).save(tmp_path / "m.safetensors")
+    assert load(tmp_path / "m.safetensors").settings_["hidden"] == [8, 8]
+
+
+def test_a_refit_forgets_what_columns_there_were(plane: Any, digits: Any) -> None:
+    detector = AE(**quick(AE)).fit(pl.DataFrame(plane[0], schema=list("abcde")))
+    assert list(detector.feature_names_in_) == list("abcde") and detector.n_features_in_ == 5
+    detector.fit(plane[0][:, :3])
+    assert not hasattr(detector, "feature_names_in_") and detector.n_features_in_ == 3
+    detector.fit(digits[0][:100])
+    assert not hasattr(detector, "n_features_in_")

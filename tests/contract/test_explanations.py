@@ -39,6 +39,18 @@ def test_contributions_sum_to_the_score(detector_class: type[OutlierDetector], p
             np.testing.assert_array_equal(getattr(pair, name)[::-1], getattr(explanation, name)[:2])
 
 
+def test_complete_rows_are_explained_the_same_beside_rows_with_gaps(
+    detector_class: type[OutlierDetector], plane: Any
+) -> None:
+    detector = detector_class(**quick(detector_class)).fit(plane[0])
+    rows = np.concatenate([plane[1][:3], plane[0][:3]])
+    gappy = rows.copy()
+    gappy[::2, 1] = np.nan
+    alone, among = detector.explain(rows[1::2]), detector.explain(gappy)
+    for name in ("score", "contributions", "latent", "base", "residual", "nearest"):
+        np.testing.assert_array_equal(getattr(among, name)[1::2], getattr(alone, name))
+
+
 @pytest.mark.parametrize("own", [{}, {"score_by": "kl"}, {"score_by": "iwae"}, {"score_by": "reconstruction"}])
 def test_every_score_of_a_vae(own: dict[str, Any], plane: Any) -> None:
     detector = VAE(**quick(VAE), **own).fit(plane[0])

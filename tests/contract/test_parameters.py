@@ -22,7 +22,7 @@ COMMON = [
     ({"hidden": "wide"}, TypeError, "hidden must be a positive integer or a sequence of them; got 'wide'"),
     ({"network": "conv28"}, ValueError, "network='conv28' (takes images; the data are a table|is unknown)"),
     ({"network": "resmpl"}, ValueError, "network='resmpl' is unknown. Did you mean 'resmlp'"),
-    ({"capacity": 0}, ValueError, "capacity must be a finite number, above 0; got 0"),
+    ({"capacity": 0}, ValueError, "capacity must be a finite number, above 0( or 'auto')?; got 0"),
     ({"steps": 0}, ValueError, "steps must be"),
     ({"epochs": -1}, ValueError, "epochs must be"),
     ({"batch_size": 0}, ValueError, "batch_size must be"),

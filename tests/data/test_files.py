@@ -175,6 +175,105 @@ def test_bad_files(tmp_path: Path, name: str, content: bytes | None, message: st
         open_source(path).load()
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@pytest.mark.parametrize("name", ["data[1]", "data*", "data?"])
+def test_file_names_are_no_patterns(tmp_path: Path, name: str, suffix: str) -> None:
+    for stem, values in {"data1": [1], name: [2, 3]}.items():
+        frame = pl.DataFrame({"a": values, "at": [f"2024-01-0{value}" for value in values]})
+        frame.write_csv(tmp_path / f"{stem}{suffix}") if suffix == ".csv" else frame.write_parquet(
+            tmp_path / f"{stem}{suffix}"
+        )
+    path = tmp_path / f"{name}{suffix}"
+    assert open_source(path).load()["a"].to_list() == [2, 3]
+    assert pl.concat(open_source(path, columns=["a"]).chunks(1))["a"].to_list() == [2, 3]
+    assert read_column(path, "a").tolist() == [2, 3]
+
+
+@pytest.mark.parametrize("day", ["01/02/15", "15-02-01", "1.2.15"])
+def test_years_of_two_digits_are_refused(tmp_path: Path, day: str) -> None:
+    path = tmp_path / "d.csv"
+    path.write_text(f"at,x\n{day},1\n{day},2\n")
+    with pytest.raises(ValueError, match=rf"d.csv: dates such as '{day}' in column 'at' have a year of two digits"):
+        open_source(path)
+    for source in (open_source(path, drop=["at"]), open_source(path, text=["at"])):
+        assert source.load()["x"].to_list() == [1, 2]
+    path.write_text("at,x\n0001-01-01,1\n2024-01-01,2\n")  # what some programs write for none
+    assert open_source(path).load()["at"].dt.year().to_list() == [1, 2024]
+
+
+def test_other_formats_are_not_opened_whatever_their_names(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 5 5\n%%EndComments\nshowpage\n%%EOF\n")
+    with pytest.raises(ValueError, match=r"x.png is damaged or not a picture"):
+        open_source(tmp_path)
+
+
+def transparent(mode: str, alpha: int) -> Image.Image:
+    """Return a grey picture with one pixel of that alpha, as modes with and without a channel for it have it."""
+    grey = np.full((5, 6), 90, np.uint8)
+    grey[2, 3] = 91
+    if mode == "P":
+        image = Image.fromarray(np.uint8(grey == 91), "P")
+        image.putpalette([90] * 3 + [91] * 3)
+        image.info["transparency"] = bytes([255, alpha])
+        return image
+    if mode in ("L", "RGB"):
+        image = Image.fromarray(grey).convert(mode)
+        if alpha < 255:
+            image.info["transparency"] = 91 if mode == "L" else (91, 91, 91)
+        return image
+    image = Image.fromarray(grey).convert(mode)
+    image.putalpha(Image.fromarray(np.where(grey == 91, alpha, 255).astype(np.uint8)))
+    return image
+
+
+def save_with_transparency(image: Image.Image, path: Path) -> None:
+    given = image.info.get("transparency")
+    image.save(path, **({} if given is None else {"transparency": given}))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "P", "LA", "RGBA"])
+def test_transparent_pictures_are_refused_and_opaque_ones_are_not(tmp_path: Path, mode: str) -> None:
+    save_with_transparency(transparent(mode, 255), tmp_path / "a.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pixels = open_source(tmp_path).load()
+    assert pixels.shape == ((1, 5, 6) if mode in ("L", "P", "LA") else (1, 5, 6, 3))
+    assert pixels[0, 0, 0].max() == 90 and pixels[0, 2, 3].max() == 91
+    for alpha in (0, 254):
+        save_with_transparency(transparent(mode, alpha), tmp_path / "a.png")
+        with pytest.raises(ValueError, match=r"a.png is transparent in part, .* Draw it on one first"):
+            open_source(tmp_path).load()
+
+
+def test_a_palette_of_colours_is_colour(tmp_path: Path) -> None:
+    image = Image.fromarray(np.zeros((5, 6), np.uint8), "P")
+    image.putpalette([10, 20, 30])
+    image.save(tmp_path / "a.png")
+    assert open_source(tmp_path).load()[0, 0, 0].tolist() == [10, 20, 30]
+
+
+def test_an_array_larger_than_memory_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A header that promises 8 PB, in a file of a few bytes."""
+    import io
+    import zipfile
+
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": (10**9, 10**6)})
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("rows.npy", header.getvalue())
+    with pytest.raises(
+        ValueError, match=r"x.npz: the array 'rows' takes .* GiB unpacked; this machine has .* as an .npy"
+    ):
+        open_source(tmp_path / "x.npz")
+
+
+def test_the_labels_of_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"gone.csv does not exist"):
+        read_column(tmp_path / "gone.csv", "y")
+    (tmp_path / "t.csv").write_text(f"y\n{10**20}\n1\n")
+    assert read_column(tmp_path / "t.csv", "y").tolist() == [1e20, 1]
+
+
 def test_benchmark_data_are_found_or_their_absence_explained(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv(benchmarks.VARIABLE, str(tmp_path / "nowhere"))
     with pytest.raises(benchmarks.DataMissing, match="Set OFFMANIFOLD_DATA"):

@@ -12,10 +12,12 @@ import pyarrow as pa
 import pytest
 import scipy.sparse
 import torch
+from conftest import QUICK
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from offmanifold import AE
 from offmanifold.data.inputs import InputSpec, Rows
 from offmanifold.data.tables import Standardiser
 
@@ -62,6 +64,11 @@ def test_what_rows_are(X: Any, kind: str, shape: tuple[int, ...], layout: str) -
         (np.zeros((2, 5, 5, 5)), ValueError, r"need 1, 3 or 4 channels .* got shape \(2, 5, 5, 5\)"),
         (np.zeros((2, 0, 5)), ValueError, "hold no pixel"),
         (np.ones((2, 3)) * 1j, ValueError, "Complex data not supported"),
+        (np.array([["2024-01-01"], ["NaT"]], "datetime64[D]"), TypeError, r"\(datetime64\[D\]\). Pass a data frame"),
+        (np.array([[1, 2]], "timedelta64[s]"), TypeError, "dates or durations.*named columns"),
+        (np.array([[np.datetime64("2024-01-01"), 1]], object), TypeError, "dates or durations"),
+        (pd.DataFrame(pd.to_datetime(["2024-01-01", None])).set_axis([0], axis=1), TypeError, "dates or durations"),
+        (pd.DataFrame(NUMBERS, columns=["a", 1, "b"]), TypeError, r"others are 1\. Name all of them"),
         (scipy.sparse.eye(3), TypeError, "Sparse data was passed.*toarray"),
         (np.array([[{}, 1]], dtype=object), TypeError, "not numbers: .*argument must be"),
         (np.array([["a", "b"]]), ValueError, "could not convert string.*Pass a data frame"),
@@ -154,6 +161,48 @@ def test_images_come_back_in_their_layout(n: int, c: int, h: int, w: int, layout
     canonical = rows.take(slice(0, None))
     assert canonical.shape == (n, c, h, w) and canonical.dtype == np.float32
     np.testing.assert_allclose(rows.spec.arrange(canonical.astype(float)), X / 255, atol=1e-7)
+
+
+def layouts(pixels: np.ndarray) -> dict[str, np.ndarray]:
+    """Return canonical pixels ``(n, C, H, W)`` in every layout that they can have."""
+    found = {"chw": pixels, "hwc": np.ascontiguousarray(np.moveaxis(pixels, 1, -1))}
+    return found | ({"hw": pixels[:, 0]} if pixels.shape[1] == 1 else {})
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 6), (3, 5, 6), (4, 5, 6), (1, 3, 6), (3, 6, 3), (3, 1, 6), (1, 6, 1)])
+def test_images_are_read_in_the_layout_that_they_come_in(shape: tuple[int, int, int]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (7, *shape)).astype(np.uint8)
+    came = layouts(pixels)
+    for layout, other in came.items():
+        spec = InputSpec("image", shape, layout)  # type: ignore[arg-type]
+        for name, X in came.items():
+            if name == "chw" and layout == "hwc" and shape[0] == shape[2]:
+                continue  # either may be meant, and is what it was in training
+            rows = Rows(X, spec)
+            assert rows.spec == spec
+            np.testing.assert_array_equal(rows.take(slice(0, 7)), pixels / np.float32(255))
+            np.testing.assert_array_equal(rows.take(np.array([2])), pixels[2:3] / np.float32(255))
+            np.testing.assert_allclose(rows.present(), other / 255, atol=1e-7)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_score_alike_in_every_layout(channels: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (30, channels, 5, 6)).astype(np.uint8)
+    came = layouts(pixels)
+    for trained in came.values():
+        detector = AE(**QUICK).fit(trained)
+        scores = detector.score_samples(trained)
+        for X in came.values():
+            np.testing.assert_array_equal(detector.score_samples(X), scores)
+            assert detector.reconstruct(X).shape == trained.shape
+
+
+def test_numbers_too_wide_for_numpy() -> None:
+    wide = [10**20, None, -(10**20)]
+    for more in ({}, {"kind": ["x", "y", "x"]}):
+        rows = Rows(pl.DataFrame({"id": wide, "x": [1, 2, 3], **more}))
+        rows.learn(np.arange(3))
+        np.testing.assert_array_equal(rows.take(slice(0, 3))[:, 0], [1e20, np.nan, -1e20])
 
 
 def test_pixels_a_rounding_error_outside_are_clipped() -> None:

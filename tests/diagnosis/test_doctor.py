@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import types
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from scipy.stats import kstest
 from offmanifold import AE, IGEBM, VAE, NegativeVAE, OutlierDetector, SemiSupervisedVAE, diagnose, load
 from offmanifold.data.inputs import Rows as Rows_
 from offmanifold.detectors.latent import LatentMixin
+from offmanifold.diagnosis import doctor
 from offmanifold.diagnosis.checks import CHECKS, identity, manifold, red_team
 from offmanifold.diagnosis.combination import BIAS, TERMS, combine, features
 from offmanifold.diagnosis.findings import Finding
@@ -269,14 +271,14 @@ def test_a_manifold_that_bridges_clusters_is_wider_than_the_data() -> None:
     bridges = np.sign(patient.normal[:, 0]) != np.sign(neighbours[:, 0])
     assert 0.3 < bridges.mean() < 0.7
     # Its error is nought everywhere, but for rounding: all that is asked is what it calls an outlier.
-    detector._calibrate(np.full(100, -1.0))
+    detector.calibration_scores_ = np.full(100, -1.0)
     finding = manifold(patient)
     far = patient.far(between)
     assert far[bridges].all() and far.mean() < bridges.mean() + 0.05
     assert finding.number is not None and finding.number.value == far.mean() and finding.verdict == "warn"
     assert finding.details["families"]["between"]["kNN"]["value"] > 0.5
     # One that does not let them pass makes them up all the same.
-    detector._calibrate(np.full(100, 1.0))
+    detector.calibration_scores_ = np.full(100, 1.0)
     passed = manifold(patient)
     assert passed.number is not None and passed.number.value == 0 and passed.verdict == "fine" and not passed.advice
 
@@ -323,7 +325,7 @@ def test_normal_rows_that_are_not_those_of_training(honest: OutlierDetector, wor
 def test_rows_learned_by_heart_are_noticed(world: Any) -> None:
     # Weights are kept by held-out rows: what a model that knows its rows by heart records has to be made up.
     detector = made(AE).fit(world(600, 1))
-    detector._calibrate(detector.calibration_scores_ - detector.calibration_scores_.std())
+    detector.calibration_scores_ = detector.calibration_scores_ - detector.calibration_scores_.std()
     gap = {"value": 2.0, "low": 1.6, "high": 2.4, "level": 0.95}
     detector.fit_report_ = {"score": {**detector.fit_report_["score"], "gap": gap, "spread": 1.0}}
     diagnosis = diagnose(detector, world(400, 2))
@@ -484,6 +486,33 @@ def test_a_budget_that_is_used_up_is_said(honest: OutlierDetector, world: Any) -
             diagnose(honest, world(100, 2), budget=budget)
     with pytest.raises(ValueError, match="5 features"):
         diagnose(honest, world(100, 2)[:, :5])
+
+
+def test_what_the_budget_left_out_is_not_trusted(
+    honest: OutlierDetector, world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(doctor, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
+
+    def examined_until(check: str) -> Any:
+        now[0] = 0.0
+        last = next(one.question for one in CHECKS if one.name == check)
+        return diagnose(honest, world(600, 4), budget=60, report=lambda told: now.__setitem__(0, 99.0 * (told == last)))
+
+    whole = examined_until("refits")
+    assert whole.verdict == "trust" and "left out" not in whole.sentence
+    some = examined_until("red team")
+    assert some.verdict == "care" and some.failure_probability is not None
+    assert some.sentence.endswith(" The budget left out agreement, identity, stability, complexity.")
+    # The search was not made in the zoo either, and the last two never fail.
+    enough = examined_until("complexity")
+    assert [one.check for one in enough.findings if one.verdict == "not examined"] == ["attack", "manifold", "refits"]
+    assert enough.verdict == "trust" and enough.sentence == whole.sentence
+    nothing = examined_until("scaling")
+    assert nothing.verdict == "care" and "left out calibration, drift, red team" in nothing.sentence
+    # Nobody asked for other checks, or their rows are wanting: that is no matter of the budget.
+    few = diagnose(honest, world(600, 4), checks=["training", "red team", "agreement"])
+    assert few.verdict == "trust" and "left out" not in diagnose(honest).sentence
 
 
 def test_constant_and_repeated_rows_do_not_break_it() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from offmanifold import calibration
 from offmanifold.detectors import AE
 from offmanifold.measures.detection import aupr, auroc, auroc_difference, fpr_at_tpr, proportion
-from offmanifold.measures.estimates import Estimate
+from offmanifold.measures.estimates import Estimate, rank_correlation
 
 
 def test_p_values_by_counting() -> None:
@@ -86,6 +87,59 @@ def test_split_sizes() -> None:
     assert calibration.smallest_rate(19) == 0.05
 
 
+def test_how_far_a_single_models_rate_may_lie_off() -> None:
+    rng, n = np.random.default_rng(0), 100
+    low, high = calibration.rate_range(n, 0.05)
+    held = rng.uniform(size=(20_000, n))
+    rates = np.sort(held, 1)[:, 4]  # five of 101: of uniform scores the threshold is the rate
+    assert np.quantile(rates, [0.025, 0.975]) == pytest.approx([low, high], rel=0.05)
+    assert calibration.rate_range(10, 0.05) == (0.0, 0.0)
+
+
+def test_how_many_must_be_extreme_before_any_is_called() -> None:
+    for rows, known, rate in ((1000, 99, 0.1), (20_050, 200, 0.1), (50, 199, 0.05)):
+        needed = calibration.discoverable(rows, known, rate)
+        for extreme, called in ((needed - 1, False), (needed, True)):
+            p = np.r_[np.full(extreme, 1 / (known + 1)), np.full(rows - extreme, 0.9)]
+            assert calibration.false_discoveries(p, rate).any() == called
+
+
+def test_a_score_that_is_no_number_is_no_normal_one() -> None:
+    with pytest.raises(ValueError, match="scores holds 1 NaN scores"):
+        calibration.p_values(np.arange(99.0), [1.0, np.nan])
+    with pytest.raises(ValueError, match="calibration holds 1 NaN scores"):
+        calibration.p_values([np.nan, 1.0], [1.0])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda: auroc([1.0], [0.0], level=95), "level must be .* below 1; got 95"),
+        (
+            lambda: auroc_difference(([1.0], [0.0, 1.0]), ([1.0], [0.0])),
+            "others must be of the same outliers",
+        ),
+        (lambda: fpr_at_tpr([1.0], [0.0], tpr=95), "tpr must be .* at most 1; got 95"),
+        (lambda: fpr_at_tpr([1.0], [0.0], tpr=0), "tpr must be .* above 0"),
+        (lambda: aupr([1.0], [0.0], draws=0), "draws must be an integer of at least 1; got 0"),
+    ],
+)
+def test_measures_name_what_is_wrong(wrong: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        wrong()
+
+
+def test_intervals_at_the_edge_have_a_width() -> None:
+    found = fpr_at_tpr(np.full(10, 5.0), np.full(10, 1.0))
+    assert (found.value, found.low) == (0.0, 0.0) and found.high == pytest.approx(proportion(0, 10).high)
+    assert aupr([1.0, 2.0], [-np.inf, 0.0]).value == 1.0
+    for n, lowest in ((4, -0.9), (10, 0.9)):
+        same = rank_correlation(np.arange(n), np.arange(n))
+        assert (same.value, same.high) == (pytest.approx(1.0), 1.0) and lowest < same.low < 0.99
+        turned = rank_correlation(np.arange(n), -np.arange(n))
+        assert turned.low == -1.0 and turned.high == pytest.approx(-same.low)
+
+
 def test_auroc_and_its_interval() -> None:
     rng = np.random.default_rng(0)
     normal, odd = rng.normal(1, 1, 60).round(1), rng.normal(0, 1, 40).round(1)
@@ -97,15 +151,45 @@ def test_auroc_and_its_interval() -> None:
     variance = placed.mean(1).var(ddof=1) / 40 + placed.mean(0).var(ddof=1) / 60
     a = found.value
     spread = 1.959964 * math.sqrt(variance) / (a * (1 - a))
-    assert found.high == pytest.approx(1 / (1 + math.exp(-(math.log(a / (1 - a)) + spread))), rel=1e-5)
+    delong = [1 / (1 + math.exp(-(math.log(a / (1 - a)) + s))) for s in (-spread, spread)]
+
+    def off(theta: float) -> float:
+        """How far A lies from θ in standard errors, of exponential scores with (n + m)/2 rows of each kind."""
+        q1, q2, others = theta / (2 - theta), 2 * theta**2 / (1 + theta), 50 - 1
+        return abs(a - theta) / math.sqrt(
+            (theta * (1 - theta) + others * (q1 - theta**2) + others * (q2 - theta**2)) / 2400
+        )
+
+    # Each end is the farther one of the two intervals.
+    for end, other, sign in ((found.low, delong[0], -1), (found.high, delong[1], 1)):
+        assert sign * (end - other) >= -1e-9 and off(end) >= 1.959963
+        assert end == pytest.approx(other, rel=1e-5) or off(end) == pytest.approx(1.959964, rel=1e-5)
 
 
-def test_aurocs_interval_covers() -> None:
-    rng = np.random.default_rng(3)
-    true = 0.760250  # Φ(1/√2)
-    draws = [auroc(rng.normal(1, 1, 50), rng.normal(0, 1, 50)) for _ in range(600)]
-    covered = np.mean([d.low <= true <= d.high for d in draws])
-    assert 0.92 <= covered <= 0.98
+@pytest.mark.parametrize(("n", "m"), [(50, 50), (1000, 30), (1000, 5), (1000, 2), (5, 400)])
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_aurocs_interval_covers(n: int, m: int, shift: float) -> None:
+    """With few outliers, too, and where hardly a row is out of place."""
+    rng, true = np.random.default_rng(3), norm.cdf(shift / math.sqrt(2))
+    draws = [auroc(rng.normal(shift, 1, n), rng.normal(0, 1, m)) for _ in range(400)]
+    assert np.mean([d.low <= true <= d.high for d in draws]) >= 0.93
+
+
+def test_all_scores_alike_say_nothing() -> None:
+    found = auroc(np.ones(20), np.ones(10))
+    assert found.value == 0.5 and found.low < 0.35 and found.high > 0.65
+
+
+@pytest.mark.parametrize(("m", "shift"), [(5, 2.0), (10, 3.0)])
+def test_the_interval_of_a_difference_covers_with_few_outliers(m: int, shift: float) -> None:
+    rng = np.random.default_rng(4)
+    true, covered = norm.cdf(shift / 2**0.5) - norm.cdf(shift / (2 * 1.49) ** 0.5), []
+    for _ in range(400):
+        rows = rng.normal(shift, 1, 500), rng.normal(0, 1, m)
+        noisy = tuple(part + 0.7 * rng.normal(size=len(part)) for part in rows)
+        found = auroc_difference(rows, (noisy[0], noisy[1]))
+        covered.append(found.low <= true <= found.high)
+    assert np.mean(covered) >= 0.93
 
 
 def test_the_difference_of_two_aurocs_of_the_same_rows() -> None:

@@ -123,8 +123,9 @@ def open_for(
     *,
     keep: Sequence[str] = (),
     lenient: Collection[str] = (),
+    option: str = "--array",
 ) -> Source:
-    """Open data that are to be scored by ``detector``; ``lenient`` as for :func:`open_source`.
+    """Open data that are to be scored by ``detector``; ``lenient`` and ``option`` as for :func:`open_source`.
 
     Columns to ``keep`` that the detector does not look at come as they stand in the file.
     """
@@ -137,12 +138,21 @@ def open_for(
         numbers = [column.name for column in spec.details if column.kind == "number" and not column.text]
         text += [column.name for column in spec.details if column.text or column.kind == "category"]
     colour = spec.kind == "image" and spec.shape[0] == 3
-    return open_source(data, array=array, drop=drop or (), columns=numbers, text=text, colour=colour, lenient=lenient)
+    return open_source(
+        data,
+        array=array,
+        drop=drop or (),
+        columns=numbers,
+        text=text,
+        colour=colour,
+        lenient=lenient,
+        option=option,
+    )
 
 
-def lenient_with(negatives_array: str | None) -> tuple[str, ...]:
-    """Return which options were meant for the normal rows' file, and need not fit that of the negatives."""
-    return ("drop",) if negatives_array else ("array", "drop")
+def lenient_with(own_array: str | None) -> tuple[str, ...]:
+    """Return which options were meant for the normal rows' file, and need not fit that of the other rows."""
+    return ("drop",) if own_array else ("array", "drop")
 
 
 def read_columns(path: Path | None) -> dict[str, str] | None:

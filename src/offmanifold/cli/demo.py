@@ -21,6 +21,10 @@ def demo(
     """Learn nine handwritten digits, and find the tenth, which was never seen.
 
     Writes model.safetensors, scores.csv, summary.json, picture.png and report.html; an earlier demo is replaced.
+
+    [bold]Example[/bold]
+
+      offmanifold demo --digit 7 --out demo-of-7
     """
     began = time.monotonic()
     import json

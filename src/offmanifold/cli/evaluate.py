@@ -61,7 +61,15 @@ def evaluate(
         else:
             assert outliers is not None
             normal = common.scores_of(detector, common.open_for(detector, data, array, drop))
-            odd = common.scores_of(detector, common.open_for(detector, outliers, outliers_array, drop))
+            others = common.open_for(
+                detector,
+                outliers,
+                outliers_array or array,
+                drop,
+                lenient=common.lenient_with(outliers_array),
+                option="--outliers-array",
+            )
+            odd = common.scores_of(detector, others)
     for name, scores in (("normal", normal), ("outlier", odd)):
         if len(scores) == 0:
             raise ValueError(f"There is no {name} row to evaluate on.")

@@ -150,6 +150,7 @@ def fit(
     text = [column for column, kind in (kinds or {}).items() if kind == "category"]
 
     apart = [*(drop or ()), *([labels] if labels and data.suffix.lower() in (".csv", ".parquet") else ())]
+    y = None if labels is None else read_column(data, labels)
     source = open_source(data, array=array, drop=apart, text=text)
     if apart:  # of later data too
         kinds = {**(kinds or {}), **dict.fromkeys(apart, IGNORED)}
@@ -168,8 +169,7 @@ def fit(
     model = make(**{"verbose": not quiet, **values})
     if labels is not None and not hasattr(model, "predict_label"):
         raise common.UsageError(f"--labels: {name} does not learn from labels; {LABELLED_DETECTOR} does.")
-    rows, y = source.load(), None if labels is None else read_column(data, labels)
-    told = None
+    rows, told = source.load(), None
     if negatives is not None:
         # A column that is numbers among the normal rows is numbers here.
         numbers = [column for column, kind in getattr(rows, "schema", {}).items() if kind.is_numeric()]
@@ -181,6 +181,7 @@ def fit(
             text=text,
             colour=source.colour,
             lenient=common.lenient_with(negatives_array),
+            option="--negatives-array",
         ).load()
     if len(rows) == 0:
         raise ValueError(f"{data} holds no rows.")

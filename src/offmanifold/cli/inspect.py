@@ -76,6 +76,7 @@ def _facts(detector: OutlierDetector, header: dict[str, Any]) -> dict[str, Any]:
         "calibration": {
             "rows": count,
             "false_alarm_rate": detector.false_alarm_rate,
+            "rate_in_95_of_100_fits": list(calibration.rate_range(count, detector.false_alarm_rate)),
             "smallest_rate": calibration.smallest_rate(count),
             "threshold": detector.offset_,
         },

@@ -89,6 +89,16 @@ def main() -> None:
         raise
     except (ValueError, TypeError, RuntimeError, OSError, MemoryError) as error:
         _fail(error, 1, debug)
+    except Exception as error:
+        if not _is_polars(error):
+            raise
+        _fail(error, 1, debug)
+
+
+def _is_polars(error: Exception) -> bool:
+    """Say whether an error is polars' own, without importing polars: help is to stay quick."""
+    polars = sys.modules.get("polars")
+    return polars is not None and isinstance(error, polars.exceptions.PolarsError)
 
 
 def _tell(message: Warning | str, *where: Any, **more: Any) -> None:

@@ -46,7 +46,12 @@ def negatives(
     short = len({path.name for path in candidates}) == len(candidates)
     sets = {
         path.name if short else str(path): common.open_for(
-            detector, path, negatives_array or array, drop, lenient=common.lenient_with(negatives_array)
+            detector,
+            path,
+            negatives_array or array,
+            drop,
+            lenient=common.lenient_with(negatives_array),
+            option="--negatives-array",
         ).load()
         for path in candidates
     }

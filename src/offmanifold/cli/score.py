@@ -41,8 +41,8 @@ def score(
         typer.Option(
             "--fdr",
             metavar="RATE",
-            help="Call outliers so that at most this share of them is false (Benjamini–Hochberg over all rows), "
-            "instead of by the model's false-alarm rate.",
+            help="Call outliers so that on average at most this share of them is false (Benjamini–Hochberg over "
+            "all rows), instead of by the model's false-alarm rate.",
         ),
     ] = None,
     overwrite: common.OverwriteOption = False,
@@ -52,7 +52,8 @@ def score(
     """Score rows and say which do not belong.
 
     Writes one line a row: row, file (pictures), columns to keep, score (high = normal), p_value, outlier, and the
-    score's terms. Reads DATA piece by piece: a file larger than memory is fine.
+    score's terms. Reads DATA piece by piece: a file larger than memory is fine, unless it is an .npz file, of which an
+    array is unpacked whole.
 
     [bold]Examples[/bold]
 
@@ -66,17 +67,25 @@ def score(
     from offmanifold.training.threads import limited_to
 
     detector = common.load_model(model)
-    source = common.open_for(detector, data, array, drop, keep=keep or ())
-    _check_kept(keep or [], source)
+    kept = list(dict.fromkeys(keep or ()))
+    source = common.open_for(detector, data, array, drop, keep=kept)
+    _check_kept(kept, source)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder, limited_to(threads):
-        summary = _write(detector, source, keep or [], fdr, Path(folder) / "scores.csv", out)
+        summary = _write(detector, source, kept, fdr, Path(folder) / "scores.csv", out)
     if as_json:
         common.print_json(summary)
     else:
-        rule = (
-            f"at most {fdr:.3g} of them false" if fdr is not None else f"false-alarm rate {detector.false_alarm_rate:g}"
-        )
+        false = f"false-alarm rate {detector.false_alarm_rate:g}"
+        rule = false if fdr is None else f"at most {fdr:.3g} of them false on average"
         typer.echo(f"{summary['outliers']:,} of {summary['rows']:,} rows called outliers ({rule}). Wrote {out}.")
+    if fdr is not None and not summary["outliers"] and 0 < summary["most_extreme"] < summary["most_extreme_needed"]:
+        typer.echo(
+            f"{summary['most_extreme']:,} rows are more extreme than all {len(detector.calibration_scores_):,} "
+            f"calibration rows, but among {summary['rows']:,} rows it takes {summary['most_extreme_needed']:,} of "
+            "these before --fdr can call one. Score fewer rows at a time, fit with a larger calibration_fraction, or "
+            "leave --fdr out.",
+            err=True,
+        )
 
 
 def _check_kept(keep: Sequence[str], source: Source) -> None:
@@ -86,6 +95,11 @@ def _check_kept(keep: Sequence[str], source: Source) -> None:
             raise common.UsageError(f"--keep names columns of a .csv or .parquet file; {source.path} has none.")
         if name not in source.columns:
             raise ValueError(f"{source.path} has no column {name!r} to keep.{did_you_mean(name, source.columns)}")
+        if name in source.unwritable:
+            raise ValueError(
+                f"--keep {name}: {source.path} holds lists, structures, bytes or durations there, which a .csv file "
+                "cannot. Turn them into text or numbers first."
+            )
         if name in OWN or name.startswith("term_"):
             raise common.UsageError(f"--keep {name}: the scores have a column of that name. Rename yours first.")
 
@@ -123,15 +137,20 @@ def _write(
     # A p-value is a fraction of whole numbers; a hair's breadth keeps p = rate on the right side.
     outlier = (pl.col("p_value") <= limit + 1e-12).alias("outlier")
     order = ["row", *(["file"] if source.files is not None else []), *keep, "score", "p_value", "outlier"]
-    frame_out = pl.scan_csv(draft, schema_overrides=types).with_columns(outlier)
+    frame_out = pl.scan_csv(draft, schema_overrides=types, glob=False).with_columns(outlier)
     frame_out = frame_out.select(*order, *(f"term_{name}" for name in names))
     with atomic.replacing(out) as part:
         if out.suffix.lower() == ".parquet":
             frame_out.sink_parquet(part)
         else:
             frame_out.sink_csv(part)
-    outliers = int(pl.scan_csv(draft, schema_overrides=types).select(outlier.sum()).collect().item())
-    return {"rows": rows, "outliers": outliers, "p_value_limit": limit if limit > 0 else None, "scores": str(out)}
+    outliers = int(pl.scan_csv(draft, schema_overrides=types, glob=False).select(outlier.sum()).collect().item())
+    found = {"rows": rows, "outliers": outliers, "p_value_limit": limit if limit > 0 else None, "scores": str(out)}
+    if fdr is None:
+        return found
+    known = len(detector.calibration_scores_)
+    extreme = sum(int((p <= calibration.smallest_rate(known) * (1 + 1e-9)).sum()) for p in all_p)
+    return found | {"most_extreme": extreme, "most_extreme_needed": calibration.discoverable(rows, known, fdr)}
 
 
 def _prefixed(terms: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,15 @@ from offmanifold.parameters import did_you_mean
 if TYPE_CHECKING:
     from offmanifold.studies import Study
 
-app = typer.Typer(no_args_is_help=True, help="Reproduce the tables of the papers.", rich_markup_mode="rich")
+HELP = """Reproduce the tables of the papers.
+
+[bold]Examples[/bold]
+
+  offmanifold study list
+
+  offmanifold study run fashion-vs-mnist --scale laptop
+"""
+app = typer.Typer(no_args_is_help=True, help=HELP, rich_markup_mode="rich")
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="See `offmanifold study list`.")]
 ScaleOption = Annotated[
@@ -27,7 +35,12 @@ ResultsOption = Annotated[Path, typer.Option("--results", metavar="FOLDER", help
 
 @app.command("list")
 def list_(as_json: common.JsonOption = False) -> None:
-    """List the studies."""
+    """List the studies.
+
+    [bold]Example[/bold]
+
+      offmanifold study list --json
+    """
     from offmanifold.studies import STUDIES
 
     if as_json:
@@ -81,7 +94,12 @@ def run(
 
 @app.command()
 def show(name: NameArgument, scale: ScaleOption = "laptop", results: ResultsOption = Path("results")) -> None:
-    """Print a study's table from the results at hand."""
+    """Print a study's table from the results at hand.
+
+    [bold]Example[/bold]
+
+      offmanifold study show fashion-vs-mnist --scale laptop
+    """
     study = _find(name, scale)
     from offmanifold.studies.core import summarise
 

@@ -36,6 +36,8 @@ FEWEST_TO_IDENTIFY, FEWEST_TO_COUNT = 20, 200
 BLANKS = ("", "na", "n/a", "nan", "null", "none", "?", "-", ".")
 # The first and the last second that a date can be written of: years 1 to 9999.
 WRITTEN = (-62_135_596_800, 253_402_300_799)
+# Whole numbers that NumPy has no type for.
+WIDE = (nw.Int128, nw.UInt128)
 TRUTHS = {"true": 1.0, "false": 0.0, "1": 1.0, "0": 0.0, "1.0": 1.0, "0.0": 0.0}
 
 
@@ -98,7 +100,7 @@ class Column:
         if self.kind == "date":
             return self._seconds(values)
         if dtype.is_numeric() or dtype == nw.Boolean:
-            if values.null_count():
+            if values.null_count() or dtype in WIDE:
                 values = values.cast(nw.Float64())
             found = values.to_numpy().astype(np.float64)
         elif dtype.is_temporal():

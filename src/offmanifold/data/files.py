@@ -6,21 +6,27 @@ import math
 import os
 import re
 import warnings
+import zipfile
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import narwhals as nw
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 from PIL import Image, UnidentifiedImageError
 
-from offmanifold.data.columns import BLANKS
+from offmanifold.data.columns import BLANKS, WIDE
 from offmanifold.parameters import did_you_mean
 
 PICTURES = (".png", ".jpg", ".jpeg")
+# What Pillow calls them. It tells a file by its content, and starts other programs for some kinds.
+FORMATS = ("PNG", "JPEG")
 # Day or month, month or day, year; and of how many rows it is looked at which comes first.
 DAY_OR_MONTH, DATES_READ = r"^\s*(\d{1,2})[./-](\d{1,2})[./-]\d{4}", 10_000
+# A date of three short numbers: its year, whichever that is, lacks the century.
+NO_CENTURY = r"^\s*\d{1,3}[./-]\d{1,3}[./-]\d{1,3}(\D|$)"
 SUFFIXES = (".csv", ".parquet", ".npy", ".npz")
 
 
@@ -34,6 +40,8 @@ class Source:
         File names, one a row, where the rows are pictures in a folder.
     columns : tuple of str
         What a table's columns are called.
+    unwritable : tuple of str
+        Those that a CSV file cannot hold: lists, structures, bytes, durations.
     images : bool
         Whether the rows are images.
     colour : bool
@@ -44,6 +52,7 @@ class Source:
         self.path = path
         self.files: list[str] | None = None
         self.columns: tuple[str, ...] = ()
+        self.unwritable: tuple[str, ...] = ()
         self.images = self.colour = False
 
     def chunks(self, rows: int) -> Iterator[Any]:
@@ -64,6 +73,7 @@ def open_source(
     text: Sequence[str] = (),
     colour: bool = False,
     lenient: Collection[str] = (),
+    option: str = "--array",
 ) -> Source:
     """Open a ``.csv``, ``.parquet``, ``.npy`` or ``.npz`` file, or a folder of PNG and JPEG pictures.
 
@@ -83,6 +93,8 @@ def open_source(
         Read pictures in colour even where all of them are grey.
     lenient : collection of {"array", "drop"}
         What was meant for another file, and counts where it fits this one.
+    option : str
+        What to choose an array by, for the error messages.
 
     Warns
     -----
@@ -98,13 +110,13 @@ def open_source(
     if not path.exists():
         raise ValueError(f"{path} does not exist.")
     if "array" not in lenient and array is not None and path.suffix.lower() != ".npz":
-        raise ValueError(f"--array names an array of an .npz file; {path} is not one.")
+        raise ValueError(f"{option} names an array of an .npz file; {path} is not one.")
     if path.is_dir():
         source: Source = _Folder(path, colour)
     elif path.suffix.lower() in (".csv", ".parquet"):
         return _Table(path, drop, columns, text, "drop" not in lenient)
     elif path.suffix.lower() in (".npy", ".npz"):
-        source = _Array(path, array, "array" not in lenient)
+        source = _Array(path, array, "array" not in lenient, option)
     else:
         raise ValueError(
             f"{path} is of an unknown type. Known: {', '.join(SUFFIXES)}, and folders of "
@@ -118,6 +130,8 @@ def open_source(
 def read_column(path: str | os.PathLike[str], name: str) -> npt.NDArray[Any]:
     """Read one column of a table, or one array of an ``.npz`` file, e.g. the labels."""
     path = Path(path)
+    if not path.exists():
+        raise ValueError(f"{path} does not exist.")
     if path.suffix.lower() == ".npz":
         return np.asarray(_Array(path, name).load())
     if path.suffix.lower() not in (".csv", ".parquet"):
@@ -127,7 +141,8 @@ def read_column(path: str | os.PathLike[str], name: str) -> npt.NDArray[Any]:
         names = frame.collect_schema().names()
         if name not in names:
             raise ValueError(f"{path} has no column {name!r}.{did_you_mean(name, names)}")
-        return frame.select(name).collect().to_series().to_numpy()
+        column = nw.from_native(frame.select(name).collect().to_series(), series_only=True)
+        return (column.cast(nw.Float64()) if column.dtype in WIDE else column).to_numpy()
 
 
 class _polars_errors:
@@ -149,8 +164,8 @@ class _polars_errors:
 
 def _scan(path: Path, columns: Sequence[str] | None = None, text: Sequence[str] = ()) -> pl.LazyFrame:
     if path.suffix.lower() == ".parquet":
-        return pl.scan_parquet(path)
-    names = pl.scan_csv(path, infer_schema=False).collect_schema().names()
+        return pl.scan_parquet(path, glob=False)
+    names = pl.scan_csv(path, infer_schema=False, glob=False).collect_schema().names()
     twice = [name for name in names if re.fullmatch(".*_duplicated_[0-9]+", name)]  # polars' own new names
     if twice:
         raise ValueError(f"{path}: two columns are called {twice[0].rsplit('_duplicated_', 1)[0]!r}. Rename one.")
@@ -168,6 +183,7 @@ def _scan(path: Path, columns: Sequence[str] | None = None, text: Sequence[str] 
         # Types from all rows, not the first hundred: a decimal point may turn up late.
         infer_schema_length=0 if len(as_text) == len(names) else None,
         try_parse_dates=True,
+        glob=False,  # a bracket in a file's name is no pattern
     )
     if not numbers:
         return frame
@@ -176,10 +192,16 @@ def _scan(path: Path, columns: Sequence[str] | None = None, text: Sequence[str] 
     return frame.with_columns(pl.when(~missing).then(cells).cast(pl.Float64))
 
 
-def _warn_of_day_first(path: Path, dates: Sequence[str]) -> None:
-    """Warn of dates that were read day first, where nothing tells that they are not written month first."""
-    texts = pl.scan_csv(path, infer_schema=False).select(dates).head(DATES_READ).collect()
+def _check_dates(path: Path, dates: Sequence[str]) -> None:
+    """Refuse years of two digits; warn of dates read day first, where nothing tells that they are not month first."""
+    texts = pl.scan_csv(path, infer_schema=False, glob=False).select(dates).head(DATES_READ).collect()
     for name in dates:
+        short = texts[name].filter(texts[name].str.contains(NO_CENTURY))
+        if len(short):
+            raise ValueError(
+                f"{path}: dates such as {short[0]!r} in column {name!r} have a year of two digits, which would be read "
+                "as one of the first century. Write them as 2024-12-31, or leave the column out (--drop)."
+            )
         first, second = (texts[name].str.extract(DAY_OR_MONTH, group).cast(pl.Int64) for group in (1, 2))
         if first.count() and not (first > 12).any() and (first != second).any():
             example = texts[name].filter(first != second)[0]
@@ -189,6 +211,10 @@ def _warn_of_day_first(path: Path, dates: Sequence[str]) -> None:
                 UserWarning,
                 stacklevel=4,
             )
+
+
+def _is_unwritable(dtype: pl.DataType) -> bool:
+    return dtype.is_nested() or dtype in (pl.Binary, pl.Duration, pl.Object)
 
 
 class _Table(Source):
@@ -202,12 +228,13 @@ class _Table(Source):
             names = schema.names()
             dates = [name for name, dtype in schema.items() if dtype.is_temporal() and name not in drop]
             if path.suffix.lower() == ".csv" and dates:
-                _warn_of_day_first(path, dates)
+                _check_dates(path, dates)
         for name in drop:
             if strict and name not in names:
                 raise ValueError(f"{path} has no column {name!r} to drop.{did_you_mean(name, names)}")
         self._frame = frame.drop(list(drop), strict=False)
         self.columns = tuple(name for name in names if name not in drop)
+        self.unwritable = tuple(name for name in self.columns if _is_unwritable(schema[name]))
 
     def chunks(self, rows: int) -> Iterator[pl.DataFrame]:
         with _polars_errors(self.path):
@@ -220,7 +247,7 @@ class _Table(Source):
 
 
 class _Array(Source):
-    def __init__(self, path: Path, name: str | None, strict: bool = True) -> None:
+    def __init__(self, path: Path, name: str | None, strict: bool = True, option: str = "--array") -> None:
         super().__init__(path)
         try:
             opened = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -235,10 +262,21 @@ class _Array(Source):
             names = list(opened.keys())
             if name is None or (not strict and name not in names and len(names) == 1):
                 if len(names) != 1:
-                    raise ValueError(f"{path} holds several arrays ({', '.join(names)}): choose one with --array.")
+                    raise ValueError(f"{path} holds several arrays ({', '.join(names)}): choose one with {option}.")
                 name = names[0]
             if name not in names:
                 raise ValueError(f"{path} has no array {name!r}.{did_you_mean(name, names)}")
+            try:
+                assert opened.zip is not None  # it is open
+                needed = _unpacked(opened.zip, name)
+            except Exception as error:
+                raise ValueError(f"{path}: the array {name!r} cannot be read: {error}") from error
+            there = _memory()
+            if needed > there:
+                raise ValueError(
+                    f"{path}: the array {name!r} takes {needed / 2**30:,.3g} GiB unpacked; this machine has "
+                    f"{there / 2**30:,.3g} GiB. Save it as an .npy file, which is read piece by piece."
+                )
             try:
                 self._take(opened[name])
             except Exception as error:
@@ -265,6 +303,25 @@ class _Array(Source):
         return self._array
 
 
+def _unpacked(archive: zipfile.ZipFile, name: str) -> int:
+    """Return how many bytes an array of an ``.npz`` file takes, by its own header."""
+    member = name if name in archive.namelist() else f"{name}.npy"
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+    return math.prod(shape) * dtype.itemsize
+
+
+def _memory() -> float:
+    """Return how many bytes of memory this machine has."""
+    import torch
+
+    from offmanifold.training.precision import memory_of
+
+    return memory_of(torch.device("cpu"))
+
+
 class _Folder(Source):
     """Pictures of one size in one folder, sorted by name; grey if all of them are and colour is not asked for."""
 
@@ -278,7 +335,7 @@ class _Folder(Source):
         for picture in pictures:
             with _picture(picture) as image:
                 sizes.setdefault(image.size, picture)
-                if image.mode not in ("1", "L"):
+                if not _is_grey(image):
                     coloured.append(picture)
         if len(sizes) > 1:
             (first, one), (second, other) = list(sizes.items())[:2]
@@ -309,8 +366,28 @@ class _Folder(Source):
         arrays = []
         for picture in pictures:
             with _picture(picture) as image:
+                # What lies below transparent pixels is whatever a program left there, often black.
+                if image.has_transparency_data and not _is_opaque(image):
+                    raise ValueError(
+                        f"{picture} is transparent in part, and what it looks like depends on its background. Draw it "
+                        "on one first (with Pillow: Image.alpha_composite)."
+                    )
+                image.info.pop("transparency", None)  # of none of its pixels; Pillow would warn of it
                 arrays.append(np.asarray(image.convert(self._mode), dtype=np.uint8))
         return np.stack(arrays)
+
+
+def _is_opaque(image: Image.Image) -> bool:
+    return bool((np.asarray(image.convert("RGBA").getchannel("A")) == 255).all())
+
+
+def _is_grey(image: Image.Image) -> bool:
+    """Say whether a picture is grey, by what stands before its pixels."""
+    if image.mode == "P" and image.palette is not None:
+        entries = np.frombuffer(image.palette.getdata()[1], np.uint8)
+        red, green, blue = entries[: len(entries) // 3 * 3].reshape(-1, 3).T
+        return bool((red == green).all() and (green == blue).all())
+    return image.mode in ("1", "L", "LA")
 
 
 class _picture:
@@ -321,7 +398,7 @@ class _picture:
 
     def __enter__(self) -> Image.Image:
         try:
-            self._image: Image.Image = Image.open(self.path)
+            self._image: Image.Image = Image.open(self.path, formats=FORMATS)
         except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
             raise ValueError(f"{self.path} is damaged or not a picture: {error}") from error
         if self._image.mode in ("I", "F", "I;16", "I;16B"):

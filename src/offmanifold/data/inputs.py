@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse
 
-from offmanifold.data.columns import IGNORED, Column, guess, remarks, with_levels
+from offmanifold.data.columns import IGNORED, WIDE, Column, guess, remarks, with_levels
 
 Float64Array: TypeAlias = npt.NDArray[np.float64]
 Float32Array: TypeAlias = npt.NDArray[np.float32]
@@ -140,8 +140,8 @@ class Rows:
         ``(n, d)`` is a table; ``(n, height, width)``, ``(n, channels, height, width)`` and
         ``(n, height, width, channels)`` are images, uint8 or floats in [0, 1].
     expected : InputSpec, optional
-        What training saw. A frame's columns are brought into its order by name; anything else that
-        differs is an error, and so is an array where columns are categories or dates.
+        What training saw. A frame's columns are brought into its order by name, images may come in another layout;
+        anything else that differs is an error, and so is an array where columns are categories or dates.
     owner : str
         Who asks, for the error messages.
     columns : mapping of str to str, optional
@@ -165,7 +165,7 @@ class Rows:
         if frame is not None:
             self.spec = _frame_spec(frame, expected, columns)
             self._frame = frame.select(*self.spec.columns) if self.spec.columns else frame
-            numeric = all(dtype.is_numeric() for dtype in self._frame.schema.values())
+            numeric = all(dtype.is_numeric() and dtype not in WIDE for dtype in self._frame.schema.values())
             self._plain = self.spec.details is None and numeric
             self._rows = len(frame)
         elif columns:
@@ -180,6 +180,7 @@ class Rows:
                 f"Found array with 0 sample(s) (shape={np.shape(self._array) or (0, *self.spec.shape)}) "
                 "while a minimum of 1 is required."
             )
+        self._layout = self.spec.layout  # images may come in another than in training, and are returned in that
         if expected is not None:
             _enforce(self.spec, expected, owner)
             self.spec = expected
@@ -227,7 +228,7 @@ class Rows:
             table = _numbers(part)
             _check_infinite(table, self.spec.columns)
             return table
-        return _pixels(part, self.spec.layout)
+        return _pixels(part, self._layout)
 
     def _take_frame(self, frame: nw.DataFrame[Any], index: slice | npt.NDArray[np.intp]) -> Float64Array:
         part = frame[index] if isinstance(index, slice) else frame[index.tolist(), :]
@@ -247,8 +248,15 @@ def _as_frame(X: Any) -> nw.DataFrame[Any] | None:
     except nw.exceptions.DuplicateError as error:
         raise ValueError(f"Two columns have one name. {' '.join(str(error).split())}: rename one.") from error
     if isinstance(frame, nw.DataFrame):
+        named = [isinstance(name, str) for name in frame.columns]
+        if any(named) and not all(named):
+            numbered = [name for name, text in zip(frame.columns, named, strict=True) if not text]
+            raise TypeError(
+                f"Only some of the columns have names that are text; others are {_list(numbered)}. Name all of them "
+                "by text, such as X.columns = X.columns.astype(str), or none."
+            )
         # Columns numbered by pandas have no names to remember: such a frame is an array.
-        return frame if all(isinstance(name, str) for name in frame.columns) else None
+        return frame if all(named) else None
     if isinstance(nw.from_native(X, pass_through=True), nw.LazyFrame):
         raise TypeError("X is a lazy frame; call .collect() on it first.")
     return None
@@ -287,7 +295,20 @@ def _as_array(X: Any) -> npt.NDArray[Any]:
         raise ValueError(f"X must be an array of rows; got a single value of type {type(X).__name__}.")
     if np.iscomplexobj(array):
         raise ValueError("Complex data not supported: X holds complex numbers.")
+    _check_no_dates(array)
     return array
+
+
+def _check_no_dates(array: npt.NDArray[Any]) -> None:
+    """Refuse dates and durations, which NumPy would turn into numbers: a missing one into -9.2e18."""
+    dated = array.dtype.kind in "mM"
+    if array.dtype == object:
+        dated = any(isinstance(value, np.datetime64 | np.timedelta64) for value in array.flat)
+    if dated:
+        raise TypeError(
+            f"X is an array that holds dates or durations ({array.dtype}). Pass a data frame with named columns, in "
+            "which columns may be dates; turn durations into numbers."
+        )
 
 
 def _array_spec(array: npt.NDArray[Any], expected: InputSpec | None) -> InputSpec:
@@ -308,17 +329,18 @@ def _array_spec(array: npt.NDArray[Any], expected: InputSpec | None) -> InputSpe
         _, height, width = array.shape
         spec = InputSpec("image", (1, height, width), "hw")
     elif array.ndim == 4:
-        wanted = expected.layout if expected is not None else None
         _, second, third, last = array.shape
-        if last in CHANNELS and (second not in CHANNELS or wanted == "hwc"):
-            spec = InputSpec("image", (last, second, third), "hwc")
-        elif second in CHANNELS:
-            spec = InputSpec("image", (second, third, last), "chw")
-        else:
+        # PyTorch's order wins where nothing else tells.
+        ways = [InputSpec("image", (second, third, last), "chw")] if second in CHANNELS else []
+        ways += [InputSpec("image", (last, second, third), "hwc")] if last in CHANNELS else []
+        if not ways:
             raise ValueError(
                 f"Images need 1, 3 or 4 channels as (n, channels, height, width) or "
                 f"(n, height, width, channels); got shape {array.shape}."
             )
+        if expected is not None:
+            ways.sort(key=lambda way: (way.shape != expected.shape, way.layout != expected.layout))
+        spec = ways[0]
     else:
         raise ValueError(f"Tables are 2-D and images 3-D or 4-D arrays; got {array.ndim} dimensions.")
     if min(spec.shape) == 0:

@@ -22,6 +22,7 @@ from offmanifold.data.inputs import InputSpec, Rows, evenly
 from offmanifold.data.tables import Preparation, Standardiser
 from offmanifold.detectors.configured import Settings
 from offmanifold.detectors.levelling import Levelling
+from offmanifold.detectors.negatives import overlap
 from offmanifold.detectors.scorer import Scorer
 from offmanifold.measures.estimates import difference_of_means, mean_of
 from offmanifold.measures.shift import Moments, compared_parts
@@ -40,6 +41,8 @@ EXAMINED_ROWS = {"table": 1000, "image": 400}
 STORED_CELLS = 2**20
 # Rows of training, and of stopping, that the report on a fit looks at.
 REPORTED = 1000
+# Share of the calibration rows that may be copies of rows that were learned from.
+MOST_COPIES = 0.1
 # Of each weight in training: itself, its gradient, two moments, and the best one so far.
 COPIES = 5
 # Bytes of these from which the user is told before training begins.
@@ -225,7 +228,7 @@ class OutlierDetector(Scorer, abc.ABC):
             beside = () if self._negatives is None else (self._negatives,)
             # What "auto" came to: on another machine it may come to something else, and the run to other weights.
             here = {"device": self._device.type, "precision": str(dtype).removeprefix("torch.")}
-            decisive = {"detector": self.key, **here, **settings}
+            decisive = {"detector": self.key, **settings, **here}
             known = int(self.random_state) if isinstance(self.random_state, int | np.integer) else None
             digest = fingerprint(data, held_out, *beside)
             checkpointer = Checkpointer(path, decisive, digest, seed, checkpoint_every, known)
@@ -256,14 +259,16 @@ class OutlierDetector(Scorer, abc.ABC):
             without_labels = held_out if labels is None else held_out[:, : -labels.shape[1]]
             self._levelling = self._learn_levels(without_labels.to(self._device))
         self._set_input_attributes()
-        self._calibrate(np.sort(self._scores(rows, for_calibration)))
+        self.calibration_scores_ = np.sort(self._scores(rows, for_calibration))
         self.calibration_rows_ = self._kept(rows, for_calibration)
         self.fit_report_: dict[str, Any] = self._fit_report(
             rows, *(part[evenly(len(part), REPORTED)] for part in (for_training, for_stopping))
         )
         self._warn_if_too_few()
         self._warn_if_all_the_same(calibrating)
-        self._warn_about_training(self._prepare(calibrating))
+        held = self._prepare(calibrating)
+        self._warn_of_copies(prepared, held[evenly(len(held), REPORTED)])
+        self._warn_about_training(held)
         for remark in rows.remarks(training_rows):
             warnings.warn(remark, UserWarning, stacklevel=2)
         return self
@@ -402,6 +407,22 @@ class OutlierDetector(Scorer, abc.ABC):
             warnings.warn(
                 f"All {len(calibrating)} calibration rows have the same score, though they differ: this model tells "
                 "nothing apart. Train it longer, with another random_state, or with another network.",
+                UserWarning,
+                stacklevel=3,
+            )
+
+    def _warn_of_copies(self, training: Tensor, calibrating: Tensor) -> None:
+        """Say so where calibration rows are known to the model: their scores are no new rows'."""
+        copies = overlap(calibrating, [training])
+        if copies <= MOST_COPIES * len(calibrating):
+            return
+        distinct = np.unique(training.flatten(1).numpy(), axis=0)
+        # Where values are few rows are alike by chance, new ones as often as these.
+        if len(distinct) > 1 and max(len(np.unique(column)) for column in distinct.T) > len(distinct) / 2:
+            warnings.warn(
+                f"{copies / len(calibrating):.0%} of the calibration rows are copies of rows that were learned from. "
+                "The model knows them, so that it may call more of the rows that are new outliers than "
+                f"false_alarm_rate={self.false_alarm_rate:g}. Leave copies out.",
                 UserWarning,
                 stacklevel=3,
             )

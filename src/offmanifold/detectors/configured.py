@@ -132,6 +132,7 @@ class Configured(BaseEstimator, abc.ABC):  # type: ignore[misc]
             "weight_decay": float(self.weight_decay),
             "scale": self.scale if table else None,
             "store_rows": bool(self.store_rows),
+            "precision": self.precision,
         }
 
     def _network_settings(

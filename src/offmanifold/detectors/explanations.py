@@ -176,7 +176,9 @@ def explain(detector: Scorer, X: Any) -> Explanation:
     found: list[dict[str, Tensor]] = []
     with computing_in(detector._scoring_dtype, detector.module_):
         for part, real in detector._passes(rows):
-            found.append({name: values.double().cpu() for name, values in _explained(detector, part[:real]).items()})
+            found.append(
+                {name: values.double().cpu() for name, values in _explained_apart(detector, part[:real]).items()}
+            )
     joined = {name: torch.cat([part[name] for part in found]) for name in found[0]}
     arrays = {name: values.numpy() for name, values in joined.items()}
     score = detector._scores(rows)
@@ -217,6 +219,15 @@ def _usual(detector: Scorer) -> dict[str, tuple[Any, Any]]:
     ends[:, known] = np.nanquantile(rows[:, known], USUAL, axis=0, method="nearest")
     shown = spec.present(ends)
     return {spec.names[i]: (_plain(shown[0, i]), _plain(shown[1, i])) for i in known}
+
+
+def _explained_apart(detector: Scorer, rows: Tensor) -> dict[str, Tensor]:
+    """Explain complete rows and those with gaps apart: beside a gap a complete row's gradient has other last bits."""
+    gaps = rows.flatten(1).isnan().any(1)
+    groups = [place for place in (torch.nonzero(~gaps)[:, 0], torch.nonzero(gaps)[:, 0]) if len(place)]
+    parts = [_explained(detector, rows[place]) for place in groups]
+    back = torch.cat(groups).argsort()
+    return {name: torch.cat([part[name] for part in parts])[back] for name in parts[0]}
 
 
 def _explained(detector: Scorer, rows: Tensor) -> dict[str, Tensor]:

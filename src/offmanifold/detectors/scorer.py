@@ -15,7 +15,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
-from offmanifold import calibration
+from offmanifold import calibration, parameters
 from offmanifold.data.inputs import Float64Array, InputSpec, Rows
 from offmanifold.data.tables import Preparation, Standardiser
 from offmanifold.detectors.configured import Configured, Settings
@@ -55,7 +55,6 @@ class Scorer(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
     settings_: Settings
     calibration_scores_: Float64Array
     calibration_rows_: npt.NDArray[Any] | None = None
-    offset_: float
     _device: torch.device
     # What is done with missing cells, NaN in prepared rows: energies and losses are of the cells seen ("learned"), or
     # energies alone are ("scored"), or the detector is never shown them ("filled": with means). Rows with gaps are left
@@ -154,14 +153,18 @@ class Scorer(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
         return tags
 
     def _set_input_attributes(self) -> None:
+        for name in ("n_features_in_", "feature_names_in_"):
+            self.__dict__.pop(name, None)  # of an earlier fit
         if self.spec_.kind == "table":
             self.n_features_in_ = self.spec_.shape[0]
             if self.spec_.columns is not None:
                 self.feature_names_in_ = np.array(self.spec_.columns, dtype=object)
 
-    def _calibrate(self, scores: Float64Array) -> None:
-        self.calibration_scores_ = scores
-        self.offset_ = calibration.threshold(scores, self.false_alarm_rate)
+    @property
+    def offset_(self) -> float:
+        """The score below which :meth:`predict` says −1: of ``false_alarm_rate`` as it is now, without another fit."""
+        rate = parameters.real("false_alarm_rate", self.false_alarm_rate, above=0, below=1)
+        return calibration.threshold(self.calibration_scores_, rate)
 
     # --- scoring ---------------------------------------------------------------------------------------
 
@@ -188,7 +191,9 @@ class Scorer(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
 
     @property
     def _scoring_dtype(self) -> torch.dtype:
-        return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
+        # As it was when the calibration rows were scored; files of before it was kept say it once.
+        chosen = self.settings_.get("precision", self.precision)
+        return torch.bfloat16 if chosen == "bfloat16" else torch.float32
 
     def _fitted_rows(self, X: Any) -> Rows:
         check_is_fitted(self, "module_")
@@ -226,7 +231,7 @@ class Scorer(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
 
     def predict(self, X: Any) -> npt.NDArray[np.int64]:
         """Return −1 for outliers, those with a p-value of at most ``false_alarm_rate``, and +1 for the rest."""
-        return np.where(self.decision_function(X) < 0, -1, 1)
+        return np.where(self.score_samples(X) >= self.offset_, 1, -1)
 
     def p_values(self, X: Any) -> Float64Array:
         """Return conformal p-values ``(n,)``: for a normal row, P(p ≤ α) ≤ α (see ``offmanifold.calibration``)."""
@@ -249,20 +254,36 @@ class Scorer(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
         return explain(self, X)
 
     def bits_per_dim(self, X: Any, *, discrete_pixels: bool = False) -> Float64Array:
-        """Return −score / (D ln 2): bits per dimension ``(n,)``, for scores in nats.
+        """Return −score / (D ln 2): bits per dimension ``(n,)``, for scores that are a log-likelihood or its bound.
 
         Parameters
         ----------
         X : array-like
         discrete_pixels : bool
-            False: of the density on the scale that was modelled ([0, 1] for images). True, for images alone:
-            of 256 discrete grey levels, which is 8 more.
+            False: of the density on the scale that was modelled ([0, 1] for images), or of the probability under a
+            Bernoulli likelihood. True, for images and densities alone: of 256 discrete grey levels, which is 8 more.
+
+        Raises
+        ------
+        ValueError
+            For scores in another unit or that are a part of a bound (``score_by`` "kl" or "reconstruction"), and for
+            discrete pixels of a table or a Bernoulli likelihood.
         """
         rows = self._fitted_rows(X)
         if self.score_unit != "nats":
             raise ValueError(f"{type(self).__name__}'s score is in {self.score_unit}, not in nats.")
+        if (part := self.settings_.get("score_by")) in ("kl", "reconstruction"):
+            raise ValueError(
+                f"score_by={part!r} is one term of a bound and no log-likelihood: it has no bits per dimension. Use "
+                "score_by='elbo' or 'iwae'."
+            )
         if discrete_pixels and self.spec_.kind != "image":
             raise ValueError("discrete_pixels=True is for images; the detector was trained on a table.")
+        if discrete_pixels and self.settings_.get("likelihood") == "bernoulli":
+            raise ValueError(
+                "discrete_pixels=True turns a density on [0, 1] into a probability of grey levels; "
+                "likelihood='bernoulli' is no density. Use discrete_pixels=False, or likelihood='gaussian'."
+            )
         scores = torch.from_numpy(self._scores(rows))
         return bits_per_dim(scores, self._network_spec.dimensions, discrete_pixels=discrete_pixels).numpy()
 

@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.optimize import brentq
 from scipy.stats import binomtest, norm, rankdata
 from sklearn.metrics import average_precision_score
 
 from offmanifold.measures.estimates import Estimate
+from offmanifold.parameters import integer, real
 
 Scores = npt.NDArray[np.float64]
 
@@ -39,7 +41,7 @@ def _placements(normal: npt.ArrayLike, outliers: npt.ArrayLike) -> tuple[Scores,
 
 
 def auroc(normal: npt.ArrayLike, outliers: npt.ArrayLike, *, level: float = 0.95) -> Estimate:
-    """Area under the ROC curve, with DeLong's interval on the logit scale.
+    """Area under the ROC curve, with an interval that covers with few outliers, too.
 
     Parameters
     ----------
@@ -55,9 +57,12 @@ def auroc(normal: npt.ArrayLike, outliers: npt.ArrayLike, *, level: float = 0.95
 
     Notes
     -----
-    Variance by DeLong et al. (1988) in the O(n log n) form of Sun & Xu (2014). For perfect separation that
-    variance is zero; the far end is then the exact binomial bound for min(n, m) successes in as many trials.
+    From the lowest to the highest end of two intervals. DeLong's (1988), on the logit scale and in the O(n log n) form
+    of Sun & Xu (2014), needs many rows of each kind; Newcombe's fifth (2006), which solves (A − θ)² = z² V(θ) with the
+    variance of exponential scores, does not. For perfect separation the far end is the exact binomial bound for
+    min(n, m) successes in as many trials.
     """
+    _check_level(level)
     of_normals, of_outliers = _placements(normal, outliers)
     n, m = len(of_normals), len(of_outliers)
     value = float(of_outliers.mean())
@@ -69,13 +74,29 @@ def auroc(normal: npt.ArrayLike, outliers: npt.ArrayLike, *, level: float = 0.95
     logit = math.log(value / (1 - value))
     spread = z * math.sqrt(variance) / (value * (1 - value))
     low, high = (1 / (1 + math.exp(-min(max(logit + s, -700), 700))) for s in (-spread, spread))
-    return Estimate(value, low, high, level)
+    others = _newcombe(value, n, m, z)
+    return Estimate(value, min(low, others[0]), max(high, others[1]), level)
+
+
+def _newcombe(value: float, n: int, m: int, z: float) -> tuple[float, float]:
+    """Return the interval of Newcombe's method 5 around an AUROC strictly between 0 and 1."""
+    half = (n + m) / 2 - 1
+
+    def off(theta: float) -> float:
+        shape = 1 + half * ((1 - theta) / (2 - theta) + theta / (1 + theta))
+        return (value - theta) ** 2 - z**2 * theta * (1 - theta) * shape / (n * m)
+
+    return float(brentq(off, 0.0, value)), float(brentq(off, value, 1.0))
+
+
+def _check_level(level: float) -> None:
+    real("level", level, above=0, below=1)
 
 
 def auroc_difference(
     scores: tuple[npt.ArrayLike, npt.ArrayLike], others: tuple[npt.ArrayLike, npt.ArrayLike], *, level: float = 0.95
 ) -> Estimate:
-    """AUROC of one kind of scores minus that of another, of the same rows, with DeLong's interval for pairs.
+    """AUROC of one kind of scores minus that of another, of the same rows, with an interval for pairs.
 
     Parameters
     ----------
@@ -83,13 +104,32 @@ def auroc_difference(
         Of normal rows and of outliers, high = normal.
     level : float
         Confidence of the interval.
+
+    Notes
+    -----
+    Made of the intervals of both AUROCs and their correlation by DeLong et al. (1988), after Zou (2007).
     """
-    pairs = zip(_placements(*scores), _placements(*others), strict=True)
-    of_normals, of_outliers = (mine - theirs for mine, theirs in pairs)
-    value = float(of_outliers.mean())
-    variance = sum(part.var(ddof=1) / len(part) if len(part) > 1 else 0.25 for part in (of_normals, of_outliers))
-    spread = float(norm.ppf(0.5 + level / 2)) * math.sqrt(variance)
-    return Estimate(value, max(-1.0, value - spread), min(1.0, value + spread), level)
+    first, second = auroc(*scores, level=level), auroc(*others, level=level)
+    mine, theirs = _placements(*scores), _placements(*others)
+    for name, one, other in zip(("normal rows", "outliers"), mine, theirs, strict=True):
+        if len(one) != len(other):
+            raise ValueError(f"others must be of the same {name} as scores; got {len(other):,} and {len(one):,}.")
+    value = first.value - second.value
+    if all(np.array_equal(one, other) for one, other in zip(mine, theirs, strict=True)):
+        return Estimate(0.0, 0.0, 0.0, level)
+    # Zero where one of them has no variance, as with a single row or perfect separation.
+    variances = [sum(float(part.var()) / max(1, len(part) - 1) for part in parts) for parts in (mine, theirs)]
+    covariance = sum(
+        float(np.cov(a, b, bias=True)[0, 1]) / max(1, len(a) - 1) for a, b in zip(mine, theirs, strict=True)
+    )
+    r = covariance / math.sqrt(variances[0] * variances[1]) if min(variances) > 0 else 0.0
+
+    def distance(a: float, b: float) -> float:
+        return math.sqrt(max(0.0, a**2 + b**2 - 2 * min(max(r, -1.0), 1.0) * a * b))
+
+    below = distance(first.value - first.low, second.high - second.value)
+    above = distance(first.high - first.value, second.value - second.low)
+    return Estimate(value, max(-1.0, value - below), min(1.0, value + above), level)
 
 
 def aupr(
@@ -102,13 +142,14 @@ def aupr(
 ) -> Estimate:
     """Average precision with the outliers as the positive class, with a bootstrap interval.
 
-    Parameters are those of :func:`fpr_at_tpr`.
+    Parameters are those of :func:`fpr_at_tpr`. Of perfect separation the interval has no width: see :func:`auroc`'s.
     """
     low_scores, high_scores = _pair(normal, outliers)
 
     def statistic(negatives: Scores, positives: Scores) -> float:
         labels = np.r_[np.zeros(len(negatives)), np.ones(len(positives))]
-        return float(average_precision_score(labels, np.r_[negatives, positives]))
+        ranks = rankdata(np.r_[negatives, positives])  # scores may be infinite
+        return float(average_precision_score(labels, ranks))
 
     return _bootstrap(statistic, low_scores, high_scores, level, draws, random_state)
 
@@ -136,14 +177,22 @@ def fpr_at_tpr(
         Bootstrap draws, normal rows and outliers resampled apart.
     random_state : int
         Seed of the bootstrap.
+
+    Notes
+    -----
+    From the lowest to the highest end of the bootstrap's interval and of the exact binomial one for the normal rows: of
+    scores that hardly overlap most draws of a bootstrap are alike.
     """
+    real("tpr", tpr, above=0, maximum=1)
     low_scores, high_scores = _pair(normal, outliers)
 
     def statistic(negatives: Scores, positives: Scores) -> float:
         threshold = np.sort(positives)[math.floor((1 - tpr) * len(positives) + 1e-9)]
         return float((negatives >= threshold).mean())
 
-    return _bootstrap(statistic, low_scores, high_scores, level, draws, random_state)
+    found = _bootstrap(statistic, low_scores, high_scores, level, draws, random_state)
+    exact = proportion(round(found.value * len(low_scores)), len(low_scores), level=level)
+    return Estimate(found.value, min(found.low, exact.low), max(found.high, exact.high), level)
 
 
 def proportion(count: int, total: int, *, level: float = 0.95) -> Estimate:
@@ -160,6 +209,8 @@ def _bootstrap(
     draws: int,
     random_state: int,
 ) -> Estimate:
+    _check_level(level)
+    integer("draws", draws)
     rng = np.random.default_rng(random_state)
     values = [
         statistic(

@@ -58,12 +58,18 @@ def difference_of_means(values: npt.ArrayLike, others: npt.ArrayLike, *, level: 
 
 
 def rank_correlation(values: npt.ArrayLike, others: npt.ArrayLike, *, level: float = 0.95) -> Estimate:
-    """Spearman's rank correlation of paired values ``(n,)`` with Fisher's interval; 0 where one of them is constant."""
+    """Spearman's rank correlation of paired values ``(n,)`` with Fisher's interval; 0 where one of them is constant.
+
+    Of values in the same order, or the opposite, it is that of the next smaller correlation there can be.
+    """
     first, second = (np.asarray(sample, dtype=np.float64) for sample in (values, others))
     if len(first) < 4 or np.ptp(first) == 0 or np.ptp(second) == 0:
         return Estimate(0.0, -1.0, 1.0, level)
     value = float(spearmanr(first, second).statistic)
     # Bonett & Wright (2000): the variance of Fisher's z for ranks.
     half = float(norm.ppf(0.5 + level / 2)) * math.sqrt((1 + value**2 / 2) / (len(first) - 3))
-    z = math.atanh(min(max(value, -1 + 1e-12), 1 - 1e-12))
-    return Estimate(value, math.tanh(z - half), math.tanh(z + half), level)
+    n = len(first)
+    largest = 1 - 12 / (n * (n**2 - 1))  # two neighbours exchanged
+    z = math.atanh(min(max(value, -largest), largest))
+    low, high = math.tanh(z - half), math.tanh(z + half)
+    return Estimate(value, -1.0 if value < -largest else low, 1.0 if value > largest else high, level)

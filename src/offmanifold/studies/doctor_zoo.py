@@ -212,7 +212,7 @@ def run(job: Job) -> dict[str, Any]:
         if member.spoil is not None:
             member.spoil(detector)
             split = detector.split(len(rows))[0]
-            detector._calibrate(np.sort(detector.score_samples(rows[split])))
+            detector.calibration_scores_ = np.sort(detector.score_samples(rows[split]))
         parts = [measured(part) for part in (examined, test, unknown)]
         diagnosis = diagnose(detector, parts[0], budget="1h", checks=EXAMINED, random_state=job["seed"])
         real = auroc(*(np.nan_to_num(detector.score_samples(part), nan=-1e300) for part in parts[1:]))
