@@ -10,7 +10,19 @@ import pytest
 import torch
 from conftest import quick
 
-from offmanifold import AE, IGEBM, NAE, VAE, MultiscaleDenoiser, OutlierDetector, auroc, load
+from offmanifold import (
+    AE,
+    IGEBM,
+    NAE,
+    VAE,
+    WAE,
+    MultiscaleDenoiser,
+    NegativeVAE,
+    OutlierDetector,
+    SemiSupervisedVAE,
+    auroc,
+    load,
+)
 from offmanifold.detectors.levelling import Levelling
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*cannot promise:UserWarning", "ignore:.*has collapsed:UserWarning")
@@ -92,6 +104,44 @@ def test_trained_on_rows_with_gaps(cls: type[OutlierDetector], plane: Any, tmp_p
     np.testing.assert_array_equal(load(tmp_path / "m.safetensors").score_samples(new), scores)
     if isinstance(detector, AE | VAE):
         assert np.isfinite(detector.reconstruct(new)).all() and np.isfinite(detector.transform(new)).all()
+
+
+@pytest.mark.parametrize("cls", [AE, NAE, VAE, WAE, NegativeVAE, SemiSupervisedVAE])
+def test_codes_are_of_completed_rows(cls: Any, plane: Any) -> None:
+    detector = cls(**quick(cls)).fit(plane[0])
+    rows = plane[1][:40]
+    gappy = hidden(rows, 0.3)
+    model = detector.module_
+    complete = detector.transform(rows)
+    with torch.no_grad():
+        prepared = torch.from_numpy(detector.prepared(gappy)).float()
+        whole = model.completed(prepared)
+        expected, unfilled = model.encode(whole), model.encode(prepared)
+    np.testing.assert_allclose(detector.transform(gappy), expected.numpy(), rtol=1e-4, atol=1e-5)
+    assert not np.allclose(expected.numpy(), unfilled.numpy(), rtol=1e-2, atol=1e-3)
+    beside = np.concatenate([rows[:1], gappy[1:]])
+    np.testing.assert_array_equal(detector.transform(beside)[0], complete[0])  # to the last bit
+    if hasattr(detector, "posterior"):
+        np.testing.assert_array_equal(detector.transform(gappy), detector.posterior(gappy)[0])
+
+
+@pytest.mark.parametrize("labels", ["discrete", "continuous"])
+def test_labels_and_counterfactuals_are_of_completed_rows(labels: str, plane: Any) -> None:
+    rows, gappy = plane[0][:40], hidden(plane[0][:40], 0.3)
+    y = (plane[0][:, 0] > 0).astype(float) if labels == "discrete" else plane[0][:, 0]
+    detector = SemiSupervisedVAE(**quick(SemiSupervisedVAE) | {"steps": 50, "labels": labels}).fit(plane[0], y)
+    model = detector.module_
+    with torch.no_grad():
+        whole = model.completed(torch.from_numpy(detector.prepared(gappy)).float())
+    completed = detector._inverse(whole)
+    seen = ~np.isnan(gappy)
+    np.testing.assert_allclose(completed[seen], rows[seen], rtol=1e-4, atol=1e-5)
+    told = detector.predict_proba if labels == "discrete" else detector.predict_label
+    np.testing.assert_allclose(told(gappy), told(completed), rtol=1e-3, atol=1e-4)
+    wanted = detector.classes_[0] if labels == "discrete" else 0.5
+    np.testing.assert_allclose(
+        detector.counterfactual(gappy, wanted), detector.counterfactual(completed, wanted), rtol=1e-3, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("own", [{"gamma": "closed-form"}, {"gamma": "per-dimension"}, {"score_by": "iwae"}])

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from offmanifold import AE, VAE
+from offmanifold import AE, VAE, SemiSupervisedVAE
 from offmanifold.detectors.variational import COLLAPSE
 from offmanifold.diagnosis import capacity
 from offmanifold.diagnosis.answers import answers
@@ -105,6 +105,8 @@ def test_images_are_widened_by_their_channels() -> None:
 def test_what_cannot_be_searched_is_said(curved: np.ndarray) -> None:
     with pytest.raises(TypeError, match="AE has none .an autoencoder's error only falls"):
         suggest_capacity(AE(), curved)
+    with pytest.raises(ValueError, match="a model of another task; got detector=SemiSupervisedVAE. Compare sizes"):
+        suggest_capacity(SemiSupervisedVAE(), curved)
     with pytest.raises(ValueError, match="widths must increase"):
         suggest_capacity(small(), curved, widths=(1, 1))
     with pytest.raises(ValueError, match="latent_dims.0. must be"):

@@ -118,6 +118,38 @@ def test_bernoulli_agrees_with_torch_and_sums_to_one() -> None:
     assert log_probs.exp().sum().item() == pytest.approx(1)
 
 
+def test_a_bernoulli_cell_costs_more_the_farther_it_lies_outside() -> None:
+    logits = normal(1, 3).expand(9, 3)
+    at = torch.tensor([-5.0, -1.0, -0.01, 0.0, 0.3, 1.0, 1.01, 2.0, 50.0], dtype=torch.float64)
+    rows = torch.full((9, 3), 0.5, dtype=torch.float64)
+    for cell in range(3):
+        moved = rows.clone()
+        moved[:, cell] = at
+        found = Bernoulli().log_prob(moved, logits)
+        assert bool((found[:4].diff() > 0).all()) and bool((found[5:].diff() < 0).all())
+        within = torch.nn.functional.binary_cross_entropy_with_logits(logits, moved, reduction="none")
+        assert torch.equal(found[3:6], -within.sum(1)[3:6])  # to the last bit
+        cells = Bernoulli().cells(moved, logits)
+        torch.testing.assert_close(cells[0, cell], cells[3, cell] - 500)
+        moved[:, cell] = torch.nan
+        assert bool((Bernoulli().cells(moved, logits)[:, cell] == 0).all())
+
+
+def test_gamma_follows_the_parts_of_a_step_as_the_whole() -> None:
+    x, mean = normal(50, 4), normal(50, 4, seed=1)
+    for rule in ("closed-form", "continuation"):
+        whole, parts, none = (Gaussian((4,), gamma=rule, start=9.0).double().train() for _ in range(3))
+        before = none.gamma.item()
+        whole.log_prob(x, mean)
+        for share in (0.25, 0.75):
+            parts.log_prob(x, mean, learning=share)
+        none.log_prob(x, mean, learning=0)
+        assert parts.gamma.item() == pytest.approx(whole.gamma.item(), rel=1e-6)
+        assert whole.gamma.item() < before == none.gamma.item()
+        if rule == "continuation":
+            assert whole.gamma.item() == pytest.approx(0.99 * before, rel=1e-6)
+
+
 def test_the_optimal_variance_is_the_mean_squared_error() -> None:
     """P0/P4: γ* = mean squared error over rows and dimensions; the learned γ's gradient vanishes there."""
     x, mean = normal(50, 4), normal(50, 4, seed=1)

@@ -144,6 +144,61 @@ def test_lagging_trains_the_encoder_more_than_the_decoder(line: np.ndarray) -> N
     assert detector.history_[-1]["repeats"] >= 6
 
 
+@pytest.mark.parametrize("kind", ["vae", "labels", "negatives"])
+def test_continuation_falls_by_a_hundredth_a_step_whatever_else_a_step_does(kind: str, line: np.ndarray) -> None:
+    """γ follows the errors in what trains the decoder, and there once: not with the encoder alone, or part by part."""
+    own: dict[str, Any] = {"gamma": "continuation", "steps": 20, "random_state": 0, "verbose": False}
+    detector: Any
+    if kind == "vae":
+        detector = VAE(lagging=(0.1, 5), **own).fit(line)
+        assert detector.history_[-1]["repeats"] >= 10
+    elif kind == "labels":
+        detector = SemiSupervisedVAE(lagging=(0.1, 2), **own)
+        detector.fit(line, np.where(np.arange(len(line)) % 2, line[:, 0] > 0, -1.0))
+    else:
+        detector = NegativeVAE(negatives="random", **own).fit(line)
+        model, rows = detector.module_.train(), torch.from_numpy(detector.prepared(line[:50])).float()
+        with torch.no_grad():
+            model.likelihood.log_gamma.fill_(2.0)
+            of_encoder, of_decoder = detector._phases(model, detector.settings_)[0].updates
+            found = []
+            for update in (of_encoder, of_decoder):
+                update.loss(rows, torch.Generator().manual_seed(0))
+                found.append(float(model.likelihood.log_gamma))
+        assert found == pytest.approx([2.0, 2.0 + math.log(0.99)], abs=1e-6)
+        return
+    assert float(detector.gamma_) >= 0.999 * 0.99**20 * detector.settings_["gamma_start"]
+
+
+def test_a_bernoulli_vae_finds_no_cell_normal_that_lies_outside() -> None:
+    rng = np.random.default_rng(0)
+    rows = (rng.random((600, 6)) < 0.9).astype(float)
+    detector = VAE(likelihood="bernoulli", scale=None, steps=200, random_state=0, verbose=False).fit(rows)
+    moved = np.ones((5, 6))
+    for cells in ([1.0, 1.2, 2.0, 50.0, 1e4], [0.0, -0.2, -1.0, -5.0, -1e4]):
+        moved[:, 0] = cells
+        assert (np.diff(detector.score_samples(moved)) < 0).all()
+        assert (detector.p_values(moved)[2:] < 0.01).all()
+        told = detector.explain(moved[2:])
+        assert (told.contributions.argmin(1) == 0).all()
+
+
+def test_bits_per_dimension_are_of_log_likelihoods_alone(digits: Any) -> None:
+    own: dict[str, Any] = {"steps": 3, "random_state": 0, "verbose": False}
+    images = digits[0][:60]
+    for score in ("kl", "reconstruction"):
+        detector = VAE(score_by=score, **own).fit(images)
+        with pytest.raises(ValueError, match=f"score_by='{score}' is one term of a bound and no log-likelihood"):
+            detector.bits_per_dim(images)
+    bernoulli = VAE(likelihood="bernoulli", **own).fit(images)
+    expected = -bernoulli.score_samples(images) / (64 * math.log(2))
+    np.testing.assert_allclose(bernoulli.bits_per_dim(images), expected)
+    with pytest.raises(ValueError, match="likelihood='bernoulli' is no density"):
+        bernoulli.bits_per_dim(images, discrete_pixels=True)
+    gaussian = VAE(score_by="iwae", **own).fit(images)
+    np.testing.assert_allclose(gaussian.bits_per_dim(images, discrete_pixels=True), gaussian.bits_per_dim(images) + 8)
+
+
 def test_lagging_has_an_end(line: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"lagging\[1\] must be at most 50; got 51"):
         VAE(lagging=(0.1, 51), verbose=False).fit(line)

@@ -18,6 +18,8 @@ GAIN, ERRORS, MOST = 0.01, 2.0, 5.0
 # Of values: fewer that differ make quantiles steps.
 DISTINCT = 0.5
 SINH = 700.0
+# Two quantiles so many times as far apart as others near them, on either side, have a gap between modes among them.
+GAP, NEAR = 6.0, 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +88,7 @@ class Transform:
         """Return the transform under which values that were held out are likeliest, as a normal distribution's.
 
         Densities are those of the values themselves: a transform's slope counts. It must be better beyond chance.
+        Quantiles are none where modes have a gap between them: all that lies in the gap would become one value.
         """
         there = values[~np.isnan(values)]
         if len(there) < FEWEST or (there == there[0]).all():
@@ -94,13 +97,16 @@ class Transform:
         learned, judged = there[~held], there[held]
         plain = cls()
         best, likelihoods = plain, plain._log_density(learned, judged)
+        # What is chosen is learned again from all values: what these rule out is no choice.
+        again = {one.name: one for one in cls._candidates(there)}
         for candidate in cls._candidates(learned):
+            if candidate.name not in again:
+                continue
             found = candidate._log_density(learned, judged)
             gain = np.clip(found - likelihoods, -MOST, MOST)
             if gain.mean() > max(GAIN, ERRORS * gain.std() / np.sqrt(len(gain))):
                 best, likelihoods = candidate, found
-        # Learned again from all values, where they do not turn out to repeat.
-        return next((one for one in cls._candidates(there) if one.name == best.name), best)
+        return again.get(best.name, plain)
 
     @classmethod
     def _candidates(cls, values: Float64Array) -> list[Transform]:
@@ -110,9 +116,9 @@ class Transform:
         distinct = np.unique(values)
         if len(distinct) >= max(2 * KNOTS, DISTINCT * len(values)):
             at = (np.arange(KNOTS) + 0.5) / KNOTS
-            knots = np.quantile(values, at)
-            if (np.diff(knots) > 0).all():
-                found.append(cls("quantiles", knots=tuple(knots.tolist()), normal=tuple(norm.ppf(at).tolist())))
+            knots, normal = np.quantile(values, at), norm.ppf(at)
+            if (np.diff(knots) > 0).all() and not _has_gap(np.diff(knots)):
+                found.append(cls("quantiles", knots=tuple(knots.tolist()), normal=tuple(normal.tolist())))
         return found
 
     def _log_density(self, learned: Float64Array, judged: Float64Array) -> Float64Array:
@@ -120,6 +126,14 @@ class Transform:
         spread = max(float(inner.std()), 1e-300)
         found: Float64Array = norm.logpdf(self(judged), inner.mean(), spread) + self.log_slope(judged)
         return found
+
+
+def _has_gap(widths: Float64Array) -> bool:
+    """Return whether equal shares of the values are far wider than some near them on both sides, as no tail's are."""
+    return any(
+        widths[i] > GAP * max(widths[max(0, i - NEAR) : i].min(), widths[i + 1 : i + 1 + NEAR].min())
+        for i in range(1, len(widths) - 1)
+    )
 
 
 def _segment(values: Float64Array, at: tuple[float, ...]) -> npt.NDArray[np.intp]:

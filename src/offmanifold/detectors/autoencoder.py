@@ -47,11 +47,14 @@ class Autoencoder(nn.Module):
 
     def reconstruct(self, rows: Tensor) -> Tensor:
         """Return dec(enc(x)) ``(n, *shape)``; what is missing of x is completed first."""
+        return self._once(self.completed(rows))
 
-        def once(rows: Tensor) -> Tensor:
-            return self.decode(self.encode(rows))
+    def completed(self, rows: Tensor) -> Tensor:
+        """Return rows with what dec(enc(x)) has in missing cells."""
+        return completed(rows, self._once)
 
-        return once(completed(rows, once))
+    def _once(self, rows: Tensor) -> Tensor:
+        return self.decode(self.encode(rows))
 
 
 def check_autoencoder(distance: str, latent: str, latent_dim: int, *, table: bool) -> None:

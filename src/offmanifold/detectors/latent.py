@@ -22,8 +22,11 @@ class LatentMixin(TransformerMixin):  # type: ignore[misc]
         return "sphere" if self.settings_["latent"] == "sphere" else None
 
     def transform(self: Any, X: Any) -> Float64Array:
-        """Return latent codes ``(n, latent_dim)``: the posterior's means where codes are random."""
-        return joined(self._through(lambda model, rows: model.encode(rows), self._fitted_rows(X)))
+        """Return latent codes ``(n, latent_dim)``: the posterior's means where codes are random.
+
+        Missing cells are as the model completes them.
+        """
+        return joined(self._through(lambda model, rows: model.encode(model.completed(rows)), self._fitted_rows(X)))
 
     def reconstruct(self: Any, X: Any) -> Any:
         """Return the rows as the model sees them, in the units and layout of ``X``; missing cells as it completes them.

@@ -65,11 +65,14 @@ class SemiSupervisedAutoencoder(VariationalAutoencoder):
         decoded: Tensor = self.decoder(torch.cat([codes, told], 1))
         return decoded
 
-    def likelihoods(self, rows: Tensor, codes: Tensor, told: Tensor) -> Tensor:
-        """Return log p(x | y, z) ``(samples, n)`` for codes ``(samples, n, k)`` and labels ``(samples, n, width)``."""
+    def likelihoods(self, rows: Tensor, codes: Tensor, told: Tensor, *, learning: float = 1.0) -> Tensor:
+        """Return log p(x | y, z) ``(samples, n)`` for codes ``(samples, n, k)`` and labels ``(samples, n, width)``.
+
+        In training a γ that follows the errors follows these as part ``learning`` of a step.
+        """
         repeated = rows.repeat(len(codes), *[1] * (rows.ndim - 1))
         decoded = self.decode(codes.flatten(0, 1), told.flatten(0, 1))
-        return self.likelihood.log_prob(repeated, decoded).view(len(codes), len(rows))
+        return self.likelihood.log_prob(repeated, decoded, learning=learning).view(len(codes), len(rows))
 
     def _classes(self, n: int, like: Tensor) -> Tensor:
         """Return every class for every row ``(classes, n, width)``."""

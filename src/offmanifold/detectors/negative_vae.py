@@ -265,8 +265,8 @@ class NegativeVAE(VariationalDetector):
         def noise(rows: Tensor, generator: torch.Generator, samples: int = 1) -> Tensor:
             return rows.new_empty(samples, len(rows), latent_dim).normal_(generator=generator)
 
-        def bound(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Metrics]:
-            drawn = model.draws(rows, noise(rows, generator))
+        def bound(rows: Tensor, generator: torch.Generator, *, learning: bool) -> tuple[Tensor, Metrics]:
+            drawn = model.draws(rows, noise(rows, generator), learning=learning)
             metrics: Metrics = {"log_likelihood": drawn.log_likelihoods.detach().mean(), "kl": drawn.kl.detach().mean()}
             metrics |= gamma_metric(model.likelihood)
             return bounds.elbo(drawn.log_likelihoods, drawn.kl), metrics
@@ -283,7 +283,7 @@ class NegativeVAE(VariationalDetector):
             return bounds.eubo(drawn.log_weights).clamp(min=enough), drawn.kl.detach()
 
         def for_encoder(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Metrics]:
-            elbo, metrics = bound(rows, generator)
+            elbo, metrics = bound(rows, generator, learning=False)
             total = -elbo
             for name, weight in weights.items():
                 loss, kl = lowered(draw[name](rows, generator).detach(), elbo, generator)
@@ -292,7 +292,7 @@ class NegativeVAE(VariationalDetector):
             return total / dimensions, metrics
 
         def for_decoder(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Metrics]:
-            elbo, _ = bound(rows, generator)
+            elbo, _ = bound(rows, generator, learning=True)
             total = -elbo
             for name, weight in weights.items():
                 negatives = draw[name](rows, generator) if upper or name == "adversarial" else rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Sequence
 from typing import Any, final
@@ -240,23 +241,23 @@ class SemiSupervisedVAE(VariationalDetector):
             noise = mean.new_empty(samples, len(mean), latent_dim).normal_(generator=generator)
             return mean + log_std.exp() * noise, noise
 
-        def unlabelled(rows: Tensor, generator: torch.Generator) -> Tensor:
+        def unlabelled(rows: Tensor, generator: torch.Generator, learning: float) -> Tensor:
             """U(x): Eq. 30 or 32, as a lower bound."""
             mean, log_std = model.posterior(rows)
             codes, noise = codes_of(mean, log_std, generator)
             posterior = model.label_posterior(rows)
             told, ratio = posterior.relaxed(samples, generator)
-            log_likelihoods = model.likelihoods(rows, codes, told)
+            log_likelihoods = model.likelihoods(rows, codes, told, learning=learning)
             if iwae:
                 return bounds.iwae(bounds.gaussian_log_weights(log_likelihoods + ratio, codes, noise, log_std))
             return bounds.elbo(log_likelihoods, kl_to_standard_normal(mean, log_std).sum(1) + posterior.kl)
 
-        def labelled(rows: Tensor, told: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        def labelled(rows: Tensor, told: Tensor, generator: torch.Generator, learning: float) -> tuple[Tensor, Tensor]:
             """L(x, y), Eq. 29 or 31 as a lower bound, and log q(y | x)."""
             mean, log_std = model.labelled_posterior(rows, told)
             codes, noise = codes_of(mean, log_std, generator)
             posterior = model.label_posterior(rows)
-            log_likelihoods = model.likelihoods(rows, codes, told.expand(samples, -1, -1))
+            log_likelihoods = model.likelihoods(rows, codes, told.expand(samples, -1, -1), learning=learning)
             prior = posterior.prior_log_prob(told)
             if iwae:
                 bound = bounds.iwae(bounds.gaussian_log_weights(log_likelihoods, codes, noise, log_std))
@@ -264,18 +265,19 @@ class SemiSupervisedVAE(VariationalDetector):
                 bound = bounds.elbo(log_likelihoods, kl_to_standard_normal(mean, log_std).sum(1))
             return bound + prior, posterior.log_prob(told)
 
-        def loss(packed: Tensor, generator: torch.Generator) -> tuple[Tensor, Metrics]:
+        def loss(packed: Tensor, generator: torch.Generator, *, learning: bool = True) -> tuple[Tensor, Metrics]:
             rows, told, known = self._split(packed)
+            each = learning / len(rows)  # rows with and without labels are parts of one step
             total = rows.new_zeros(len(rows))
             metrics: Metrics = {}
             here = (~known).nonzero().flatten()
             if len(here):
-                bound = unlabelled(rows[here], generator)
+                bound = unlabelled(rows[here], generator, each * len(here))
                 total = total.index_put((here,), -bound)
                 metrics["unlabelled_bound"] = bound.detach().mean()
             here = known.nonzero().flatten()
             if len(here):
-                bound, log_q = labelled(rows[here], told[here], generator)
+                bound, log_q = labelled(rows[here], told[here], generator, each * len(here))
                 value = settings["labelled_weight"] * bound + settings["classifier_weight"] * log_q
                 total = total.index_put((here,), -value)
                 metrics |= {"labelled_bound": bound.detach().mean(), "label_log_prob": log_q.detach().mean()}
@@ -288,7 +290,8 @@ class SemiSupervisedVAE(VariationalDetector):
         if settings["lagging"] is not None:
             threshold, repeats = settings["lagging"]
             enough = settled(threshold, repeats, self._network_spec.dimensions)
-            updates.insert(0, Update((groups[0],), loss, optimizer, repeats=MOST_REPEATS, repeat_until=enough))
+            alone = functools.partial(loss, learning=False)
+            updates.insert(0, Update((groups[0],), alone, optimizer, repeats=MOST_REPEATS, repeat_until=enough))
         return [Phase("semi-supervised-vae", tuple(updates), settings["steps"], settings["batch_size"])]
 
     def _elbos(self, rows: Rows, index: npt.NDArray[np.intp] | None, of_draws: Float64Array) -> Float64Array:
@@ -301,7 +304,7 @@ class SemiSupervisedVAE(VariationalDetector):
         return joined(self._through(unlabelled, rows, index))
 
     def predict_proba(self, X: Any) -> Float64Array:
-        """Return q(y | x) of each class: ``(n, classes)``, in the order of ``classes_``.
+        """Return q(y | x) of each class: ``(n, classes)``, in the order of ``classes_``; missing cells as completed.
 
         Raises
         ------
@@ -311,13 +314,21 @@ class SemiSupervisedVAE(VariationalDetector):
         rows = self._fitted_rows(X)
         if self.labels_.kind == "continuous":
             raise ValueError("The labels are numbers, which have no probability; predict_label(X) gives their mean.")
-        return joined(self._through(lambda model, part: model.label_posterior(part).log_q.double().exp(), rows))
+
+        def probabilities(model: SemiSupervisedAutoencoder, part: Tensor) -> Tensor:
+            return model.label_posterior(model.completed(part)).log_q.double().exp()
+
+        return joined(self._through(probabilities, rows))
 
     def predict_label(self, X: Any) -> npt.NDArray[Any]:
         """Return the likeliest class of each row, or the mean of q(y | x) of continuous labels: ``(n,)``."""
         if self.labels_.kind == "discrete":
             return np.asarray(self.classes_[self.predict_proba(X).argmax(1)])
-        means = joined(self._through(lambda model, part: model.label_posterior(part).mean, self._fitted_rows(X)))
+
+        def mean(model: SemiSupervisedAutoencoder, part: Tensor) -> Tensor:
+            return model.label_posterior(model.completed(part)).mean
+
+        means = joined(self._through(mean, self._fitted_rows(X)))
         return means[:, 0] * self.labels_.scale + self.labels_.mean
 
     def sample(self, n: int, *, y: Any = None, random_state: int | np.random.RandomState | None = None) -> Any:
@@ -352,7 +363,7 @@ class SemiSupervisedVAE(VariationalDetector):
         def changed(model: SemiSupervisedAutoencoder, part: Tensor) -> Tensor:
             wanted = told[start : start + len(part)]
             wanted = torch.cat([wanted, wanted[-1:].expand(len(part) - len(wanted), -1)])
-            return model.likelihood.mean(model.decode(model.encode(part), wanted))
+            return model.likelihood.mean(model.decode(model.encode(model.completed(part)), wanted))
 
         for part in self._through(changed, rows):
             parts.append(part.cpu())

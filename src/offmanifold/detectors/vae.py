@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import final
 
@@ -160,9 +161,9 @@ class VAE(VariationalDetector):
     def _phases(self, model: VariationalAutoencoder, settings: Settings) -> list[Phase]:
         beta, samples, latent_dim = settings["beta"], settings["training_samples"], settings["latent_dim"]
 
-        def loss(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Metrics]:
+        def loss(rows: Tensor, generator: torch.Generator, *, learning: bool = True) -> tuple[Tensor, Metrics]:
             noise = rows.new_empty(samples, len(rows), latent_dim).normal_(generator=generator)
-            draws = model.draws(rows, noise)
+            draws = model.draws(rows, noise, learning=learning)
             kl = draws.kl
             if settings["bound"] == "elbo":
                 bound = bounds.elbo(draws.log_likelihoods, kl, beta)
@@ -184,5 +185,6 @@ class VAE(VariationalDetector):
         if settings["lagging"] is not None:
             threshold, repeats = settings["lagging"]
             enough = settled(threshold, repeats, self._network_spec.dimensions)
-            updates.insert(0, Update((groups[0],), loss, optimizer, repeats=MOST_REPEATS, repeat_until=enough))
+            alone = functools.partial(loss, learning=False)
+            updates.insert(0, Update((groups[0],), alone, optimizer, repeats=MOST_REPEATS, repeat_until=enough))
         return [Phase("vae", tuple(updates), settings["steps"], settings["batch_size"])]

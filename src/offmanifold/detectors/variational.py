@@ -185,7 +185,8 @@ class VariationalDetector(LatentMixin, OutlierDetector):
         """Estimate log p(x) of each row by importance sampling from q(z | x): ``(n,)`` nats.
 
         A lower bound in expectation (IWAE's, Burda et al., 2016), which rises towards log p(x) with ``samples``. For
-        tables it is the density of standardised columns.
+        tables it is the density of standardised columns. All rows share their draws, whose error does not average out
+        over rows: an interval of the mean over rows is of the rows alone, and another ``random_state`` shows the rest.
         """
         parameters.integer("samples", samples)
         draws = self._importance(self._fitted_rows(X), samples, self._generator(random_state))
@@ -287,7 +288,11 @@ class VariationalDetector(LatentMixin, OutlierDetector):
         return mean, np.exp(log_std)
 
     def expected_errors(self, X: Any) -> Float64Array:
-        """Return E_q ‖x − μ(z)‖²/d of each row ``(n,)``: their mean is γ's closed-form optimum (P4 Eq. 6)."""
+        """Return E_q ‖x − μ(z)‖²/d of each row ``(n,)``: their mean is γ's closed-form optimum (P4 Eq. 6).
+
+        In squares of what the network sees (standardised columns, pixels from 0 to 1). The expectation is over
+        ``samples`` draws that all rows share, as scores do: an interval over rows does not cover their error.
+        """
         return self._expected_errors(self._fitted_rows(X))
 
     def _expected_errors(self, rows: Rows, index: npt.NDArray[np.intp] | None = None) -> Float64Array:

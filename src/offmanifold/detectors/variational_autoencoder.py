@@ -64,7 +64,8 @@ class VariationalAutoencoder(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder, self.decoder, self.likelihood = encoder, decoder, likelihood
-        # Common random numbers: every row is scored with the same draws, so a score is a function of the row.
+        # Common random numbers: every row is scored with the same draws, so a score is a function of the row. Their
+        # errors are common, too, and do not average out over rows.
         noise = torch.randn(samples, latent_dim, generator=torch.Generator().manual_seed(0))
         self.register_buffer("scoring_noise", noise)
 
@@ -73,7 +74,7 @@ class VariationalAutoencoder(nn.Module):
         return split_posterior(self.encoder(filled(rows)))
 
     def encode(self, rows: Tensor) -> Tensor:
-        """Return the posterior means ``(n, latent_dim)``."""
+        """Return the posterior means ``(n, latent_dim)``; a missing cell counts as 0."""
         return self.posterior(rows)[0]
 
     def reconstruct(self, rows: Tensor) -> Tensor:
@@ -97,10 +98,7 @@ class VariationalAutoencoder(nn.Module):
         codes = mean + log_std.exp() * noise
         decoded = self.decoder(codes.flatten(0, 1))
         repeated = rows if len(noise) == 1 else rows.repeat(len(noise), *[1] * (rows.ndim - 1))
-        if learning:
-            log_likelihoods = self.likelihood.log_prob(repeated, decoded)
-        else:
-            log_likelihoods = self.likelihood.cells(repeated, decoded).flatten(1).sum(1)
+        log_likelihoods = self.likelihood.log_prob(repeated, decoded, learning=float(learning))
         return Draws(mean, log_std, noise, codes, log_likelihoods.view(len(noise), len(rows)))
 
     def scored(self, rows: Tensor) -> Draws:
@@ -112,7 +110,7 @@ class VariationalAutoencoder(nn.Module):
         return Draws(mean, log_std, noise, codes, log_likelihoods)
 
     def expected_errors(self, rows: Tensor) -> Tensor:
-        """Return E_q ‖x − E[x | z]‖²/d ``(n,)`` over the draws that scores use."""
+        """Return E_q ‖x − E[x | z]‖²/d ``(n,)`` over the draws that scores use, the same for every row."""
         mean, log_std = self.posterior(self.completed(rows))
         codes = mean + log_std.exp() * self.scoring_noise[:, None]
         means = (self.likelihood.mean(self.decoder(z)) for z in codes)

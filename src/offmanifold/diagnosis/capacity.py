@@ -42,7 +42,7 @@ class Candidate:
     score : Estimate
         Mean score of the held-out rows, nats.
     gain : Estimate or None
-        Over the best size before it, row by row; None for the first.
+        Over the best size before it, row by row; None for the first. Its interval is over rows, not over seeds.
     gap : Estimate
         Mean score of training rows minus that of held-out ones.
     active : int or None
@@ -153,12 +153,28 @@ def suggest_capacity(
     better where the 95 % interval of the mean gain on held-out rows is above 0 and the gap between training and
     held-out rows widens by less than that gain; of models that are no better, the smaller stays. The search is greedy:
     it does not come back to smaller ones.
+
+    Each size is fitted once. The interval is over held-out rows and knows nothing of the seed: two fits of the same
+    size differ beyond it about two times in five, so a gain that is barely above 0 may be the seed's. Search again with
+    another ``random_state`` before a close choice counts.
+
+    Raises
+    ------
+    TypeError
+        For a detector without latents, or whose score is not in nats.
+    ValueError
+        For a detector of labels, for too few rows, and sizes or a state that cannot be used.
     """
     own = detector.get_params()
     if "latent_dim" not in own or detector.score_unit != "nats":
         raise TypeError(
             f"suggest_capacity compares likelihoods of models with latents; {type(detector).__name__} has none "
             "(an autoencoder's error only falls with more latents). Use VAE."
+        )
+    if hasattr(detector, "predict_label"):
+        raise ValueError(
+            f"suggest_capacity fits without labels, and so would size a model of another task; got detector="
+            f"{type(detector).__name__}. Compare sizes by predict_label on rows held out, or search with VAE."
         )
     rows = Rows(X, owner=type(detector).__name__, columns=columns)
     latent_dims = _increasing("latent_dims", latent_dims or _latent_dims(rows), parameters.integer)

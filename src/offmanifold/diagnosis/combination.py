@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
-from offmanifold.diagnosis.findings import Finding, Grade, Verdict
+from offmanifold.diagnosis.findings import Finding, Grade, Verdict, left_out
 
 Findings = Mapping[str, Finding]
 
@@ -87,7 +87,10 @@ def verdict_of(grades: Mapping[str, Grade], probability: float) -> Verdict:
 
 
 def combine(findings: Sequence[Finding]) -> tuple[Verdict, float | None, tuple[str, ...]]:
-    """Return verdict, probability of failure (None where too little was examined), and what weighs most."""
+    """Return verdict, probability of failure (None where too little was examined), and what weighs most.
+
+    Where the budget left out a check that the verdict rests on, it is "care" at best.
+    """
     grades = {finding.check: finding.verdict for finding in findings}
     decisive = [name for name in DECISIVE if grades.get(name) == "fail"]
     wanting = [name for name in CAUTIONARY if grades.get(name) == "warn"]
@@ -101,6 +104,8 @@ def combine(findings: Sequence[Finding]) -> tuple[Verdict, float | None, tuple[s
     probability = 1 / (1 + math.exp(-(BIAS + sum(pushes.values()))))
     failed = [name for name, grade in grades.items() if grade == "fail"]
     verdict = verdict_of(grades, probability)
+    if verdict == "trust" and left_out(findings):
+        verdict = "care"
     named = {"distrust": decisive, "care": [*failed, *wanting], "trust": []}[verdict]
     # Only what pushed towards the verdict is told, checks that failed before those that did not.
     towards = {name: -push if verdict == "trust" else push for name, push in pushes.items()}

@@ -14,7 +14,7 @@ from offmanifold import parameters
 from offmanifold.detectors.base import EXAMINED_ROWS, OutlierDetector
 from offmanifold.diagnosis.checks import CHECKS
 from offmanifold.diagnosis.combination import combine
-from offmanifold.diagnosis.findings import Diagnosis, Finding
+from offmanifold.diagnosis.findings import OVER_BUDGET, Diagnosis, Finding
 from offmanifold.diagnosis.patient import FEWEST, Patient
 
 SECONDS = {"": 1.0, "s": 1.0, "min": 60.0, "h": 3600.0}
@@ -45,8 +45,9 @@ def diagnose(
         its false-alarm rate holds on rows that come now. Where none are stored (``store_rows=False``) only what was
         recorded at the fit is examined, and the verdict is "care" at best.
     budget : str or float
-        Seconds, or text such as "90s", "2min", "1h". Checks that no longer fit are "not examined". "auto" is a quarter
-        of the training time, 10 seconds at least and two minutes at most.
+        Seconds, or text such as "90s", "2min", "1h". Checks that no longer fit are "not examined", and where the
+        verdict rests on one of them it is "care" at best. "auto" is a quarter of the training time, 10 seconds at least
+        and two minutes at most.
     checks : collection of str, optional
         The names of those to make; all unless told.
     random_state : int
@@ -74,12 +75,13 @@ def diagnose(
     for check in CHECKS:
         if check.name not in wanted:
             continue
-        reason = None
+        reason, details = None, {}
         if check.needs_new_rows and patient.stored:
             reason = "It needs normal rows that the model was neither trained nor calibrated with: give some."
         elif check.needs_rows and patient.count < FEWEST:
             reason = f"It needs at least {FEWEST} normal rows; got {patient.count}."
         elif check.needs_rows and (spent := time.monotonic() - began) + check.takes(detector) > seconds:
+            details = OVER_BUDGET
             reason = (
                 f"The budget of {seconds:g} seconds was used up."
                 if spent > seconds
@@ -90,7 +92,7 @@ def diagnose(
             report(check.question)
             findings.append(check.run(patient))
         else:
-            findings.append(Finding(check.name, "not examined", reason))
+            findings.append(Finding(check.name, "not examined", reason, details=dict(details)))
     verdict, probability, weighing = combine(findings)
     took = time.monotonic() - began
     looked_at = patient.count, patient.given, patient.stored

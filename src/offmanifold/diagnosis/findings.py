@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from offmanifold.measures.estimates import Estimate
 
 Grade = Literal["fine", "warn", "fail", "not applicable", "not examined"]
 Verdict = Literal["trust", "care", "distrust"]
+# Checks that no verdict rests on: two never fail, and the zoo's detectors were judged without the search.
+BESIDE = ("attack", "manifold", "refits")
+# What the details of a finding have where there was no time for the check.
+OVER_BUDGET = {"left_out": "budget"}
 
 
 def graded(value: float, *, warn: float, fail: float) -> Grade:
@@ -64,6 +68,11 @@ class Finding:
         return dataclasses.asdict(self)
 
 
+def left_out(findings: Sequence[Finding]) -> list[str]:
+    """Return the checks that a verdict rests on and that the budget had no time for."""
+    return [one.check for one in findings if one.details == OVER_BUDGET and one.check not in BESIDE]
+
+
 @dataclasses.dataclass(frozen=True)
 class Diagnosis:
     """Whether a detector may be trusted, and why.
@@ -71,6 +80,7 @@ class Diagnosis:
     Attributes
     ----------
     verdict : {"trust", "care", "distrust"}
+        "care" at best where the budget left out a check that it rests on: any but attack, manifold and refits.
     failure_probability : float or None
         Of an AUROC on real outliers more than 0.1 below that of nearest neighbours, where as many detectors fail as
         in the zoo that it was fitted on (:mod:`offmanifold.diagnosis.combination`); None where too little could be
@@ -108,17 +118,19 @@ class Diagnosis:
 
     @property
     def sentence(self) -> str:
-        """The verdict in words."""
+        """The verdict in words, and which checks it would rest on that the budget left out."""
         words = {
             "trust": "This detector may be trusted",
             "care": "Use this detector with care",
             "distrust": "Do not trust this detector",
         }[self.verdict]
+        unseen = left_out(self.findings)
+        without = f" The budget left out {', '.join(unseen)}." if unseen else ""
         if self.failure_probability is None:
-            return f"{words}; too little could be examined to say how likely it is to miss outliers."
+            return f"{words}; too little could be examined to say how likely it is to miss outliers.{without}"
         p = self.failure_probability
         shown = "less than 1%" if p < 0.01 else "more than 99%" if p > 0.99 else f"{p:.0%}"
-        return f"{words}: that it misses outliers which nearest neighbours see has a probability of {shown}."
+        return f"{words}: that it misses outliers which nearest neighbours see has a probability of {shown}.{without}"
 
     def __str__(self) -> str:
         lines = [f"{one.check}: {one.verdict}. {one.told} {one.advice}".strip() for one in self.findings]

@@ -15,6 +15,8 @@ from offmanifold.probability.missing import filled, missing_cells, share_seen, s
 GAMMAS = ("learned", "per-dimension", "closed-form", "continuation")
 LOWEST_GAMMA = 1e-6
 LOG_2PI = math.log(2 * math.pi)
+# Nats that a cell costs a unit beyond [0, 1], where a Bernoulli likelihood is none.
+EXCESS = 100.0
 
 
 class Gaussian(nn.Module):
@@ -86,12 +88,16 @@ class Gaussian(nn.Module):
         """E[x | z] ``(n, *shape)`` from the decoder's output."""
         return torch.sigmoid(decoded) if self.sigmoid else decoded
 
-    def log_prob(self, rows: Tensor, decoded: Tensor) -> Tensor:
-        """−½ [Σ (x − mean)²/γ + Σ log γ + D log 2π] over the cells seen, for each row: ``(n,)`` nats."""
+    def log_prob(self, rows: Tensor, decoded: Tensor, *, learning: float = 1.0) -> Tensor:
+        """−½ [Σ (x − mean)²/γ + Σ log γ + D log 2π] over the cells seen, for each row: ``(n,)`` nats.
+
+        In training a γ that follows the errors follows these as part ``learning`` of a step; the parts of one step add
+        up to 1.
+        """
         mean = self.mean(decoded)
         squared = (standing_in(rows, mean) - mean).square()
-        if self.training and self.rule in ("closed-form", "continuation"):
-            self._follow(squared.detach().mean() / share_seen(rows).mean())
+        if learning and self.training and self.rule in ("closed-form", "continuation"):
+            self._follow(squared.detach().mean() / share_seen(rows).mean(), learning)
         log_prob = self._log_prob(squared)
         missing = missing_cells(rows)
         if missing is not None:  # their constants, too, are left out
@@ -115,11 +121,11 @@ class Gaussian(nn.Module):
         squared = (standing_in(rows, mean) - mean).square()
         return without(missing_cells(rows), -0.5 * (squared * (-self.log_variance).exp() + self.log_variance + LOG_2PI))
 
-    def _follow(self, mean_squared_error: Tensor) -> None:
-        self.running_error.lerp_(mean_squared_error, self.momentum)
+    def _follow(self, mean_squared_error: Tensor, part: float) -> None:
+        self.running_error.lerp_(mean_squared_error, 1 - (1 - self.momentum) ** part)
         gamma = self.running_error.clamp(min=self.floor)
         if self.rule == "continuation":
-            gamma = torch.maximum(gamma, self.log_gamma.exp() * self.slowest_factor)
+            gamma = torch.maximum(gamma, self.log_gamma.exp() * self.slowest_factor**part)
         self.log_gamma.copy_(gamma.log())
 
     def sample(self, decoded: Tensor, generator: torch.Generator) -> Tensor:
@@ -130,21 +136,26 @@ class Gaussian(nn.Module):
 
 
 class Bernoulli(nn.Module):
-    """x | z ~ Bernoulli(sigmoid(decoded)) in every dimension; grey values count as probabilities."""
+    """x | z ~ Bernoulli(sigmoid(decoded)) in every dimension; grey values count as probabilities.
+
+    A value outside [0, 1] counts as the nearer of the two, less 100 nats for each unit that it lies beyond.
+    """
 
     def mean(self, decoded: Tensor) -> Tensor:
         """E[x | z] ``(n, *shape)`` from the decoder's logits."""
         return torch.sigmoid(decoded)
 
-    def log_prob(self, rows: Tensor, decoded: Tensor) -> Tensor:
-        """Σ x log p + (1 − x) log(1 − p) for each row: ``(n,)`` nats."""
+    def log_prob(self, rows: Tensor, decoded: Tensor, *, learning: float = 1.0) -> Tensor:
+        """Σ x log p + (1 − x) log(1 − p) for each row: ``(n,)`` nats; no γ follows anything."""
         return self.cells(rows, decoded).flatten(1).sum(1)
 
     def cells(self, rows: Tensor, decoded: Tensor) -> Tensor:
         """Return what each cell adds to :meth:`log_prob`: ``(n, *shape)`` nats."""
-        return without(
-            missing_cells(rows), -F.binary_cross_entropy_with_logits(decoded, filled(rows), reduction="none")
-        )
+        known = filled(rows)
+        within = known.clamp(0, 1)
+        # Linear in x, the log-likelihood alone would rise without limit beyond an end that the decoder expects.
+        log_prob = -F.binary_cross_entropy_with_logits(decoded, within, reduction="none")
+        return without(missing_cells(rows), log_prob - EXCESS * (known - within).abs())
 
     def sample(self, decoded: Tensor, generator: torch.Generator) -> Tensor:
         """Draw x in {0, 1} ``(n, *shape)``."""
@@ -244,11 +255,12 @@ class Mixed(nn.Module):
             found[:, self.numeric] = self.numbers.mean(decoded[:, self.numeric])
         return found
 
-    def log_prob(self, rows: Tensor, decoded: Tensor) -> Tensor:
-        """Σ log p over the columns seen, for each row: ``(n,)`` nats."""
+    def log_prob(self, rows: Tensor, decoded: Tensor, *, learning: float = 1.0) -> Tensor:
+        """Σ log p over the columns seen, for each row: ``(n,)`` nats; ``learning`` as for :class:`Gaussian`."""
         found = self._discrete(rows, decoded).sum(1)
         if self.numbers is not None:
-            found = found + self.numbers.log_prob(rows[:, self.numeric], decoded[:, self.numeric])
+            numbers, theirs = rows[:, self.numeric], decoded[:, self.numeric]
+            found = found + self.numbers.log_prob(numbers, theirs, learning=learning)
         return found
 
     def cells(self, rows: Tensor, decoded: Tensor) -> Tensor:
