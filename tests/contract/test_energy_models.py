@@ -212,6 +212,23 @@ def test_negatives_are_judged_by_the_weights_that_are_judged() -> None:
     assert record["energy_gap"] == pytest.approx(0.5 * 8 - 0.5 * 2)
 
 
+def test_holes_that_are_left_are_told_of(plane: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model whose samples are all more normal than its data has not been normalised."""
+    told = "% of the model's last samples have a lower energy than half of the held-out rows"
+    monkeypatch.setattr("offmanifold.detectors.contrastive.watching", _all_below)
+    with pytest.warns(UserWarning, match=f"100{told}.* Make pretraining_steps and steps larger"):
+        made(NAE, steps=2).fit(plane[0])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=f".*{told}")
+        made(NAE, steps=2, negatives="cd").fit(plane[0])  # these begin at data
+        monkeypatch.undo()
+        made(NAE).fit(plane[0])
+
+
+def _all_below(*args: Any) -> Any:
+    return lambda held_out, generator: (0.0, {"negatives_below_median": 1.0})
+
+
 def test_rows_from_everywhere_are_watched() -> None:
     """Sorted rows, such as files class by class: the last class counts as much as the first."""
     rows = torch.arange(4 * WATCHED_ROWS).float()[:, None]

@@ -27,6 +27,7 @@ from offmanifold.detectors.chains import (
     size_of_network,
     warn_of_acceptance,
     warn_of_bounds,
+    warn_of_holes,
 )
 from offmanifold.detectors.configured import Settings, latent_size
 from offmanifold.detectors.contrastive import contrastive_phase, dequantised, sum_of_squares
@@ -476,7 +477,9 @@ device, precision, random_state, verbose
         return visible_chain(self.module_, self.settings_, start)
 
     def _warn_about_training(self, normal: Tensor) -> None:
-        """Say so where adjusted chains hardly moved, and others left the data."""
+        """Say so where holes are left, adjusted chains hardly moved, or others left the data."""
+        if self.settings_["negatives"] != "cd":  # chains that begin at data only go down from there
+            warn_of_holes(self.history_, "Make pretraining_steps and steps larger, or choose another network.")
         if self.settings_["adjusted"]:
             rows = filled(normal[:128].to(self._device))
             # A replay of x holds what chains from data became, or near it.
