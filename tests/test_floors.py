@@ -10,7 +10,7 @@ import offmanifold
 ROOT = Path(offmanifold.__file__).parent
 # From the ground up; a module may import its own floor and those below.
 FLOORS = [
-    {"parameters", "atomic"},
+    {"parameters", "atomic", "memory"},
     {"networks", "probability", "sampling", "data", "measures", "calibration"},
     {"training"},
     {"detectors"},

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import polars as pl
 from PIL import Image, UnidentifiedImageError
 
+from offmanifold import memory
 from offmanifold.data.columns import BLANKS, WIDE
 from offmanifold.parameters import did_you_mean
 
@@ -271,7 +272,7 @@ class _Array(Source):
                 needed = _unpacked(opened.zip, name)
             except Exception as error:
                 raise ValueError(f"{path}: the array {name!r} cannot be read: {error}") from error
-            there = _memory()
+            there = memory.installed()
             if needed > there:
                 raise ValueError(
                     f"{path}: the array {name!r} takes {needed / 2**30:,.3g} GiB unpacked; this machine has "
@@ -311,15 +312,6 @@ def _unpacked(archive: zipfile.ZipFile, name: str) -> int:
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = read(file)
     return math.prod(shape) * dtype.itemsize
-
-
-def _memory() -> float:
-    """Return how many bytes of memory this machine has."""
-    import torch
-
-    from offmanifold.training.precision import memory_of
-
-    return memory_of(torch.device("cpu"))
 
 
 class _Folder(Source):

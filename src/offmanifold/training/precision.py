@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import math
-import os
 from collections.abc import Iterator
 
 import torch
 from torch import nn
 
+from offmanifold import memory
 from offmanifold.networks.network import Network
 
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -30,13 +29,10 @@ def choose_device(device: str) -> torch.device:
 
 
 def memory_of(device: torch.device) -> float:
-    """Return the bytes of memory that a device has in all; infinity where that cannot be found out."""
+    """Return the bytes of memory that a device has in all."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[1])
-    try:
-        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    except (AttributeError, ValueError, OSError):  # not a POSIX system
-        return math.inf
+    return memory.installed()
 
 
 def gains_from_bfloat16(device: torch.device) -> bool:
