@@ -294,6 +294,17 @@ def test_few_rows_warn_with_the_rate_that_can_be_promised(detector_class: type[O
         detector_class(**quick(detector_class)).fit(rows[:3])
 
 
+def test_columns_in_units_that_no_default_is_meant_for_are_told_of(
+    detector_class: type[OutlierDetector], plane: Any
+) -> None:
+    with pytest.warns(UserWarning, match="scale=None leaves columns whose standard deviation is 0.0"):
+        detector_class(**quick(detector_class) | {"scale": None}).fit(plane[0] * 0.01)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="scale=None")
+        detector_class(**quick(detector_class) | {"scale": None}).fit(plane[0])
+        detector_class(**quick(detector_class)).fit(plane[0] * 0.01)
+
+
 def test_copies_of_rows_are_told_of(detector_class: type[OutlierDetector], plane: Any) -> None:
     """A model knows a calibration row whose copy it learned from: what it promises is of rows that it does not know."""
     rows = plane[0]

@@ -41,6 +41,8 @@ EXAMINED_ROWS = {"table": 1000, "image": 400}
 STORED_CELLS = 2**20
 # Rows of training, and of stopping, that the report on a fit looks at.
 REPORTED = 1000
+# Standard deviations of columns that defaults are meant for.
+UNITS = (0.1, 10.0)
 # Share of the calibration rows that may be copies of rows that were learned from.
 MOST_COPIES = 0.1
 # Of each weight in training: itself, its gradient, two moments, and the best one so far.
@@ -211,6 +213,7 @@ class OutlierDetector(Scorer, abc.ABC):
         labels = self._take_labels(y, for_training, len(rows), settings)
         self._check_room(len(rows), self._network_spec.dimensions)
         prepared = self._prepare(training_rows)
+        self._warn_of_units(prepared)
         self.training_moments_ = Moments.of(compared_parts(prepared))
         data = self._learnable(labelled(prepared, labels, for_training))
         held_out = self._prepare(rows.take(for_stopping))
@@ -407,6 +410,19 @@ class OutlierDetector(Scorer, abc.ABC):
             warnings.warn(
                 f"All {len(calibrating)} calibration rows have the same score, though they differ: this model tells "
                 "nothing apart. Train it longer, with another random_state, or with another network.",
+                UserWarning,
+                stacklevel=3,
+            )
+
+    def _warn_of_units(self, training: Tensor) -> None:
+        """Say so where columns are left in units that no default is meant for."""
+        if self.spec_.kind == "image" or self.scale is not None:
+            return
+        spread = float(np.sqrt(np.nanmean(np.nanvar(training.double().numpy(), axis=0))))
+        if spread and not UNITS[0] <= spread <= UNITS[1]:
+            warnings.warn(
+                f"scale=None leaves columns whose standard deviation is {spread:.3g}, and the defaults (of noise, "
+                "steps, rates) are for about 1. Use scale='standard', or divide the columns by a number.",
                 UserWarning,
                 stacklevel=3,
             )

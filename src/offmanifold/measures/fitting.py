@@ -27,7 +27,8 @@ def reconstruction_error(detector: Reconstructs, X: Any) -> Estimate:
 def optimal_gamma(detector: Any, X: Any) -> Estimate:
     """Closed-form optimum of the decoder's variance given the networks: E_q ‖x − μ(z)‖²/d over rows (P4 Eq. 6).
 
-    A learned γ that is far from it has not been trained for long enough.
+    A learned γ that is far from it has not been trained for long enough. The interval is over rows; the draws that
+    stand for E_q are the same for all of them, and their error is not in it.
     """
     if not hasattr(detector, "expected_errors"):
         raise TypeError(f"{type(detector).__name__} has no decoder variance; use reconstruction_error.")
