@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
+import warnings
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import pytest
 from offmanifold.data.columns import MOST_LEVELS, NEW, OTHER
 from offmanifold.data.inputs import InputSpec, Rows
 from offmanifold.data.tables import Preparation
-from offmanifold.data.transforms import Transform
+from offmanifold.data.transforms import HELD_OUT, Transform
 
 DAY = datetime.datetime(2024, 1, 31, 6)
 DATA: dict[str, list[Any]] = {
@@ -345,3 +346,12 @@ def test_a_transforms_slope_is_its_derivative(name: str) -> None:
     at = np.linspace(-4, 4, 83) + 1e-3
     numeric = (transform(at + 1e-7) - transform(at - 1e-7)) / 2e-7
     np.testing.assert_allclose(np.exp(transform.log_slope(at)), numeric, rtol=1e-4)
+
+
+def test_a_column_that_only_what_judges_tells_apart_stays_as_it_is() -> None:
+    """All that transforms are learned from is one value: no unit, and nothing to divide by."""
+    values = np.full(300, 2.0)
+    values[: 3 * HELD_OUT : HELD_OUT] = 7.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Transform.choose(values).name == "none"

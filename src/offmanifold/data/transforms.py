@@ -91,10 +91,10 @@ class Transform:
         Quantiles are none where modes have a gap between them: all that lies in the gap would become one value.
         """
         there = values[~np.isnan(values)]
-        if len(there) < FEWEST or (there == there[0]).all():
-            return cls()
         held = np.arange(len(there)) % HELD_OUT == 0
         learned, judged = there[~held], there[held]
+        if len(there) < FEWEST or (learned == learned[0]).all():
+            return cls()
         plain = cls()
         best, likelihoods = plain, plain._log_density(learned, judged)
         # What is chosen is learned again from all values: what these rule out is no choice.
