@@ -20,9 +20,9 @@ from offmanifold import calibration
 from offmanifold.data.columns import Column
 from offmanifold.data.inputs import InputSpec, Rows, evenly
 from offmanifold.data.tables import Preparation, Standardiser
+from offmanifold.detectors import remarks
 from offmanifold.detectors.configured import Settings
 from offmanifold.detectors.levelling import Levelling
-from offmanifold.detectors.negatives import overlap
 from offmanifold.detectors.scorer import Scorer
 from offmanifold.measures.estimates import difference_of_means, mean_of
 from offmanifold.measures.shift import Moments, compared_parts
@@ -41,10 +41,6 @@ EXAMINED_ROWS = {"table": 1000, "image": 400}
 STORED_CELLS = 2**20
 # Rows of training, and of stopping, that the report on a fit looks at.
 REPORTED = 1000
-# Standard deviations of columns that defaults are meant for.
-UNITS = (0.1, 10.0)
-# Share of the calibration rows that may be copies of rows that were learned from.
-MOST_COPIES = 0.1
 # Of each weight in training: itself, its gradient, two moments, and the best one so far.
 COPIES = 5
 # Bytes of these from which the user is told before training begins.
@@ -213,7 +209,8 @@ class OutlierDetector(Scorer, abc.ABC):
         labels = self._take_labels(y, for_training, len(rows), settings)
         self._check_room(len(rows), self._network_spec.dimensions)
         prepared = self._prepare(training_rows)
-        self._warn_of_units(prepared)
+        if self.spec_.kind == "table" and self.scale is None:
+            remarks.of_units(prepared)
         self.training_moments_ = Moments.of(compared_parts(prepared))
         data = self._learnable(labelled(prepared, labels, for_training))
         held_out = self._prepare(rows.take(for_stopping))
@@ -267,10 +264,10 @@ class OutlierDetector(Scorer, abc.ABC):
         self.fit_report_: dict[str, Any] = self._fit_report(
             rows, *(part[evenly(len(part), REPORTED)] for part in (for_training, for_stopping))
         )
-        self._warn_if_too_few()
-        self._warn_if_all_the_same(calibrating)
         held = self._prepare(calibrating)
-        self._warn_of_copies(prepared, held[evenly(len(held), REPORTED)])
+        remarks.of_too_few(len(held), self.false_alarm_rate)
+        remarks.of_scores_alike(self.calibration_scores_, calibrating)
+        remarks.of_copies(prepared, held[evenly(len(held), REPORTED)], self.false_alarm_rate)
         self._warn_about_training(held)
         for remark in rows.remarks(training_rows):
             warnings.warn(remark, UserWarning, stacklevel=2)
@@ -400,57 +397,6 @@ class OutlierDetector(Scorer, abc.ABC):
                 f"Rows of {spec.dimensions:,} cells make a network of {weights:.3g} weights, which takes "
                 f"{needed / 2**30:,.1f} GiB to train, and long. If that is too much, leave columns out, or use a "
                 "smaller hidden.",
-                UserWarning,
-                stacklevel=3,
-            )
-
-    def _warn_if_all_the_same(self, calibrating: npt.NDArray[Any]) -> None:
-        lowest, highest = self.calibration_scores_[[0, -1]]
-        if lowest == highest and bool((calibrating != calibrating[:1]).any()):
-            warnings.warn(
-                f"All {len(calibrating)} calibration rows have the same score, though they differ: this model tells "
-                "nothing apart. Train it longer, with another random_state, or with another network.",
-                UserWarning,
-                stacklevel=3,
-            )
-
-    def _warn_of_units(self, training: Tensor) -> None:
-        """Say so where columns are left in units that no default is meant for."""
-        if self.spec_.kind == "image" or self.scale is not None:
-            return
-        spread = float(np.sqrt(np.nanmean(np.nanvar(training.double().numpy(), axis=0))))
-        if spread and not UNITS[0] <= spread <= UNITS[1]:
-            warnings.warn(
-                f"scale=None leaves columns whose standard deviation is {spread:.3g}, and the defaults (of noise, "
-                "steps, rates) are for about 1. Use scale='standard', or divide the columns by a number.",
-                UserWarning,
-                stacklevel=3,
-            )
-
-    def _warn_of_copies(self, training: Tensor, calibrating: Tensor) -> None:
-        """Say so where calibration rows are known to the model: their scores are no new rows'."""
-        copies = overlap(calibrating, [training])
-        if copies <= MOST_COPIES * len(calibrating):
-            return
-        distinct = np.unique(training.flatten(1).numpy(), axis=0)
-        # Where values are few rows are alike by chance, new ones as often as these.
-        if len(distinct) > 1 and max(len(np.unique(column)) for column in distinct.T) > len(distinct) / 2:
-            warnings.warn(
-                f"{copies / len(calibrating):.0%} of the calibration rows are copies of rows that were learned from. "
-                "The model knows them, so that it may call more of the rows that are new outliers than "
-                f"false_alarm_rate={self.false_alarm_rate:g}. Leave copies out.",
-                UserWarning,
-                stacklevel=3,
-            )
-
-    def _warn_if_too_few(self) -> None:
-        n = len(self.calibration_scores_)
-        smallest = calibration.smallest_rate(n)
-        if smallest > self.false_alarm_rate:
-            warnings.warn(
-                f"{n} calibration row{'s' if n > 1 else ''} cannot promise false_alarm_rate="
-                f"{self.false_alarm_rate:g}: the smallest rate they can promise is {smallest:.3g}, so predict will "
-                "call nothing an outlier. Give more rows, or raise false_alarm_rate or calibration_fraction.",
                 UserWarning,
                 stacklevel=3,
             )
