@@ -52,11 +52,16 @@ def rows_needed(rate: float) -> int:
     return max(1, math.ceil(1 / rate - 1e-9) - 1)
 
 
+def may_be_called(rows: int, rate: float) -> int:
+    """Return how many of ``rows`` calibration rows have a p-value of at most ``rate`` (+ 1e-9), where none tie."""
+    return min(math.floor(rate * (rows + 1) + 1e-9), rows)
+
+
 def threshold(calibration: npt.ArrayLike, rate: float) -> float:
     """Return t such that score < t exactly where the p-value is at most ``rate`` (+ 1e-9); −inf if none can be."""
     ordered = np.sort(np.asarray(calibration, dtype=np.float64))
-    position = min(math.floor(rate * (len(ordered) + 1) + 1e-9), len(ordered))
-    return float(ordered[position - 1]) if position >= 1 else -math.inf
+    allowed = may_be_called(len(ordered), rate)
+    return float(ordered[allowed - 1]) if allowed else -math.inf
 
 
 def rate_range(rows: int, rate: float, level: float = 0.95) -> tuple[float, float]:
@@ -65,7 +70,7 @@ def rate_range(rows: int, rate: float, level: float = 0.95) -> tuple[float, floa
     ``rate`` is what models have on average. Given its calibration rows, of scores without ties, a model's follows
     Beta(k, rows + 1 − k), where k = ⌊rate · (rows + 1)⌋ (Vovk, 2012). (0, 0) where none can be promised.
     """
-    k = min(math.floor(rate * (rows + 1) + 1e-9), rows)
+    k = may_be_called(rows, rate)
     low, high = beta.ppf([0.5 - level / 2, 0.5 + level / 2], k, rows + 1 - k) if k else (0.0, 0.0)
     return float(low), float(high)
 

@@ -5,7 +5,6 @@ Those of what a model's file records are in ``recorded.py``; these here look at 
 
 from __future__ import annotations
 
-import math
 import warnings
 import zlib
 from collections.abc import Callable, Mapping
@@ -15,7 +14,7 @@ import numpy as np
 from scipy.stats import betabinom, ks_2samp
 from sklearn.base import clone
 
-from offmanifold.calibration import p_values, smallest_rate, threshold
+from offmanifold.calibration import may_be_called, p_values, smallest_rate, threshold
 from offmanifold.data import outliers
 from offmanifold.detectors.base import OutlierDetector
 from offmanifold.diagnosis.findings import Finding, Grade, graded, other_than, to_json
@@ -75,7 +74,7 @@ def calibration(patient: Patient) -> Finding:
     rate, count = detector.false_alarm_rate, int((p_values(known, scores) <= detector.false_alarm_rate).sum())
     alarms = proportion(count, len(scores))
     # Given the calibration rows, the false-alarm rate of exchangeable ones follows a beta law.
-    allowed = math.floor(rate * (len(known) + 1) + 1e-9)
+    allowed = may_be_called(len(known), rate)
     excess = float(betabinom.sf(count - 1, len(scores), allowed, len(known) + 1 - allowed)) if allowed else 1.0
     details: dict[str, Any] = {
         "asked": rate, "alarms": alarms.to_json(), "p_of_so_many_alarms": excess, "p_stranger": too_small,

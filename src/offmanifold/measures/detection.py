@@ -62,8 +62,12 @@ def auroc(normal: npt.ArrayLike, outliers: npt.ArrayLike, *, level: float = 0.95
     variance of exponential scores, does not. For perfect separation the far end is the exact binomial bound for
     min(n, m) successes in as many trials.
     """
+    return _of_placements(*_placements(normal, outliers), level)
+
+
+def _of_placements(of_normals: Scores, of_outliers: Scores, level: float) -> Estimate:
+    """Return the AUROC with its interval, given what :func:`_placements` returns."""
     _check_level(level)
-    of_normals, of_outliers = _placements(normal, outliers)
     n, m = len(of_normals), len(of_outliers)
     value = float(of_outliers.mean())
     variance = (of_outliers.var(ddof=1) / m if m > 1 else 0.25) + (of_normals.var(ddof=1) / n if n > 1 else 0.25)
@@ -109,8 +113,8 @@ def auroc_difference(
     -----
     Made of the intervals of both AUROCs and their correlation by DeLong et al. (1988), after Zou (2007).
     """
-    first, second = auroc(*scores, level=level), auroc(*others, level=level)
     mine, theirs = _placements(*scores), _placements(*others)
+    first, second = _of_placements(*mine, level), _of_placements(*theirs, level)
     for name, one, other in zip(("normal rows", "outliers"), mine, theirs, strict=True):
         if len(one) != len(other):
             raise ValueError(f"others must be of the same {name} as scores; got {len(other):,} and {len(one):,}.")
