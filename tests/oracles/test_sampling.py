@@ -120,9 +120,10 @@ def test_two_modes_get_their_masses() -> None:
 
 @pytest.mark.parametrize("concentration", [0.0, 2.0, 10.0])
 def test_on_the_sphere_chains_sample_von_mises_and_fisher(concentration: float) -> None:
-    """Mean resultant length I_{d/2}(κ)/I_{d/2−1}(κ)."""
+    """Mean A = I_{d/2}(κ)/I_{d/2−1}(κ), second moment 1 − (d − 1) A/κ along the pole; from a point off the sphere."""
     d = 5
-    start = nn.functional.normalize(normal_draws(CHAINS, d), dim=1)
+    start = torch.zeros(CHAINS, d, dtype=torch.float64)
+    start[:, 1] = 3.0
     kernel = Kernel(0.002, space=Space(sphere=True))
     state, _ = run(langevin.step, generator(), start, lambda z: -concentration * z[:, 0], kernel, 700)
     torch.testing.assert_close(state.position.norm(dim=1), torch.ones(CHAINS, dtype=torch.float64))
@@ -130,6 +131,8 @@ def test_on_the_sphere_chains_sample_von_mises_and_fisher(concentration: float) 
     found = state.position.mean(0)
     assert abs(found[0].item() - expected) < 0.01
     assert found[1:].abs().max() < 0.01
+    second = 1 - (d - 1) * expected / concentration if concentration else 1 / d
+    assert abs(state.position[:, 0].square().mean().item() - second) < 0.01
 
 
 def test_bounds_refuse_or_clamp() -> None:
@@ -142,9 +145,9 @@ def test_bounds_refuse_or_clamp() -> None:
         assert abs(state.position.var().item() * 12 - 1) < 0.05  # uniform on [0, 1] stays uniform
         assert 0.5 < info.accepted.mean() < 0.95
     outside = torch.full((5, 1), 3.0, dtype=torch.float64)
-    state, _ = run(metropolis.step, generator(), kernel.space.enter(outside), flat, kernel, 50)
+    state, _ = run(metropolis.step, generator(), outside, flat, kernel, 50)
     assert (state.position < 1).any() and state.position.max() <= 1
-    state, info = run(metropolis.step, generator(), outside, flat, kernel, 50)
+    state, info = run(metropolis.step, generator(), State(outside), flat, kernel, 50)
     assert info.accepted.eq(0).all()  # what entering is for
     clamped = dataclasses.replace(kernel, space=Space(0.0, 1.0))
     state, _ = run(langevin.step, generator(), start, flat, clamped, 50)
@@ -297,6 +300,8 @@ def test_the_ring_keeps_the_newest_and_draws_them_all() -> None:
     exact = Replay(6, (1,), torch.device("cpu"), torch.float64)
     exact.push(torch.full((2, 1), 1 / 3, dtype=torch.float64), torch.zeros(2))
     assert exact.draw(generator(), torch.zeros(4, 1, dtype=torch.float64), 0.0)[0].eq(1 / 3).all()
+    with pytest.raises(ValueError, match=r"ages must be \(4,\), one a position; got \(3,\)"):
+        ring.push(torch.zeros(4, 1), torch.zeros(3))
     with pytest.raises(ValueError, match="7 positions do not fit into a replay buffer of 6"):
         ring.push(torch.zeros(7, 1), torch.zeros(7))
 

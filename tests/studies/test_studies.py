@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from offmanifold.data.benchmarks import DataMissing
-from offmanifold.studies import STUDIES, density_2d, mnist_ood
+from offmanifold.studies import STUDIES, cifar_ood, density_2d, mnist_holdout, mnist_ood, refusals
 from offmanifold.studies.core import folder_of, run_study, summarise
 
 
@@ -75,6 +76,20 @@ def test_results_of_other_settings_are_left_out_of_the_table(tmp_path: Path) -> 
     path.with_suffix(".npz").rename(folder / "elsewhere.npz")
     path.rename(folder / "elsewhere.json").write_text(json.dumps(record))
     assert len(summarise(study, "smoke", results=tmp_path)) == len(left) + 1
+
+
+def test_nothing_that_is_reported_watched() -> None:
+    """Chimeras are halves of two images, as mixed ones are."""
+    for study in (mnist_ood, cifar_ood):
+        reported = {refusals.MADE[kind] for kind in study.KINDS if kind in refusals.MADE} | {"mixed"}
+        assert not reported & set(refusals.WATCH)
+
+
+def test_a_figure_of_rows_that_are_not_complete_yet(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mnist_holdout.figure([], tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_densities_are_compared_in_nats() -> None:

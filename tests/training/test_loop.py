@@ -14,7 +14,7 @@ import torch
 from conftest import QUICK
 from torch import Tensor, nn
 
-from offmanifold.detectors import AE, VAE, OutlierDetector
+from offmanifold.detectors import AE, NAE, VAE, OutlierDetector
 from offmanifold.networks import choose
 from offmanifold.training.checkpoints import Checkpointer
 from offmanifold.training.loop import Batches, TrainingDiverged, train
@@ -442,3 +442,7 @@ def test_without_a_terminal_there_is_a_line_now_and_then(monkeypatch: pytest.Mon
         AE(steps=3, hidden=(4,), random_state=0, verbose=verbose).fit(np.random.default_rng(0).normal(size=(60, 2)))
         told = capsys.readouterr().err
         assert ("autoencoder: step 3 of 3, " in told and "held-out" in told) == shown == bool(told)
+    rows = np.random.default_rng(0).normal(size=(60, 2))
+    NAE(steps=2, pretraining_steps=0, hidden=(4,), random_state=0, verbose=True).fit(rows)
+    told = capsys.readouterr().err
+    assert "normalisation: step 2 of 2, " in told and "judged 0." in told  # by an AUROC, not by a loss

@@ -155,7 +155,7 @@ class OutlierDetector(Scorer, abc.ABC):
         checkpoint : path, optional
             Where to save the run from time to time; Ctrl-C then saves before it stops.
         resume : bool
-            Go on from ``checkpoint`` if it exists, bit for bit as if the run had never stopped.
+            Go on from ``checkpoint`` if it exists: with as many threads, bit for bit as if the run had never stopped.
         checkpoint_every : float
             Seconds between two checkpoints.
 
@@ -168,7 +168,8 @@ class OutlierDetector(Scorer, abc.ABC):
         ValueError, TypeError
             For a hyper-parameter or data that cannot be used; the message says what is expected.
         TrainingDiverged
-            If the loss becomes non-finite or explodes.
+            If the loss becomes non-finite or explodes, or where training against samples is watched, no longer
+            reconstructs, or its chains end at values that are not finite. Its ``history`` has what was recorded.
 
         Notes
         -----
@@ -266,6 +267,7 @@ class OutlierDetector(Scorer, abc.ABC):
         )
         held = self._prepare(calibrating)
         remarks.of_too_few(len(held), self.false_alarm_rate)
+        remarks.of_going_back(self.training_summary())
         remarks.of_scores_alike(self.calibration_scores_, calibrating)
         remarks.of_copies(prepared, held[evenly(len(held), REPORTED)], self.false_alarm_rate)
         self._warn_about_training(held)
@@ -314,13 +316,18 @@ class OutlierDetector(Scorer, abc.ABC):
 
         ``judged_at`` is what decided which weights to keep, low = better: the held-out rows' loss or, where training is
         watched, what is missing from a mean AUROC of 1 against outliers made from them; ``auroc_against`` has each
-        kind's.
+        kind's. Where it rolled back, ``problems`` says when, why, and to which step.
         """
         check_is_fitted(self, "module_")
         summary, before = {}, 0.0
         for phase in dict.fromkeys(record["phase"] for record in self.history_):
             records = [record for record in self.history_ if record["phase"] == phase]
             judged = [record for record in records if "validation" in record]
+            problems = [
+                f"step {record['step']}: {record['problem']}; back to step {record['rolled_back_to']}"
+                for record in records
+                if "rolled_back_to" in record
+            ]
             # A phase whose every check was a rollback keeps what it began with.
             best = next((record for record in reversed(judged) if record["kept"]), {})
             summary[phase] = {
@@ -328,7 +335,8 @@ class OutlierDetector(Scorer, abc.ABC):
                 "weights_kept_from_step": best.get("step", 0),
                 "judged_at": best.get("validation"),
                 **({"auroc_against": watched} if (watched := _watched(best)) else {}),
-                "rolled_back": len(records) - len(judged),
+                "rolled_back": len(problems),
+                **({"problems": problems} if problems else {}),
                 "seconds": round(records[-1]["seconds"] - before, 3),  # records count from the run's start
             }
             before = records[-1]["seconds"]

@@ -16,7 +16,7 @@ from offmanifold.data import outliers
 from offmanifold.networks import choose
 from offmanifold.probability.missing import nothing_missing
 from offmanifold.sampling import metropolis
-from offmanifold.sampling.chain import Energy, Kernel, Step, run
+from offmanifold.sampling.chain import Energy, Kernel, Space, Step, run
 from offmanifold.sampling.replay import Replay
 from offmanifold.sampling.starts import Fresh, FromData, Persistent, Start
 from offmanifold.training.phases import Metrics
@@ -28,7 +28,8 @@ SAMPLING_FACTOR = 8
 PART = 256
 # Share of the training rows that may lie outside of given bounds.
 MOST_OUTSIDE = 0.5
-# Share of a table's sampled values on the bounds from which on the chains are no use.
+# Share of the sampled values on the bounds from which on the chains are no use; where the data's own values are there,
+# as the black of digits is, this share of the others.
 MOST_AT_BOUNDS = 0.5
 # Share of adjusted moves that are accepted, below which chains stand still.
 LOWEST_ACCEPTANCE = 0.05
@@ -61,9 +62,9 @@ class Chain(Generic[AnyStart]):
         """Return samples of the model ``(n, *shape)``, as many as there are rows, and how the chains went."""
         with nothing_missing():  # nor does anything wait for the device to see whether it is so
             begun, told = self.start.begin(generator, rows)
-            begun, metrics = self.kernel.space.enter(begun), Metrics(told)
+            metrics = Metrics(told)
             if not self.steps:
-                return begun, metrics
+                return self.kernel.space.enter(begun), metrics
             state, info = run(self.step, generator, begun, energy, self.kernel, self.steps)
         self.start.end(state.position)
         ends = state.position
@@ -139,10 +140,12 @@ def latest(history: Sequence[dict[str, Any]], name: str, default: float) -> floa
     return float(next((record[name] for record in reversed(history) if name in record), default))
 
 
-def warn_of_bounds(history: Sequence[dict[str, Any]], step_size: float) -> None:
-    """Say so where most values of the last samples of a table lay on the bounds: nothing is learned from those."""
+def warn_of_bounds(history: Sequence[dict[str, Any]], settings: dict[str, Any], rows: Tensor) -> None:
+    """Say so where the last samples lay on the bounds far more than ``rows`` of data: nothing is learned from those."""
+    own = float(Space(*settings["bounds"]).at_bounds(rows))
     share = latest(history, "at_bounds", 0.0)
-    if share > MOST_AT_BOUNDS:
+    if share > own + MOST_AT_BOUNDS * (1 - own):
+        step_size = settings["visible_chain"][1]
         warnings.warn(
             f"{share:.0%} of the values that the chains ended at are on the bounds: their steps throw them out of the "
             f"data. Make the step size in visible_chain, {step_size:.3g}, smaller.",
@@ -151,8 +154,8 @@ def warn_of_bounds(history: Sequence[dict[str, Any]], step_size: float) -> None:
         )
 
 
-def warn_of_acceptance(history: Sequence[dict[str, Any]], advice: Callable[[], str]) -> None:
-    """Say so where adjusted chains hardly moved, with advice."""
+def warn_of_acceptance(history: Sequence[dict[str, Any]], advice: Callable[[], str]) -> bool:
+    """Say so, also to the caller, where adjusted chains hardly moved, with advice."""
     rate = latest(history, "acceptance", 1.0)
     if rate < LOWEST_ACCEPTANCE:
         warnings.warn(
@@ -160,14 +163,15 @@ def warn_of_acceptance(history: Sequence[dict[str, Any]], advice: Callable[[], s
             UserWarning,
             stacklevel=4,
         )
+    return rate < LOWEST_ACCEPTANCE
 
 
 def warn_of_holes(history: Sequence[dict[str, Any]], advice: str) -> None:
-    """Say so where training ended with nearly all samples more normal to the model than its data."""
-    share = latest(history, "negatives_below_median", 0.5)
+    """Say so where, by the weights that were kept, nearly all samples are more normal than the data."""
+    share = latest([record for record in history if record.get("kept")], "negatives_below_median", 0.5)
     if share > MOST_BELOW:
         warnings.warn(
-            f"{share:.0%} of the model's last samples have a lower energy than half of the held-out rows: what it "
+            f"{share:.0%} of the model's samples have a lower energy than half of the held-out rows: what it "
             f"makes up is more normal to it than what it learned from, and so may outliers be. {advice}",
             UserWarning,
             stacklevel=4,
@@ -177,7 +181,6 @@ def warn_of_holes(history: Sequence[dict[str, Any]], advice: str) -> None:
 def accepted_half(chain: Chain[Any], generator: torch.Generator, rows: Tensor, energy: Energy) -> str:
     """Advise a step size for adjusted chains by trying some from the chain's starts; ``rows`` as in ``begin``."""
     begun, _ = chain.start.begin(generator, rows)
-    begun = chain.kernel.space.enter(begun)
     try:
         size = metropolis.suggest_step_size(generator, begun, energy, chain.kernel, steps=chain.steps)
     except ValueError as error:
@@ -197,6 +200,7 @@ def families_to_watch(watch: Sequence[str] | str | None, kind: str) -> list[str]
         watch = [watch]
     if not isinstance(watch, Iterable):
         raise parameters.InvalidParameter(f"watch must be 'auto', names of families, or None; got {watch!r}.")
+    watch = list(watch)
     other = "table" if kind == "image" else "image"
     foreign = outliers.families(other).keys() - known.keys()
     for family in watch:

@@ -142,6 +142,8 @@ class Configured(BaseEstimator, abc.ABC):  # type: ignore[misc]
         for_tables: str,
         table_steps: int,
         table_rate: float,
+        image_steps: int = 1000,
+        image_rate: float | None = None,
         for_images: Callable[[tuple[int, ...]], str] = choose.for_images,
     ) -> Settings:
         """Resolve what depends on the network alone; the arguments are what "auto" means."""
@@ -154,8 +156,8 @@ class Configured(BaseEstimator, abc.ABC):  # type: ignore[misc]
         return {
             "network": network,
             "hidden": list(hidden),
-            "default_steps": table_steps if spec.kind == "table" else 1000,
-            "default_rate": table_rate if spec.kind == "table" else (2e-3 if dense else 1e-3),
+            "default_steps": table_steps if spec.kind == "table" else image_steps,
+            "default_rate": table_rate if spec.kind == "table" else image_rate or (2e-3 if dense else 1e-3),
         }
 
     def _optimizer(self, settings: Settings) -> Optimizer:

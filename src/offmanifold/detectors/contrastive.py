@@ -107,14 +107,14 @@ def contrastive_phase(
         return values, metrics
 
     limit = None if of_the_mean is None else _lost(of_the_mean, began)
-    modules = [parameter for group in groups for parameter in group.parameters]
+    weights = [parameter for group in groups for parameter in group.parameters]
     return Phase(
         name,
         (Update(groups, loss, optimizer, prepare=draw, repeats=updates_per_chain),),
         steps,
         batch_size,
         keep="best" if watch else "last",
-        judge=watching(energy, watch, lambda: latest["samples"], modules, limit),
+        judge=watching(energy, watch, lambda: latest["samples"], weights, limit),
         average=average,
         rollbacks=3,
         memory=chain.start.tensors | {"began": began},

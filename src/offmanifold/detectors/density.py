@@ -30,6 +30,8 @@ class GridDensityMixin:
     ) -> Float64Array:
         """Return log p(x) of two-dimensional rows ``(n,)`` in nats, in the user's units (P3, Eq. 5).
 
+        The density is one on ``bounds``: rows outside of them have −inf.
+
         Parameters
         ----------
         X : (n, 2)
@@ -85,4 +87,8 @@ class GridDensityMixin:
         grid, area = midpoints((first, second), points)
         log_omega = log_integral(self.score_samples(preparation.inverse(grid)) / self.temperature_, area)
         log_p: Float64Array = self._scores(rows) / self.temperature_ - log_omega
-        return log_p + preparation.log_slope(rows.take(slice(None)))
+        values = rows.take(slice(None))
+        rounding = 1e-6 * (corners[1] - corners[0])  # prepared rows are float32
+        prepared = preparation.transform(values)
+        inside = ((prepared >= corners[0] - rounding) & (prepared <= corners[1] + rounding)).all(1)
+        return np.where(inside, log_p + preparation.log_slope(values), -np.inf)

@@ -254,8 +254,7 @@ device, precision, random_state, verbose
         return {"energy": model.energy(rows)}
 
     def _warn_about_training(self, normal: Tensor) -> None:
-        if self.spec_.kind == "table":
-            warn_of_bounds(self.history_, self.settings_["visible_chain"][1])
+        warn_of_bounds(self.history_, self.settings_, normal)
 
     def sample(self, n: int, *, random_state: int | np.random.RandomState | None = None) -> Any:
         """Draw ``n`` rows by chains from uniform noise, eight times as long as in training; units and layout of X.

@@ -164,12 +164,11 @@ random_state, verbose
             for_tables="resmlp",
             table_steps=600,
             table_rate=1e-3,
+            image_steps=500,
             for_images=lambda shape: "unet" if min(shape[1:]) >= SMALLEST_PICTURE else "resmlp",
         )
         if settings["network"] == "unet" and spec.kind == "table":
             raise parameters.InvalidParameter("network='unet' takes images; the data are a table. Use 'resmlp'.")
-        if spec.kind == "image":
-            settings["default_steps"] = 500
         if self.hidden == "auto" and settings["network"] == "resmlp":
             settings["hidden"] = [256, 256, 256]
         if len(set(settings["hidden"])) > 1:

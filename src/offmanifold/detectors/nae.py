@@ -297,6 +297,8 @@ device, precision, random_state, verbose
             for_tables="fcres2" if name == "2d" else "resmlp",
             table_steps=preset["steps"],
             table_rate=preset["rate"],
+            image_steps=preset["steps"],
+            image_rate=preset["rate"],
             for_images=size_of_network,
         )
         return {
@@ -329,8 +331,6 @@ device, precision, random_state, verbose
             "capacity": parameters.real("capacity", auto("capacity"), above=0, words=AUTO),
             "schedule": auto("schedule"),
             "dequantise": preset["dequantise"] and not table,
-            "default_steps": preset["steps"],
-            "default_rate": preset["rate"],
         }
 
     def _settle(self, rows: Tensor, settings: Settings) -> None:
@@ -478,15 +478,16 @@ device, precision, random_state, verbose
 
     def _warn_about_training(self, normal: Tensor) -> None:
         """Say so where holes are left, adjusted chains hardly moved, or others left the data."""
-        if self.settings_["negatives"] != "cd":  # chains that begin at data only go down from there
-            warn_of_holes(self.history_, "Make pretraining_steps and steps larger, or choose another network.")
         if self.settings_["adjusted"]:
             rows = filled(normal[:128].to(self._device))
             # A replay of x holds what chains from data became, or near it.
             start = FromData() if self.settings_["negatives"] != "omi" else self._fresh_chain(1).start
             chain = visible_chain(self.module_, self.settings_, start)
-            warn_of_acceptance(
+            if warn_of_acceptance(
                 self.history_, lambda: accepted_half(chain, self._generator(0), rows, self.module_.energy)
-            )
-        elif self.spec_.kind == "table":
-            warn_of_bounds(self.history_, self.settings_["visible_chain"][1])
+            ):
+                return  # samples of chains that stood still say nothing of holes
+        else:
+            warn_of_bounds(self.history_, self.settings_, normal)
+        if self.settings_["negatives"] != "cd":  # chains that begin at data only go down from there
+            warn_of_holes(self.history_, "Make pretraining_steps and steps larger, or choose another network.")

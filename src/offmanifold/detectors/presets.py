@@ -20,8 +20,9 @@ def _by_dimension(dimensions: int) -> tuple[int, float, float]:
 
 # What "auto" means, by preset; functions are of the number of dimensions, and the size of
 # the latent space is then as for AE. Chains are (steps, λ, σ). The first two are
-# ours (docs/defaults.md); the others are P3's Table 11 and appendix D.3, with epochs turned into steps at batch 128; it
-# does not print the latent sizes for CIFAR-10 and CelebA.
+# ours (docs/defaults.md); the others are P3's Table 11 and appendix D.3, with epochs turned into steps at batch 128,
+# but for CIFAR-10's normalisation, which has the 10 epochs of the published run and not the appendix's 50. What is not
+# printed: latent sizes for CIFAR-10 and CelebA, and how long to train on CelebA, which is as for CIFAR-10 here.
 PRESETS: dict[str, dict[str, Any]] = {
     "images": {
         "latent_dim": 32, "latent": "sphere", "capacity": 0.5, "latent_chain": (10, 0.2, 0.05),

@@ -1,8 +1,9 @@
-"""What a user should know of a fit, in warnings: units, copies of rows, too few of them, scores that are all alike."""
+"""What a user should know of a fit, in warnings: units, copies of rows, too few of them, going back, equal scores."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,16 @@ def of_too_few(calibrated: int, rate: float) -> None:
             f"the smallest rate they can promise is {smallest:.3g}, so predict will call nothing an outlier. Give more "
             "rows, or raise false_alarm_rate or calibration_fraction."
         )
+
+
+def of_going_back(summary: Mapping[str, Mapping[str, Any]]) -> None:
+    """Say so where training diverged and recovered; ``summary`` is a detector's ``training_summary()``."""
+    for phase, told in summary.items():
+        if problems := told.get("problems"):
+            _warn(
+                f"Training diverged in phase {phase!r} and went on from earlier weights at half the rate: "
+                f"{'; '.join(problems)}. A smaller learning_rate may spare that."
+            )
 
 
 def of_scores_alike(scores: Float64Array, rows: npt.NDArray[Any]) -> None:

@@ -105,7 +105,8 @@ def dot_rows(
         axes.set_xlim(0, 1.02)
     axes.set_xlabel(xlabel)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(frameon=False, loc="outside upper center", ncols=2)
+    if rows:
+        figure.legend(frameon=False, loc="outside upper center", ncols=2)
     write_figure(figure, path)
 
 

@@ -209,7 +209,8 @@ def run(
     generator : torch.Generator
         On the chains' device.
     start : (n, *shape) or State
-        Positions, or the state that an earlier run ended in: four steps and four more are eight steps, bit for bit.
+        Positions, which are brought into the space first, or the state that an earlier run ended in: four steps and
+        four more are eight steps, bit for bit.
     energy : callable
         ``(n, *shape) → (n,)``.
     kernel : Kernel
@@ -239,12 +240,12 @@ def run(
     (True, True)
     """
     parameters.integer("steps", steps)
-    state, total = start if isinstance(start, State) else State(start.detach()), None
-    position = state.position
+    position, total = start.position if isinstance(start, State) else start, None
     if kernel.space.sphere and (position.ndim != 2 or position.shape[1] < 2):
         raise ValueError(f"On the sphere start must be (n, k) with k ≥ 2; got shape {tuple(position.shape)}.")
     if position.ndim < 2 or len(position) == 0:
         raise ValueError(f"start must be (n, *shape) with n ≥ 1; got shape {tuple(position.shape)}.")
+    state = start if isinstance(start, State) else State(kernel.space.enter(position.detach()))
     for _ in range(steps):
         state, info = step(generator, state, energy, kernel)
         total = info if total is None else Info(*(a + b for a, b in zip(total, info, strict=True)))

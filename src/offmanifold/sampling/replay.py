@@ -29,8 +29,12 @@ class Replay:
         self, capacity: int, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype = torch.float32
     ) -> None:
         parameters.integer("capacity", capacity)
+        try:
+            positions = torch.zeros(capacity, *shape, device=device, dtype=dtype)
+        except RuntimeError as error:  # torch.cuda's is one, too
+            raise ValueError(f"A replay buffer of {capacity:,} positions does not fit into memory.") from error
         self.tensors = {
-            "positions": torch.zeros(capacity, *shape, device=device, dtype=dtype),
+            "positions": positions,
             "ages": torch.zeros(capacity, device=device),
             "pushed": torch.zeros((), dtype=torch.int64, device=device),
         }
@@ -64,6 +68,8 @@ class Replay:
         """Put chains' ends ``(n, *shape)`` in, over the oldest."""
         self._check("positions", positions)
         n = len(positions)
+        if ages.shape != (n,):
+            raise ValueError(f"ages must be ({n},), one a position; got {tuple(ages.shape)}.")
         if n > self.capacity:
             raise ValueError(f"{n} positions do not fit into a replay buffer of {self.capacity}.")
         index = (self.tensors["pushed"] + torch.arange(n, device=positions.device)) % self.capacity

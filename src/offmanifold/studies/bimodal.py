@@ -12,7 +12,7 @@ from offmanifold.detectors.ae import AE
 from offmanifold.detectors.nae import NAE
 from offmanifold.measures.detection import auroc
 from offmanifold.report.figures import NORMAL, OUTLIER, new_figure, write_figure
-from offmanifold.studies.core import Job, Record, Study, arrays_of, shown
+from offmanifold.studies.core import Job, Record, Study, arrays_of, shown, watched_by
 
 # Scale → training rows, steps of the autoencoder, of normalisation.
 SIZES = {"smoke": (200, 10, 5), "laptop": (2_000, 500, 300), "paper": (10_000, 2_000, 2_000)}
@@ -58,7 +58,8 @@ def table(records: list[Record]) -> str:
     """Return the Markdown table."""
     lines = [
         "Two boxes; AUROC of rows between them. No noise for either; NAE's chains on x: 20 steps, λ = 0.05, σ = 0.1. "
-        "Mean over seeds with Student's 95 % interval where there are several. The paper shows a picture.",
+        f"{watched_by('table')} Mean over seeds with Student's 95 % interval where there are several. The paper shows "
+        "a picture.",
         "",
         "| model | latent size | here | seeds |",
         "|---|---|---|---|",

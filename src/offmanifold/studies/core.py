@@ -21,6 +21,7 @@ import torch
 
 import offmanifold
 from offmanifold import atomic
+from offmanifold.data import outliers
 from offmanifold.data.benchmarks import DataMissing
 from offmanifold.measures.estimates import mean_of
 from offmanifold.measures.plain import Components, Neighbours
@@ -212,6 +213,12 @@ def shown(values: Sequence[float], *, share: bool = False) -> str:
         low, high = max(0.0, low), min(1.0, high)
     interval = f" [{low:.{decimals}f}, {high:.{decimals}f}]" if len(values) > 1 else ""
     return f"{mean:.{decimals}f}{interval}"
+
+
+def watched_by(kind: str) -> str:
+    """Return the sentence for tables of "image" or "table" data that says what ``watch="auto"`` is."""
+    makers = ", ".join(maker.__name__ for maker in outliers.WATCHED[kind])
+    return f"NAE and IGEBM were watched by made outliers: {makers}."
 
 
 def slug(row: str) -> str:

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from offmanifold.data import benchmarks, outliers
+from offmanifold.data import benchmarks
 from offmanifold.data.benchmarks import Pixels
 from offmanifold.detectors import DETECTORS
 from offmanifold.measures.detection import auroc
 from offmanifold.report.figures import dot_rows
-from offmanifold.studies.core import Job, Record, Study, baseline_scores, over_seeds, shown, slug
+from offmanifold.studies.core import Job, Record, Study, baseline_scores, over_seeds, shown, slug, watched_by
 
 # Scale → digits, training images, test images of each kind.
 SIZES = {
@@ -68,8 +68,6 @@ ROWS: dict[str, tuple[str | None, dict[str, Any]]] = {
 # Read from the same run: the reconstruction term of the VAE's score.
 BY_RECONSTRUCTION = {"VAE(R)": "VAE(L)"}
 SHOWN = ("kNN", "PCA", "AE", "DAE", "VAE(R)", "VAE(L)", "IGEBM", "NAE-CD", "NAE-PCD", "NAE-OMI", "MultiscaleDenoiser")
-# NAE's and IGEBM's "auto": none is of the kind that is reported.
-WATCHED_BY = f"NAE and IGEBM were watched by made outliers: {', '.join(m.__name__ for m in outliers.WATCHED['image'])}."
 # P3, Tables 1 and 3, digits 0 to 9.
 PAPER = {
     "AE": (0.819, 0.131, 0.843, 0.734, 0.661, 0.755, 0.844, 0.542, 0.902, 0.537),
@@ -169,7 +167,7 @@ def table(records: list[Record]) -> str:
     lines = [
         f"MNIST, AUROC of the held-out digit. {first['train_images']:,} training images, {first['test_images']:,} test "
         "images of each kind at most. Mean over seeds with Student's 95 % interval where there are several. "
-        + WATCHED_BY,
+        + watched_by("image"),
         "",
         "| model | " + " | ".join(f"digit {digit}" for digit in digits) + " | mean | P3's mean of these | seeds |",
         "|---" * (len(digits) + 4) + "|",

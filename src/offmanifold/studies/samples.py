@@ -11,7 +11,7 @@ from offmanifold.detectors.nae import NAE
 from offmanifold.measures.plain import Neighbours
 from offmanifold.report.figures import new_figure, write_figure
 from offmanifold.studies import mnist_holdout
-from offmanifold.studies.core import Job, Record, Study, arrays_of, shown
+from offmanifold.studies.core import Job, Record, Study, arrays_of, shown, watched_by
 
 # As in P3's Fig. 9.
 DIGIT = 9
@@ -67,8 +67,8 @@ def table(records: list[Record]) -> str:
     first = records[0]["job"]
     lines = [
         f"{first['samples']} chains of NAEs trained on MNIST without digit {DIGIT} ({first['train_images']:,} images): "
-        "reconstruction error, and the distance in pixels to the nearest training image. Mean over seeds with "
-        "Student's 95 % interval where there are several. The paper shows pictures.",
+        f"reconstruction error, and the distance in pixels to the nearest training image. {watched_by('image')} Mean "
+        "over seeds with Student's 95 % interval where there are several. The paper shows pictures.",
         "",
         "| weights | image | error | distance to the nearest digit | seeds |",
         "|---|---|---|---|---|",

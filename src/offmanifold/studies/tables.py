@@ -22,7 +22,7 @@ from offmanifold.measures.detection import aupr, auroc
 from offmanifold.measures.plain import Neighbours
 from offmanifold.measures.ranks import friedman, mean_ranks, nemenyi_difference
 from offmanifold.report.figures import critical_difference
-from offmanifold.studies.core import Job, Record, Study, shown
+from offmanifold.studies.core import Job, Record, Study, shown, watched_by
 from offmanifold.studies.memory import peak_memory
 
 Array = npt.NDArray[Any]
@@ -294,8 +294,8 @@ def _mains(found: Seen) -> list[str]:
         f"for all. {REFERENCE} (the fifth neighbour), LOF, IForest and ECOD are given standardised columns, as is "
         "usual; the others standardise by themselves. Halves: every other table by name. Rank: mean over tables. "
         f"Minus {REFERENCE}: the AUROC on the same rows; then the tables where it is higher, equal, lower, and the "
-        "worst. Fit: processor time for all tables. Memory: what fitting and scoring took at most, on any table. Mean "
-        "over seeds with Student's 95 % interval where there are several.",
+        "worst. Fit: processor time for all tables. Memory: what fitting and scoring took at most, on any table. "
+        f"{watched_by('table')} Mean over seeds with Student's 95 % interval where there are several.",
         "",
         f"| detector | AUROC | first half | second half | AUPR | rank | minus {REFERENCE} | better, equal, worse | "
         "worst | fit (s) | rows scored a second | memory (MiB) | seeds |",

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from offmanifold.report.figures import dot_rows
 from offmanifold.studies import mnist_holdout
-from offmanifold.studies.core import SCALES, Job, Record, Study, over_seeds, shown
+from offmanifold.studies.core import SCALES, Job, Record, Study, over_seeds, shown, watched_by
 
 DIGIT = 9
 # Of training against samples, 20 epochs: P3 cuts them short for these tables (appendix C.1).
@@ -66,7 +66,7 @@ def study_of(name: str, title: str, paper: str, variations: Callable[[str], list
         first = records[0]["job"]
         lines = [
             f"MNIST without digit {DIGIT}, AUROC of the digit. {first['train_images']:,} training images. Mean over "
-            f"seeds with Student's 95 % interval where there are several. {mnist_holdout.WATCHED_BY} {note}".strip(),
+            f"seeds with Student's 95 % interval where there are several. {watched_by('image')} {note}".strip(),
             "",
             "| setting | P3 | here | seeds |",
             "|---|---|---|---|",

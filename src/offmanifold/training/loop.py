@@ -26,7 +26,7 @@ EXPLOSION = 1e4
 
 
 class TrainingDiverged(RuntimeError):
-    """The loss became non-finite or exploded. The weights of the last good check are back in the model.
+    """The loss became non-finite or exploded, or the weights are unfit for what they are trained for.
 
     Attributes
     ----------
@@ -34,15 +34,18 @@ class TrainingDiverged(RuntimeError):
     step : int
         Where it was noticed.
     last_good_step : int
-        The check whose weights the model has.
+        The check whose weights the module that was trained has again.
+    history : list of dict
+        The records until then, those of going back included.
     """
 
-    def __init__(self, phase: str, step: int, last_good_step: int, what: str, remedy: str) -> None:
-        self.phase, self.step, self.last_good_step = phase, step, last_good_step
-        super().__init__(
-            f"Training diverged in phase {phase!r} at step {step}: {what}. The last good weights are those of "
-            f"step {last_good_step}. {remedy}"
-        )
+    def __init__(
+        self, phase: str, step: int, last_good_step: int, history: Sequence[dict[str, Any]], what: str, remedy: str
+    ) -> None:
+        self.phase, self.step, self.last_good_step, self.history = phase, step, last_good_step, list(history)
+        went_back = sum("rolled_back_to" in record and record["phase"] == phase for record in history)
+        after = f", having gone back {went_back} time{'s' if went_back > 1 else ''}" if went_back else ""
+        super().__init__(f"Training diverged in phase {phase!r} at step {step}{after}: {what}. {remedy}")
 
 
 class Batches:
@@ -51,7 +54,8 @@ class Batches:
     def __init__(self, rows: Tensor, batch_size: int, generator: torch.Generator) -> None:
         self.rows, self.generator = rows, generator
         self.size = min(batch_size, len(rows))
-        self.order = torch.empty(0, dtype=torch.int64)
+        # Drawn on the CPU, the same order on every device; kept where the rows are, so that no step waits for a copy.
+        self.order = torch.empty(0, dtype=torch.int64, device=rows.device)
         self.cursor = 0
 
     def next(self) -> Tensor:
@@ -59,10 +63,10 @@ class Batches:
         index = self.order[self.cursor : self.cursor + self.size]
         self.cursor += self.size
         if len(index) < self.size:
-            self.order = torch.randperm(len(self.rows), generator=self.generator)
+            self.order = torch.randperm(len(self.rows), generator=self.generator).to(self.rows.device)
             self.cursor = self.size - len(index)
             index = torch.cat([index, self.order[: self.cursor]])
-        return self.rows[index.to(self.rows.device)]
+        return self.rows[index]
 
 
 @dataclasses.dataclass
@@ -109,7 +113,7 @@ def train(
         Arithmetic inside the networks.
     checkpointer : Checkpointer, optional
     resume : bool
-        Go on from the checkpoint, bit for bit as if the run had never stopped.
+        Go on from the checkpoint: with as many threads, bit for bit as if the run had never stopped.
     progress : Progress, optional
 
     Returns
@@ -307,7 +311,10 @@ class _Run:
         self.model.load_state_dict(self.best_weights)
         if state.rollbacks == phase.rollbacks:
             self.model.eval()
-            raise TrainingDiverged(phase.name, state.step, state.best_step, problem, phase.remedy)
+            raise TrainingDiverged(
+                phase.name, state.step, state.best_step, [*state.history, record | {"problem": problem}], problem,
+                phase.remedy,
+            )  # fmt: skip
         state.rollbacks += 1
         state.rate_scale /= 2
         state.first_loss, state.lowest_loss = None, math.inf
@@ -383,7 +390,7 @@ class _Run:
                         else value.to(parameter.device if optimizer.defaults.get("fused") else "cpu")
                         for key, value in moments.items()
                     }
-        self.batches.order, self.batches.cursor = tensors["batches/order"], cursor
+        self.batches.order, self.batches.cursor = tensors["batches/order"].to(self.rows.device), cursor
         self.order_generator.set_state(tensors["generators/order"])
         self.noise_generator.set_state(tensors["generators/noise"])
         self._counted = counted

@@ -75,7 +75,8 @@ class Progress:
         if record is not None and "rolled_back_to" in record:
             state = f"rolled back to step {record['rolled_back_to']}"
         elif record is not None:
-            state = f"loss {record['loss']:.4g}, held-out {record['validation']:.4g}"
+            judgement = "judged" if self._phase.judge is not None else "held-out"
+            state = f"loss {record['loss']:.4g}, {judgement} {record['validation']:.4g}"
         if self._bar is not None:
             self._bar.update(self._task, completed=step, rate=rate, state=state)
         else:
