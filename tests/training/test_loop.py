@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import pickle
 import signal
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,8 @@ def test_divergence_stops_with_phase_step_and_the_last_good_weights(how: str) ->
     with pytest.raises(TrainingDiverged, match="phase 'first' at step 11: .* Try another data set.$") as caught:
         train(model, [phase], ROWS[:30], ROWS[30:], seed=0)
     assert (caught.value.phase, caught.value.step, caught.value.last_good_step) == ("first", 11, 10)
+    again = pickle.loads(pickle.dumps(caught.value))  # as from another process
+    assert str(again) == str(caught.value) and again.history == caught.value.history != []
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
 
 

@@ -46,6 +46,11 @@ class TrainingDiverged(RuntimeError):
         went_back = sum("rolled_back_to" in record and record["phase"] == phase for record in history)
         after = f", having gone back {went_back} time{'s' if went_back > 1 else ''}" if went_back else ""
         super().__init__(f"Training diverged in phase {phase!r} at step {step}{after}: {what}. {remedy}")
+        self._told = (what, remedy)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Say how to make it anew: a process that trains for another hands it over."""
+        return type(self), (self.phase, self.step, self.last_good_step, self.history, *self._told)
 
 
 class Batches:
