@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from offmanifold.data.benchmarks import DataMissing
+from offmanifold.measures import auroc
 from offmanifold.studies import STUDIES, cifar_ood, density_2d, mnist_holdout, mnist_ood, refusals
 from offmanifold.studies.core import folder_of, run_study, summarise
+from offmanifold.training.loop import TrainingDiverged
 
 
 @pytest.mark.parametrize("name", sorted(STUDIES))
@@ -76,6 +80,25 @@ def test_results_of_other_settings_are_left_out_of_the_table(tmp_path: Path) -> 
     path.with_suffix(".npz").rename(folder / "elsewhere.npz")
     path.rename(folder / "elsewhere.json").write_text(json.dumps(record))
     assert len(summarise(study, "smoke", results=tmp_path)) == len(left) + 1
+
+
+def diverging(job: dict[str, Any]) -> dict[str, Any]:
+    """Train nothing; the autoencoders diverge."""
+    if job["detector"] == "ae":
+        raise TrainingDiverged("autoencoder", 3, 2, [], "the loss is nan", "Try another.")
+    return {"auroc": auroc([0.0, 1.0], [0.5]).to_json(), "arrays": {}}
+
+
+@pytest.mark.parametrize("side_by_side", [1, 2])
+def test_a_job_that_diverges_is_not_the_end_of_the_others(side_by_side: int, tmp_path: Path) -> None:
+    study = dataclasses.replace(STUDIES["bimodal"], run=diverging, figure=lambda records, path: None)
+    told: list[str] = []
+    match = r"2 of 4 jobs diverged, .*: ae-z.-seed0, ae-z.-seed0\. First: Training diverged in phase 'autoencoder'"
+    with pytest.raises(RuntimeError, match=match):
+        run_study(study, "smoke", results=tmp_path, jobs=side_by_side, report=told.append)
+    table = (folder_of(study, "smoke", tmp_path) / "table.md").read_text()
+    assert table.count("| NAE |") == 2 and "| AE |" not in table
+    assert sum("the loss is nan" in line for line in told) == 2
 
 
 def test_nothing_that_is_reported_watched() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import functools
 import hashlib
 import json
 import platform
@@ -25,6 +26,7 @@ from offmanifold.data import outliers
 from offmanifold.data.benchmarks import DataMissing
 from offmanifold.measures.estimates import mean_of
 from offmanifold.measures.plain import Components, Neighbours
+from offmanifold.training.loop import TrainingDiverged
 from offmanifold.training.threads import cores, limited_to, share
 
 SCALES = ("smoke", "laptop", "paper")
@@ -103,6 +105,11 @@ def run_study(
         Further kinds of images to score, for a study that takes them. A job with others than before is done again.
     report : callable
         Is told about progress.
+
+    Raises
+    ------
+    RuntimeError
+        Once all other jobs are done and the table is written, where training of some diverged.
     """
     if against and not study.against:
         raise ValueError(f"{study.name} compares fixed kinds of rows; it takes no others (got {', '.join(against)}).")
@@ -119,12 +126,22 @@ def run_study(
     done = len(all_jobs) - len(waiting)
     if done:
         report(f"{done} of {len(all_jobs)} jobs were done before.")
+    diverged: dict[str, TrainingDiverged] = {}
+
+    def finish(job: Job, outcome: Callable[[], Record]) -> None:
+        """Tell of a job; one that diverges is a row that is missing, not the end of the others."""
+        nonlocal done
+        try:
+            told = f"{outcome()['seconds']:.0f} s"
+        except TrainingDiverged as error:
+            diverged[job["name"]], told = error, str(error)
+        done += 1
+        report(f"[{done}/{len(all_jobs)}] {job['name']}: {told}")
+
     if jobs == 1:
         for job in waiting:
             report(f"[{done + 1}/{len(all_jobs)}] {job['name']} …")
-            record = _run_one(study.run, job, folder, None)
-            done += 1
-            report(f"[{done}/{len(all_jobs)}] {job['name']}: {record['seconds']:.0f} s")
+            finish(job, functools.partial(_run_one, study.run, job, folder, None))
     elif waiting:
         # Fresh processes: a forked one inherits PyTorch's thread pool in an unusable state.
         with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
@@ -133,11 +150,14 @@ def run_study(
             }
             while pending:
                 for future in wait(pending, return_when=FIRST_COMPLETED).done:
-                    done += 1
-                    report(
-                        f"[{done}/{len(all_jobs)}] {pending.pop(future)['name']}: {future.result()['seconds']:.0f} s"
-                    )
-    return summarise(study, scale, results=results, report=report)
+                    finish(pending.pop(future), future.result)
+    records = summarise(study, scale, results=results, report=report)
+    if diverged:
+        raise RuntimeError(
+            f"Training of {len(diverged)} of {len(all_jobs)} jobs diverged, and the table is without them: "
+            f"{', '.join(diverged)}. First: {next(iter(diverged.values()))}"
+        )
+    return records
 
 
 def summarise(
