@@ -30,7 +30,7 @@ class GridDensityMixin:
     ) -> Float64Array:
         """Return log p(x) of two-dimensional rows ``(n,)`` in nats, in the user's units (P3, Eq. 5).
 
-        The density is one on ``bounds``: rows outside of them have −inf.
+        It is a density on ``bounds`` alone: rows outside of them have −inf.
 
         Parameters
         ----------
