@@ -62,7 +62,8 @@ class GridDensityMixin:
             raise ValueError(
                 f"log_prob integrates over two columns of numbers; the detector was trained on {self.spec_.describe()}."
             )
-        if np.isnan(rows.take(slice(None))).any():
+        values = rows.take(slice(None))
+        if np.isnan(values).any():
             raise ValueError("log_prob takes complete rows; a cell of these is missing.")
         _, step_size, noise = self.settings_["visible_chain"]
         # Metropolis's correction makes chains sample the model's temperature whatever their steps are.
@@ -87,7 +88,6 @@ class GridDensityMixin:
         grid, area = midpoints((first, second), points)
         log_omega = log_integral(self.score_samples(preparation.inverse(grid)) / self.temperature_, area)
         log_p: Float64Array = self._scores(rows) / self.temperature_ - log_omega
-        values = rows.take(slice(None))
         rounding = 1e-6 * (corners[1] - corners[0])  # prepared rows are float32
         prepared = preparation.transform(values)
         inside = ((prepared >= corners[0] - rounding) & (prepared <= corners[1] + rounding)).all(1)

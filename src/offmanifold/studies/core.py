@@ -22,8 +22,8 @@ import torch
 
 import offmanifold
 from offmanifold import atomic
-from offmanifold.data import outliers
 from offmanifold.data.benchmarks import DataMissing
+from offmanifold.detectors.chains import families_to_watch
 from offmanifold.measures.estimates import mean_of
 from offmanifold.measures.plain import Components, Neighbours
 from offmanifold.training.loop import TrainingDiverged
@@ -235,10 +235,9 @@ def shown(values: Sequence[float], *, share: bool = False) -> str:
     return f"{mean:.{decimals}f}{interval}"
 
 
-def watched_by(kind: str) -> str:
-    """Return the sentence for tables of "image" or "table" data that says what ``watch="auto"`` is."""
-    makers = ", ".join(maker.__name__ for maker in outliers.WATCHED[kind])
-    return f"NAE and IGEBM were watched by made outliers: {makers}."
+def watched_by(kind: str, watch: Sequence[str] | str = "auto") -> str:
+    """Return the sentence that says by which made outliers of "image" or "table" data training was watched."""
+    return f"NAE and IGEBM were watched by made outliers: {', '.join(families_to_watch(watch, kind))}."
 
 
 def slug(row: str) -> str:

@@ -15,7 +15,7 @@ from offmanifold.data.benchmarks import Pixels
 from offmanifold.detectors import DETECTORS
 from offmanifold.measures.detection import auroc
 from offmanifold.report.figures import dot_rows
-from offmanifold.studies.core import Job, Record, Study, baseline_scores, over_seeds, shown, slug
+from offmanifold.studies.core import Job, Record, Study, baseline_scores, over_seeds, shown, slug, watched_by
 
 # Training may be watched by families of outliers that are not reported here.
 WATCH = ("patches", "inverted")
@@ -114,7 +114,7 @@ def study_of(
         first = records[0]["job"]
         lines = [
             f"AUROC. {note.format(**first)} Mean over seeds with Student's 95 % interval where there are several; the "
-            f"paper's value in brackets. NAE and IGEBM were watched by {' and '.join(WATCH)} images alone.",
+            f"paper's value in brackets. {watched_by('image', WATCH)}",
             "",
             "| model | " + " | ".join(kinds) + " | seeds |",
             "|---" * (len(kinds) + 2) + "|",
