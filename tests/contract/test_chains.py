@@ -19,7 +19,7 @@ from offmanifold.detectors import IGEBM, NAE, OutlierDetector
 from offmanifold.detectors.chains import from_data_or_replay
 from offmanifold.detectors.normalized_autoencoder import training_chain
 from offmanifold.sampling import langevin, metropolis
-from offmanifold.sampling.chain import Space, run
+from offmanifold.sampling.chain import Kernel, Space, run
 from offmanifold.sampling.starts import OnManifold, Persistent
 
 
@@ -182,6 +182,31 @@ def test_chains_that_are_thrown_out_of_pixels_are_noticed(cls: type[OutlierDetec
         warnings.filterwarnings("error", message=".*on the bounds")
         made(cls).fit(digits[0][:150])
         made(cls).fit((digits[0][:150] > 0.5).astype(float))  # all of their values are bounds
+
+
+def test_the_energy_stays_the_same_while_a_chain_runs(plane: Any) -> None:
+    """Spectral norms improve their estimate at every call in training, which would move it from step to step."""
+    model = made(IGEBM).fit(plane[0]).module_.train().requires_grad_(True)
+    generator = torch.Generator().manual_seed(0)
+    fixed = torch.randn(4, 5, generator=generator)
+    with torch.no_grad():
+        for parameter in model.parameters():  # as after an update: the estimates lag behind
+            parameter.add_(torch.randn(parameter.shape, generator=generator)).grad = None
+    met: list[torch.Tensor] = []
+
+    def energy(rows: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            met.append(model.energy(fixed))
+        return model.energy(rows)
+
+    run(langevin.step, generator, fixed, energy, Kernel(0.1, 0.01), 5)
+    assert len(met) == 5
+    assert all(torch.equal(values, met[0]) for values in met[1:])
+    later = model.energy(fixed)
+    assert not torch.equal(later, model.energy(fixed))  # outside of chains it does move
+    assert all(parameter.grad is None for parameter in model.parameters())
+    later.sum().backward()
+    assert any(parameter.grad is not None and bool(parameter.grad.any()) for parameter in model.parameters())
 
 
 def test_a_score_costs_one_pass(plane: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 from offmanifold.networks import choose
 from offmanifold.networks.network import Network, initialise
@@ -77,6 +78,14 @@ def test_initialisation_has_pytorchs_spread() -> None:
     for expected, found in zip(layer.parameters(), ours.parameters(), strict=True):
         if expected.ndim > 1:
             assert found.std().item() == pytest.approx(expected.std().item(), rel=0.05)
+
+
+def test_a_spectral_norm_is_estimated_before_its_first_use() -> None:
+    layer = spectral_norm(nn.Conv2d(16, 32, 3))
+    initialise(layer, torch.Generator().manual_seed(0))
+    layer.eval()  # no power step here
+    largest = torch.linalg.matrix_norm(layer.weight.flatten(1), 2)
+    assert largest.item() == pytest.approx(1.0, abs=0.02)  # vectors as they are drawn leave it at 10 and more
 
 
 def test_the_choice_and_its_errors() -> None:

@@ -48,7 +48,7 @@ def initialise(module: nn.Module, generator: torch.Generator) -> None:
     """Draw every weight anew from ``generator``: PyTorch's own distributions without its global state.
 
     Weights and biases of linear and convolutional layers are uniform on ±1/√fan_in; normalisations start
-    as the identity.
+    as the identity, spectral ones with an estimate of the norm.
     """
     for layer in module.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
@@ -64,9 +64,17 @@ def initialise(module: nn.Module, generator: torch.Generator) -> None:
                     layer.bias.uniform_(-bound, bound, generator=generator)
         elif isinstance(layer, nn.LayerNorm | nn.GroupNorm | nn.BatchNorm2d):
             layer.reset_parameters()  # ones and zeros: nothing random
-        elif isinstance(layer, _SpectralNorm):
-            for vector in (layer._u, layer._v):
-                torch.nn.functional.normalize(torch.empty_like(vector).normal_(generator=generator), dim=0, out=vector)
+        elif isinstance(layer, nn.utils.parametrize.ParametrizationList):  # comes after the layer it belongs to
+            for normalisation in layer:
+                if isinstance(normalisation, _SpectralNorm):
+                    _estimate_norm(normalisation, layer.original, generator)
+
+
+def _estimate_norm(normalisation: _SpectralNorm, weight: Tensor, generator: torch.Generator) -> None:
+    """Draw the power iteration's vectors and bring them near the singular ones, as PyTorch does when it makes them."""
+    for vector in (normalisation._u, normalisation._v):
+        torch.nn.functional.normalize(torch.empty_like(vector).normal_(generator=generator), dim=0, out=vector)
+    normalisation._power_method(normalisation._reshape_weight_to_matrix(weight), 15)
 
 
 class Reshape(nn.Module):

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils import parametrize
 
 from offmanifold import parameters
 
@@ -220,7 +221,8 @@ def run(
     -------
     State, Info
         The end, and each chain's means over its steps. Memory does not grow with ``steps``, and nothing waits for
-        the device.
+        the device. The energy stays the same throughout: normalised weights (a spectral norm improves its estimate at
+        every call in training) are computed once.
 
     Raises
     ------
@@ -246,8 +248,9 @@ def run(
     if position.ndim < 2 or len(position) == 0:
         raise ValueError(f"start must be (n, *shape) with n ≥ 1; got shape {tuple(position.shape)}.")
     state = start if isinstance(start, State) else State(kernel.space.enter(position.detach()))
-    for _ in range(steps):
-        state, info = step(generator, state, energy, kernel)
-        total = info if total is None else Info(*(a + b for a, b in zip(total, info, strict=True)))
+    with parametrize.cached():
+        for _ in range(steps):
+            state, info = step(generator, state, energy, kernel)
+            total = info if total is None else Info(*(a + b for a, b in zip(total, info, strict=True)))
     assert total is not None
     return state, Info(*(values / steps for values in total))
