@@ -17,11 +17,11 @@ import polars as pl
 import pytest
 import safetensors.torch
 import torch
-from conftest import QUICK
+from conftest import QUICK, made
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offmanifold import AE, VAE, MultiscaleDenoiser, atomic, diagnose, load, storage
+from offmanifold import AE, NAE, VAE, MultiscaleDenoiser, atomic, diagnose, load, storage
 
 
 @pytest.fixture(scope="module")
@@ -59,12 +59,12 @@ def test_no_flipped_bit_goes_unnoticed(model_file: Path, data: st.DataObject) ->
 
 
 def test_another_version_is_not_believed(model_file: Path) -> None:
-    """One bit turns a 5 into a 4, which this version would read as well."""
+    """One bit turns a 6 into a 4, which this version would read as well."""
     content = model_file.read_bytes()
     saved = f'"version":"{storage.VERSION}"'.encode()
     assert content.count(saved) == 1
     other = model_file.with_name("older.safetensors")
-    other.write_bytes(content.replace(saved, f'"version":"{storage.VERSION - 1}"'.encode()))
+    other.write_bytes(content.replace(saved, f'"version":"{storage.VERSION - 2}"'.encode()))
     with pytest.raises(ValueError, match=r"older\.safetensors is damaged: it was not saved as version"):
         load(other)
 
@@ -89,8 +89,8 @@ def test_foreign_newer_and_missing_files(model_file: Path, tmp_path: Path) -> No
     path.write_bytes(safetensors.torch.save({"a": torch.zeros(2)}))
     with pytest.raises(ValueError, match="is not an offmanifold model"):
         load(path)
-    path.write_bytes(sealed(header, tensors, version="6"))
-    with pytest.raises(ValueError, match="format version 6; this offmanifold .* reads up to 5. Upgrade"):
+    path.write_bytes(sealed(header, tensors, version="7"))
+    with pytest.raises(ValueError, match="format version 7; this offmanifold .* reads up to 6. Upgrade"):
         load(path)
     path.write_bytes(sealed(header, tensors))
     assert load(path).key == "ae"
@@ -136,7 +136,7 @@ def test_a_resealed_file_must_still_make_sense(model_file: Path, tmp_path: Path,
 @pytest.mark.parametrize("text", ["[" * 200_000, '{"a":' * 200_000])
 def test_a_header_of_brackets_is_refused(model_file: Path, tmp_path: Path, text: str) -> None:
     tensors = storage.read(model_file)[1]
-    metadata = {"format": "offmanifold", "version": "5", "header": text, "digest": storage._digest(text, tensors)}
+    metadata = {"format": "offmanifold", "version": "6", "header": text, "digest": storage._digest(text, tensors)}
     path = tmp_path / "x.safetensors"
     path.write_bytes(safetensors.torch.save(tensors, metadata))
     with pytest.raises(ValueError, match="x.safetensors is damaged: its header is not JSON"):
@@ -253,6 +253,19 @@ def test_a_denoiser_of_before_format_5_says_so(tmp_path: Path, plane: Any) -> No
         load(path)
 
 
+def test_a_file_of_before_codes_were_kept_is_read(tmp_path: Path, plane: Any) -> None:
+    """Its chains of samples start from the prior, as they did."""
+    path, detector = tmp_path / "model.safetensors", made(NAE).fit(plane[0])
+    detector.save(path)
+    header, tensors = storage.read(path)
+    del header["settings"]["kept_codes"], tensors["module/codes"]
+    path.write_bytes(sealed(header, tensors, version="5"))
+    old = load(path)
+    np.testing.assert_array_equal(old.score_samples(plane[0]), detector.score_samples(plane[0]))
+    drawn = [model.sample(4, latent_steps=0, visible_steps=0, random_state=0) for model in (old, detector)]
+    assert not np.array_equal(*drawn)
+
+
 def test_a_file_of_before_skewness_was_kept_is_read_and_written(tmp_path: Path, plane: Any) -> None:
     detector = AE(**QUICK).fit(plane[0])
     assert detector.training_moments_ is not None
@@ -266,7 +279,7 @@ def test_a_file_of_before_skewness_was_kept_is_read_and_written(tmp_path: Path, 
 
 def test_rows_that_are_part_of_the_weights_cannot_be_left_out_afterwards(tmp_path: Path, plane: Any) -> None:
     detector = MultiscaleDenoiser(**QUICK).fit(plane[0])
-    with pytest.raises(ValueError, match=r"[0-9]+ rows are part of what MultiscaleDenoiser scores by, .* Fit again"):
+    with pytest.raises(ValueError, match=r"[0-9]+ rows are part of MultiscaleDenoiser's weights, .* Fit again"):
         detector.set_params(store_rows=False).save(tmp_path / "m.safetensors")
     assert not list(tmp_path.iterdir())
 

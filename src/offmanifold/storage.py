@@ -31,7 +31,7 @@ from offmanifold.measures.shift import Moments, compared_parts
 
 FORMAT = "offmanifold"
 # What is written; lower ones are read.
-VERSION = 5
+VERSION = 6
 # Cells of these may be missing.
 ROWS = "calibration/rows"
 # How far a probe row's score may be off on another machine: other kernels round differently.
@@ -56,8 +56,8 @@ def save(detector: OutlierDetector, path: str | os.PathLike[str]) -> None:
     within = detector.stored_rows - (0 if beside is None else len(beside))
     if within and not detector.store_rows:
         raise ValueError(
-            f"store_rows is False, but {within:,} rows are part of what {type(detector).__name__} scores by, since it "
-            "was fitted with store_rows=True. Fit again with store_rows=False."
+            f"store_rows is False, but {within:,} rows are part of {type(detector).__name__}'s weights, since it was "
+            "fitted with store_rows=True. Fit again with store_rows=False."
         )
     tensors = {f"module/{name}": tensor for name, tensor in detector.module_.state_dict().items()}
     tensors["calibration/scores"] = torch.from_numpy(detector.calibration_scores_)

@@ -324,7 +324,7 @@ def test_starts() -> None:
         lambda x: (x - 1).square().sum(1),
         Kernel(0.1, 1e-3),
         50,
-        lambda g, n: torch.randn(n, 2, generator=g),
+        lambda g, rows: torch.randn(rows.shape, generator=g),
         Replay(100, (2,), torch.device("cpu")),
     )
     begun, metrics = start.begin(generator(), rows)

@@ -11,7 +11,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from offmanifold import parameters
-from offmanifold.data.inputs import InputSpec
+from offmanifold.data.inputs import InputSpec, evenly
 from offmanifold.detectors.autoencoder import SCORE_UNITS, check_autoencoder, noise_range, noised
 from offmanifold.detectors.base import OutlierDetector
 from offmanifold.detectors.chains import (
@@ -39,6 +39,7 @@ from offmanifold.detectors.normalized_autoencoder import (
     on_manifold,
     training_chain,
     visible_chain,
+    without_data,
 )
 from offmanifold.detectors.presets import PRESETS
 from offmanifold.networks import choose
@@ -53,6 +54,10 @@ AUTO = ("auto",)
 # A learned log T has a rate of its own: P3's is 1e-3, 100 times the weights' (appendix D.3); ten times that finds T in
 # hundreds of steps instead of thousands, whatever the weights' rate.
 TEMPERATURE_RATE = 1e-2
+# Codes of training rows that stay with a model whose latent space has no prior: chains of samples start there.
+KEPT_CODES = 256
+# Share of chains that start anew: the paper's, and where that is at codes of data (docs/defaults.md).
+RESTART, RESTART_AT_DATA = 0.05, 0.5
 
 
 @final
@@ -76,7 +81,8 @@ class NAE(LatentMixin, GridDensityMixin, OutlierDetector):
         times the rate of the temperature and bounds of at least ±4; those of colour images are dequantised in training.
     negatives : {"omi", "cd", "pcd", "pcd-restart"}
         Where chains start: on the decoder's manifold (a chain on z, from a replay buffer of z, comes first); at the
-        data; at earlier chains' ends, without or with restarts.
+        data; at earlier chains' ends, without or with restarts. On the sphere chains on z start anew from the uniform
+        prior; elsewhere codes follow no prior, and they start at codes of data.
     latent_dim : int or "auto"
         Size of the code. "auto" is three quarters of a table's columns, 32 for images; 3 for "2d", 64 for "cifar10" and
         "celeba".
@@ -106,8 +112,9 @@ class NAE(LatentMixin, GridDensityMixin, OutlierDetector):
         least ±4, for tables.
     replay_size : int
         0 starts every chain anew.
-    restart : float
-        Share of the chains that start anew, where they do ("omi" and "pcd-restart").
+    restart : float or "auto"
+        Share of the chains that start anew, where they do ("omi" and "pcd-restart"). "auto" is 0.05, as in the paper,
+        and 0.5 where that is at codes of data.
     energy_penalty : float
         α on the negatives' squared energy.
     encoder_penalty : float or "auto"
@@ -176,7 +183,7 @@ device, precision, random_state, verbose
         adjusted: bool | str = "auto",
         bounds: Range | str = "auto",
         replay_size: int = 10_000,
-        restart: float = 0.05,
+        restart: float | str = "auto",
         energy_penalty: float = 1.0,
         encoder_penalty: float | str = "auto",
         noise: float | Sequence[float] | str = "auto",
@@ -283,6 +290,9 @@ device, precision, random_state, verbose
                 "Use 0, or latent='euclidean'."
             )
         updates_per_chain = parameters.integer("updates_per_chain", auto("updates_per_chain"), words=AUTO)
+        restart = self.restart
+        if isinstance(restart, str) and restart == "auto":
+            restart = RESTART_AT_DATA if self.negatives == "omi" and latent == "euclidean" else RESTART
         temperature = auto("temperature")
         if temperature != "learned":
             temperature = parameters.real("temperature", temperature, above=0, words=("learned", "auto"))
@@ -314,7 +324,7 @@ device, precision, random_state, verbose
             "adjusted": bool(adjusted),
             "bounds": chain_bounds(self.bounds, table),
             "replay_size": replay_size(self.replay_size, self.batch_size, minimum=0),
-            "restart": parameters.real("restart", self.restart, minimum=0, maximum=1),
+            "restart": parameters.real("restart", restart, minimum=0, maximum=1, words=AUTO),
             "energy_penalty": parameters.real("energy_penalty", self.energy_penalty, minimum=0),
             "encoder_penalty": parameters.real("encoder_penalty", auto("encoder_penalty"), minimum=0, words=AUTO),
             "noise": noise_range(self.noise, preset["noise"]),
@@ -354,6 +364,7 @@ device, precision, random_state, verbose
             sigmoid=spec.kind == "image",
             kind=settings["distance"],
             temperature=settings["temperature"],
+            kept_codes=(kept, settings["latent_dim"]) if (kept := settings.get("kept_codes")) else None,
         )
 
     def _phases(self, model: NormalizedAutoencoder, settings: Settings) -> list[Phase]:
@@ -426,6 +437,16 @@ device, precision, random_state, verbose
         )
         return phases
 
+    def _finish(self, model: NormalizedAutoencoder, training: Tensor, held_out: Tensor, settings: Settings) -> None:
+        if settings["latent"] == "euclidean" and settings["store_rows"]:
+            kept = training[torch.from_numpy(evenly(len(training), KEPT_CODES)).to(training.device)]
+            model.codes, settings["kept_codes"] = model.encode(kept), len(kept)
+
+    @property
+    def stored_rows(self) -> int:
+        """How many of the user's rows are part of the model: those whose codes are kept, too."""
+        return super().stored_rows + int(self.settings_.get("kept_codes", 0))
+
     def _energy_terms(self, model: NormalizedAutoencoder, rows: Tensor) -> dict[str, Tensor]:
         return {"reconstruction": model.energy(rows)}
 
@@ -446,14 +467,16 @@ device, precision, random_state, verbose
     ) -> Any:
         """Draw ``n`` rows from the model, in the user's units and layout; pixels go from 0 to 1.
 
-        A latent chain from the prior, eight times as long as in training, then the chain on x (P3, appendix D.3).
+        A latent chain, eight times as long as in training, then the chain on x (P3, appendix D.3). The latent chain
+        starts from the prior on the sphere, elsewhere at codes of training rows, of which 256 are part of the model
+        (with ``store_rows=False`` at draws of N(0, I), which may be far from any).
 
         Parameters
         ----------
         n : int
         latent_steps, visible_steps : int, optional
             Other lengths of the two chains. 0 leaves one out: with no chain on x the decoded ends of the latent chain
-            come back, with neither the decoded prior (P3, Fig. 7).
+            come back, with neither the decoded starts (P3, Fig. 7).
         random_state : int or RandomState, optional
             Up to 256 rows, the same one begins with the same codes, whatever the lengths.
         """
@@ -471,8 +494,8 @@ device, precision, random_state, verbose
         )
 
     def _fresh_chain(self, factor: int) -> Chain[OnManifold]:
-        """Return the chain without a memory: from the prior, the latent chain ``factor`` times as long."""
-        start = on_manifold(self.module_, self.settings_, None, 1.0)
+        """Return the chain without a memory: from fresh codes, the latent chain ``factor`` times as long."""
+        start = on_manifold(self.module_, self.settings_, without_data(self.module_, self.settings_))
         start.steps *= factor
         return visible_chain(self.module_, self.settings_, start)
 

@@ -15,11 +15,14 @@ from offmanifold.probability.latents import prior_sample
 from offmanifold.sampling import langevin, metropolis
 from offmanifold.sampling.chain import Kernel, Space
 from offmanifold.sampling.replay import Replay
-from offmanifold.sampling.starts import OnManifold, Start
+from offmanifold.sampling.starts import FreshCodes, OnManifold, Start
 
 
 class NormalizedAutoencoder(Autoencoder):
     """An autoencoder with a temperature: log p(x) = −E(x)/T − log Ω, E = mean error (P3, Eqs. 4, 5, 9).
+
+    Codes on the sphere fill it; those of a euclidean latent space are wherever the encoder puts them, and no prior says
+    where. There chains on z start at codes of data, of which some stay with the module for samples to start at.
 
     Parameters
     ----------
@@ -29,7 +32,11 @@ class NormalizedAutoencoder(Autoencoder):
     kind : str
         The distance.
     temperature : float or "learned"
+    kept_codes : (int, int), optional
+        The shape of codes that are there to be loaded.
     """
+
+    codes: Tensor | None
 
     def __init__(
         self,
@@ -40,12 +47,14 @@ class NormalizedAutoencoder(Autoencoder):
         sigmoid: bool,
         kind: str,
         temperature: float | str,
+        kept_codes: tuple[int, int] | None = None,
     ) -> None:
         super().__init__(encoder, decoder, latent=latent, sigmoid=sigmoid)
         self.kind = kind
         learned = isinstance(temperature, str)
         start = math.log(0.5) if isinstance(temperature, str) else math.log(temperature)
         self.log_temperature = nn.Parameter(torch.tensor(start), requires_grad=learned)
+        self.register_buffer("codes", None if kept_codes is None else torch.zeros(kept_codes))
 
     def energy(self, rows: Tensor) -> Tensor:
         """Return E(x): ``(n,)``."""
@@ -64,7 +73,9 @@ def training_chain(model: NormalizedAutoencoder, settings: Settings, shape: tupl
         return visible_chain(model, settings, from_data_or_replay(settings, shape, device))
     size = settings["replay_size"]
     replay = Replay(size, (settings["latent_dim"],), device) if size else None
-    start: Start = on_manifold(model, settings, replay, settings["restart"])
+    at_data = settings["latent"] == "euclidean"
+    fresh = (lambda generator, rows: model.encode(rows)) if at_data else without_data(model, settings)
+    start: Start = on_manifold(model, settings, fresh, replay, settings["restart"])
     return visible_chain(model, settings, start)
 
 
@@ -77,14 +88,26 @@ def visible_chain(model: NormalizedAutoencoder, settings: Settings, start: AnySt
     return Chain(start, metropolis.step if adjusted else langevin.step, kernel, steps)
 
 
-def on_manifold(model: NormalizedAutoencoder, settings: Settings, replay: Replay | None, restart: float) -> OnManifold:
+def on_manifold(
+    model: NormalizedAutoencoder,
+    settings: Settings,
+    fresh: FreshCodes,
+    replay: Replay | None = None,
+    restart: float = 1.0,
+) -> OnManifold:
     """Return the start on the decoder's manifold, with its chain on z."""
     steps, step_size, noise = settings["latent_chain"]
-    latent_dim, latent = settings["latent_dim"], settings["latent"]
-    kernel = Kernel(step_size, noise, model.temperature, space=Space(sphere=latent == "sphere"))
+    kernel = Kernel(step_size, noise, model.temperature, space=Space(sphere=settings["latent"] == "sphere"))
+    return OnManifold(model.decode, model.energy, kernel, steps, fresh, replay, restart)
+
+
+def without_data(model: NormalizedAutoencoder, settings: Settings) -> FreshCodes:
+    """Return what draws codes when no data are at hand: from those that were kept or, if none were, the prior."""
     device = model.log_temperature.device
 
-    def prior(generator: torch.Generator, n: int) -> Tensor:
-        return prior_sample(n, latent_dim, latent, generator, device)
+    def fresh(generator: torch.Generator, rows: Tensor) -> Tensor:
+        if model.codes is None:
+            return prior_sample(len(rows), settings["latent_dim"], settings["latent"], generator, device)
+        return model.codes[torch.randint(len(model.codes), (len(rows),), generator=generator, device=device)]
 
-    return OnManifold(model.decode, model.energy, kernel, steps, prior, replay, restart)
+    return fresh

@@ -14,6 +14,8 @@ from offmanifold.sampling.replay import Replay
 
 # (generator, n) → fresh starts (n, *shape)
 Fresh = Callable[[torch.Generator, int], Tensor]
+# (generator, rows) → codes (n, k), as many as there are rows
+FreshCodes = Callable[[torch.Generator, Tensor], Tensor]
 
 
 class Start(Protocol):
@@ -84,11 +86,11 @@ class OnManifold:
     steps : int
         Its length; 0 decodes the drawn codes as they are.
     fresh : callable
-        Draws codes from the latent space's prior.
+        ``(generator, rows) → (n, k)``: draws of the latent space's prior, or codes of the rows where codes follow none.
     replay : Replay, optional
-        Of z; without it all chains start from the prior.
+        Of z; without it all chains start from fresh codes.
     restart : float
-        Share of the latent chains that start from the prior.
+        Share of the latent chains that start from fresh codes.
     """
 
     def __init__(
@@ -97,7 +99,7 @@ class OnManifold:
         energy: Energy,
         kernel: Kernel,
         steps: int,
-        fresh: Fresh,
+        fresh: FreshCodes,
         replay: Replay | None = None,
         restart: float = 0.05,
     ) -> None:
@@ -107,7 +109,8 @@ class OnManifold:
 
     def begin(self, generator: torch.Generator, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Run the latent chains, remember their ends, and decode them."""
-        codes = self.fresh(generator, len(rows))
+        with torch.no_grad():
+            codes = self.fresh(generator, rows)
         metrics: dict[str, Tensor] = {}
         ages = torch.zeros(len(rows), device=codes.device)
         if self.replay is not None:
