@@ -78,7 +78,8 @@ class NAE(LatentMixin, GridDensityMixin, OutlierDetector):
     preset : {"auto", "images", "tables", "2d", "mnist", "cifar10", "celeba"}
         What every "auto" below means. "auto" is "images" or "tables", measured for minutes on a laptop; the last four
         follow P3, for a GPU: chains, steps and rates are its own, but for batches of 128 everywhere, and for "2d" ten
-        times the rate of the temperature and bounds of at least ±4; those of colour images are dequantised in training.
+        times the rate of the temperature, bounds of at least ±4 and latent chains from data; those of colour images are
+        dequantised in training.
     negatives : {"omi", "cd", "pcd", "pcd-restart"}
         Where chains start: on the decoder's manifold (a chain on z, from a replay buffer of z, comes first); at the
         data; at earlier chains' ends, without or with restarts. On the sphere chains on z start anew from the uniform
