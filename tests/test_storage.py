@@ -255,13 +255,14 @@ def test_a_denoiser_of_before_format_5_says_so(tmp_path: Path, plane: Any) -> No
 
 def test_a_file_of_before_codes_were_kept_is_read(tmp_path: Path, plane: Any) -> None:
     """Its chains of samples start from the prior, as they did."""
-    path, detector = tmp_path / "model.safetensors", made(NAE).fit(plane[0])
+    rows = plane[0][:, :2]
+    path, detector = tmp_path / "model.safetensors", made(NAE, preset="2d", adjusted=False, network="mlp").fit(rows)
     detector.save(path)
     header, tensors = storage.read(path)
-    del header["settings"]["kept_codes"], tensors["module/codes"]
+    del header["settings"]["kept_codes"], header["settings"]["starts_at_codes"], tensors["module/codes"]
     path.write_bytes(sealed(header, tensors, version="5"))
     old = load(path)
-    np.testing.assert_array_equal(old.score_samples(plane[0]), detector.score_samples(plane[0]))
+    np.testing.assert_array_equal(old.score_samples(rows), detector.score_samples(rows))
     drawn = [model.sample(4, latent_steps=0, visible_steps=0, random_state=0) for model in (old, detector)]
     assert not np.array_equal(*drawn)
 

@@ -107,11 +107,12 @@ def test_chains_of_samples_are_eight_times_as_long(
     assert taken == ([on_z] * 24 + [5] * 2 if cls is NAE else [5] * 16)
 
 
-def test_latent_chains_start_at_codes_of_data_where_codes_follow_no_prior(plane: Any) -> None:
-    still = {"latent_chain": (0, 0.1, 0.1), "replay_size": 0}
-    detector = made(NAE, **still).fit(plane[0])
+@pytest.mark.filterwarnings("ignore:The adjusted chains", "ignore:.* of the model's samples have a lower energy")
+def test_in_two_dimensions_latent_chains_start_at_codes_of_data(plane: Any) -> None:
+    own = {"preset": "2d", "latent_chain": (0, 0.1, 0.1), "replay_size": 0, "network": "mlp"}
+    detector = made(NAE, **own).fit(plane[0][:, :2])
     model, generator = detector.module_, torch.Generator().manual_seed(0)
-    rows = torch.randn(8, 5, generator=generator)
+    rows = torch.randn(8, 2, generator=generator)
     begun, _ = chain_of(detector).start.begin(generator, rows)
     torch.testing.assert_close(begun, model.decode(model.encode(rows)))
     assert len(model.codes) == min(256, detector.rows_["training"])
@@ -120,20 +121,23 @@ def test_latent_chains_start_at_codes_of_data_where_codes_follow_no_prior(plane:
     kept = detector._restore(model.decode(model.codes))
     assert np.abs(starts[:, None] - kept).max(2).min(1).max() < 1e-6
     assert len(np.unique(starts, axis=0)) > 20
-    assert made(NAE, **still, store_rows=False).fit(plane[0]).module_.codes is None  # they are rows, nearly
-    on_sphere = made(NAE, latent="sphere", **still).fit(plane[0])
-    assert on_sphere.module_.codes is None
-    begun, _ = chain_of(on_sphere).start.begin(torch.Generator().manual_seed(1), rows)
-    elsewhere, _ = chain_of(on_sphere).start.begin(torch.Generator().manual_seed(1), torch.zeros(8, 5))
-    assert torch.equal(begun, elsewhere)  # whatever the rows are
+    assert detector.stored_rows == len(detector.calibration_rows_) + len(model.codes)
+    assert made(NAE, **own, store_rows=False).fit(plane[0][:, :2]).module_.codes is None  # they are rows, nearly
+    for other in (own | {"preset": "auto"}, own | {"latent": "sphere"}):
+        from_prior = made(NAE, **other).fit(plane[0][:, :2])
+        assert from_prior.module_.codes is None
+        begun, _ = chain_of(from_prior).start.begin(torch.Generator().manual_seed(1), rows)
+        elsewhere, _ = chain_of(from_prior).start.begin(torch.Generator().manual_seed(1), torch.zeros(8, 2))
+        assert torch.equal(begun, elsewhere)  # whatever the rows are
 
 
+@pytest.mark.filterwarnings("ignore:The adjusted chains", "ignore:.* of the model's samples have a lower energy")
 @pytest.mark.parametrize(
     ("own", "share"),
-    [({}, 0.5), ({"latent": "sphere"}, 0.05), ({"negatives": "pcd-restart"}, 0.05), ({"restart": 0.2}, 0.2)],
+    [({}, 0.5), ({"preset": "auto"}, 0.05), ({"negatives": "pcd-restart"}, 0.05), ({"restart": 0.2}, 0.2)],
 )
 def test_more_chains_restart_where_that_is_at_data(own: Any, share: float, plane: Any) -> None:
-    detector = made(NAE, **own).fit(plane[0])
+    detector = made(NAE, **({"preset": "2d", "network": "mlp"} | own)).fit(plane[0][:, :2])
     assert detector.settings_["restart"] == chain_of(detector).start.restart == share
 
 

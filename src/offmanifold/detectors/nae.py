@@ -54,10 +54,10 @@ AUTO = ("auto",)
 # A learned log T has a rate of its own: P3's is 1e-3, 100 times the weights' (appendix D.3); ten times that finds T in
 # hundreds of steps instead of thousands, whatever the weights' rate.
 TEMPERATURE_RATE = 1e-2
-# Codes of training rows that stay with a model whose latent space has no prior: chains of samples start there.
+# Codes of training rows that stay with a model whose chains on z start at such: those of samples, too.
 KEPT_CODES = 256
 # Share of chains that start anew: the paper's, and where that is at codes of data (docs/defaults.md).
-RESTART, RESTART_AT_DATA = 0.05, 0.5
+RESTART, RESTART_AT_CODES = 0.05, 0.5
 
 
 @final
@@ -82,8 +82,8 @@ class NAE(LatentMixin, GridDensityMixin, OutlierDetector):
         dequantised in training.
     negatives : {"omi", "cd", "pcd", "pcd-restart"}
         Where chains start: on the decoder's manifold (a chain on z, from a replay buffer of z, comes first); at the
-        data; at earlier chains' ends, without or with restarts. On the sphere chains on z start anew from the uniform
-        prior; elsewhere codes follow no prior, and they start at codes of data.
+        data; at earlier chains' ends, without or with restarts. Chains on z that are not from the buffer start from the
+        latent space's prior; with preset "2d" at codes of data, which follow no prior.
     latent_dim : int or "auto"
         Size of the code. "auto" is three quarters of a table's columns, 32 for images; 3 for "2d", 64 for "cifar10" and
         "celeba".
@@ -291,9 +291,10 @@ device, precision, random_state, verbose
                 "Use 0, or latent='euclidean'."
             )
         updates_per_chain = parameters.integer("updates_per_chain", auto("updates_per_chain"), words=AUTO)
+        starts_at_codes = self.negatives == "omi" and latent == "euclidean" and preset["starts_at_codes"]
         restart = self.restart
         if isinstance(restart, str) and restart == "auto":
-            restart = RESTART_AT_DATA if self.negatives == "omi" and latent == "euclidean" else RESTART
+            restart = RESTART_AT_CODES if starts_at_codes else RESTART
         temperature = auto("temperature")
         if temperature != "learned":
             temperature = parameters.real("temperature", temperature, above=0, words=("learned", "auto"))
@@ -325,6 +326,7 @@ device, precision, random_state, verbose
             "adjusted": bool(adjusted),
             "bounds": chain_bounds(self.bounds, table),
             "replay_size": replay_size(self.replay_size, self.batch_size, minimum=0),
+            "starts_at_codes": starts_at_codes,
             "restart": parameters.real("restart", restart, minimum=0, maximum=1, words=AUTO),
             "energy_penalty": parameters.real("energy_penalty", self.energy_penalty, minimum=0),
             "encoder_penalty": parameters.real("encoder_penalty", auto("encoder_penalty"), minimum=0, words=AUTO),
@@ -439,7 +441,7 @@ device, precision, random_state, verbose
         return phases
 
     def _finish(self, model: NormalizedAutoencoder, training: Tensor, held_out: Tensor, settings: Settings) -> None:
-        if settings["latent"] == "euclidean" and settings["store_rows"]:
+        if settings["starts_at_codes"] and settings["store_rows"]:
             kept = training[torch.from_numpy(evenly(len(training), KEPT_CODES)).to(training.device)]
             model.codes, settings["kept_codes"] = model.encode(kept), len(kept)
 
@@ -468,9 +470,9 @@ device, precision, random_state, verbose
     ) -> Any:
         """Draw ``n`` rows from the model, in the user's units and layout; pixels go from 0 to 1.
 
-        A latent chain, eight times as long as in training, then the chain on x (P3, appendix D.3). The latent chain
-        starts from the prior on the sphere, elsewhere at codes of training rows, of which 256 are part of the model
-        (with ``store_rows=False`` at draws of N(0, I), which may be far from any).
+        A latent chain from the prior, eight times as long as in training, then the chain on x (P3, appendix D.3). With
+        preset "2d" the latent chain starts at codes of training rows, of which 256 are part of the model (but not with
+        ``store_rows=False``).
 
         Parameters
         ----------

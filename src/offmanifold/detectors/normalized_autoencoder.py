@@ -21,9 +21,6 @@ from offmanifold.sampling.starts import FreshCodes, OnManifold, Start
 class NormalizedAutoencoder(Autoencoder):
     """An autoencoder with a temperature: log p(x) = −E(x)/T − log Ω, E = mean error (P3, Eqs. 4, 5, 9).
 
-    Codes on the sphere fill it; those of a euclidean latent space are wherever the encoder puts them, and no prior says
-    where. There chains on z start at codes of data, of which some stay with the module for samples to start at.
-
     Parameters
     ----------
     encoder, decoder : Module
@@ -33,7 +30,8 @@ class NormalizedAutoencoder(Autoencoder):
         The distance.
     temperature : float or "learned"
     kept_codes : (int, int), optional
-        The shape of codes that are there to be loaded.
+        The shape of those codes of training rows that are there to be loaded: where chains on z start at codes of data,
+        those of samples start at these.
     """
 
     codes: Tensor | None
@@ -73,8 +71,8 @@ def training_chain(model: NormalizedAutoencoder, settings: Settings, shape: tupl
         return visible_chain(model, settings, from_data_or_replay(settings, shape, device))
     size = settings["replay_size"]
     replay = Replay(size, (settings["latent_dim"],), device) if size else None
-    at_data = settings["latent"] == "euclidean"
-    fresh = (lambda generator, rows: model.encode(rows)) if at_data else without_data(model, settings)
+    at_codes = settings["starts_at_codes"]
+    fresh = (lambda generator, rows: model.encode(rows)) if at_codes else without_data(model, settings)
     start: Start = on_manifold(model, settings, fresh, replay, settings["restart"])
     return visible_chain(model, settings, start)
 

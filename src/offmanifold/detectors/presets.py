@@ -9,7 +9,7 @@ from offmanifold.detectors.autoencoder import NONE, WIDE
 # What P3's presets have in common.
 _PAPER: dict[str, Any] = {
     "temperature": 1.0, "adjusted": False, "noise": NONE, "updates_per_chain": 1, "average": 0.0,
-    "schedule": "constant",
+    "schedule": "constant", "starts_at_codes": False,
 }  # fmt: skip
 
 
@@ -29,20 +29,20 @@ PRESETS: dict[str, dict[str, Any]] = {
         "visible_chain": _by_dimension, "anneal": True, "clip": 0.01, "adjusted": False, "temperature": 1.0,
         "encoder_penalty": 1e-4, "noise": NONE, "updates_per_chain": 8, "average": 0.985,
         "pretraining_steps": 5000, "pretraining_rate": 1e-3, "steps": 240, "rate": 5e-5, "schedule": "one-cycle",
-        "dequantise": False,
+        "dequantise": False, "starts_at_codes": False,
     },
     "tables": {
         "latent_dim": "auto", "latent": "euclidean", "capacity": 1.0, "latent_chain": (10, 0.005, 0.1),
         "visible_chain": _by_dimension, "anneal": True, "clip": None, "adjusted": False, "temperature": 1.0,
         "encoder_penalty": 0.0, "noise": WIDE, "updates_per_chain": 4, "average": 0.985,
         "pretraining_steps": 500, "pretraining_rate": 2e-3, "steps": 60, "rate": 2e-4, "schedule": "one-cycle",
-        "dequantise": False,
+        "dequantise": False, "starts_at_codes": False,
     },
     "2d": _PAPER | {
         "latent_dim": 3, "latent": "euclidean", "capacity": 1.0, "latent_chain": (10, 0.005, 0.1),
         "visible_chain": (30, 0.005, 0.1), "anneal": False, "clip": None, "adjusted": True, "temperature": "learned",
         "encoder_penalty": 0.0, "pretraining_steps": 0, "pretraining_rate": 1e-4, "steps": 2000, "rate": 1e-5,
-        "dequantise": False,
+        "dequantise": False, "starts_at_codes": True,
     },
     "mnist": _PAPER | {
         "latent_dim": 32, "latent": "sphere", "capacity": 1.0, "latent_chain": (10, 0.2, 0.05),
