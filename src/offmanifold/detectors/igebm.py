@@ -80,7 +80,7 @@ class IGEBM(OutlierDetector):
     temperature σ²/(2λ) of their step size λ and noise σ. Training is watched as in :class:`~offmanifold.NAE`.
 
     It is here for comparison. On a table of two clusters it learns little more than which rows lie far from the middle
-    of all, and calls those between the clusters the most normal (AUROC .24 on ``TwoBoxes``).
+    of all, and calls those between the clusters the most normal (AUROC .23 on ``TwoBoxes``).
 
     Parameters
     ----------
