@@ -138,6 +138,7 @@ def test_in_two_dimensions_latent_chains_start_at_codes_of_data(plane: Any) -> N
 )
 def test_more_chains_restart_where_that_is_at_data(own: Any, share: float, plane: Any) -> None:
     detector = made(NAE, **({"preset": "2d", "network": "mlp"} | own)).fit(plane[0][:, :2])
+    assert (detector.module_.codes is None) == ("preset" in own)  # samples start there, whatever training does
     assert detector.settings_["restart"] == chain_of(detector).start.restart == share
 
 

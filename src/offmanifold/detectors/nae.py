@@ -291,10 +291,10 @@ device, precision, random_state, verbose
                 "Use 0, or latent='euclidean'."
             )
         updates_per_chain = parameters.integer("updates_per_chain", auto("updates_per_chain"), words=AUTO)
-        starts_at_codes = self.negatives == "omi" and latent == "euclidean" and preset["starts_at_codes"]
+        starts_at_codes = latent == "euclidean" and preset["starts_at_codes"]
         restart = self.restart
         if isinstance(restart, str) and restart == "auto":
-            restart = RESTART_AT_CODES if starts_at_codes else RESTART
+            restart = RESTART_AT_CODES if starts_at_codes and self.negatives == "omi" else RESTART
         temperature = auto("temperature")
         if temperature != "learned":
             temperature = parameters.real("temperature", temperature, above=0, words=("learned", "auto"))
@@ -471,8 +471,8 @@ device, precision, random_state, verbose
         """Draw ``n`` rows from the model, in the user's units and layout; pixels go from 0 to 1.
 
         A latent chain from the prior, eight times as long as in training, then the chain on x (P3, appendix D.3). With
-        preset "2d" the latent chain starts at codes of training rows, of which 256 are part of the model (but not with
-        ``store_rows=False``).
+        preset "2d" the latent chain starts at codes of training rows, of which 256 are part of the model; with
+        ``store_rows=False`` there are none, and it starts from the prior.
 
         Parameters
         ----------
