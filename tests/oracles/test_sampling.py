@@ -311,7 +311,7 @@ def test_starts() -> None:
     begun, _ = FromData().begin(generator(), rows)
     assert begun is rows
 
-    persistent = Persistent(Replay(8, (2,), torch.device("cpu")), lambda g, n: torch.zeros(n, 2), restart=0.0)
+    persistent = Persistent(Replay(8, (2,), torch.device("cpu")), lambda g, x: torch.zeros_like(x), restart=0.0)
     begun, metrics = persistent.begin(generator(), rows)
     assert begun.eq(0).all() and metrics["replay_age"] == 0
     persistent.end(rows)

@@ -217,11 +217,11 @@ def size_of_network(shape: tuple[int, ...]) -> str:
     return by_size.get((shape[1], shape[2]), choose.for_images(shape))
 
 
-def noise_within(bounds: Sequence[float], shape: tuple[int, ...], device: torch.device) -> Fresh:
-    """Return what draws uniform noise ``(n, *shape)`` within the bounds."""
+def noise_within(bounds: Sequence[float]) -> Fresh:
+    """Return what draws uniform noise like rows, within the bounds."""
 
-    def noise(generator: torch.Generator, n: int) -> Tensor:
-        return torch.empty(n, *shape, device=device).uniform_(*bounds, generator=generator)
+    def noise(generator: torch.Generator, rows: Tensor) -> Tensor:
+        return rows.new_empty(rows.shape).uniform_(*bounds, generator=generator)
 
     return noise
 
@@ -231,9 +231,7 @@ def from_data_or_replay(settings: dict[str, Any], shape: tuple[int, ...], device
     if settings["negatives"] == "cd":
         return FromData()
     restart = settings["restart"] if settings["negatives"] == "pcd-restart" else 0.0
-    return Persistent(
-        Replay(settings["replay_size"], shape, device), noise_within(settings["bounds"], shape, device), restart
-    )
+    return Persistent(Replay(settings["replay_size"], shape, device), noise_within(settings["bounds"]), restart)
 
 
 def replay_size(size: int, batch_size: int, *, minimum: int) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, final
 
 import numpy as np
+import torch
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
@@ -264,6 +265,10 @@ device, precision, random_state, verbose
         check_is_fitted(self, "module_")
         parameters.integer("n", n)
         generator = self._generator(random_state)
-        noise = noise_within(self.settings_["bounds"], self._network_spec.shape, self._device)
+        noise, shape = noise_within(self.settings_["bounds"]), self._network_spec.shape
+
+        def begin(k: int) -> Tensor:
+            return noise(generator, torch.empty(k, *shape, device=self._device))
+
         chain = self._chain(self.settings_, FromData(), SAMPLING_FACTOR)
-        return self._restore(chain.samples(generator, n, lambda k: noise(generator, k), self.module_.energy))
+        return self._restore(chain.samples(generator, n, begin, self.module_.energy))

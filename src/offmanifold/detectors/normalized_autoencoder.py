@@ -15,7 +15,7 @@ from offmanifold.probability.latents import prior_sample
 from offmanifold.sampling import langevin, metropolis
 from offmanifold.sampling.chain import Kernel, Space
 from offmanifold.sampling.replay import Replay
-from offmanifold.sampling.starts import FreshCodes, OnManifold, Start
+from offmanifold.sampling.starts import Fresh, OnManifold, Start
 
 
 class NormalizedAutoencoder(Autoencoder):
@@ -73,7 +73,7 @@ def training_chain(model: NormalizedAutoencoder, settings: Settings, shape: tupl
     replay = Replay(size, (settings["latent_dim"],), device) if size else None
     at_codes = settings["starts_at_codes"]
     fresh = (lambda generator, rows: model.encode(rows)) if at_codes else without_data(model, settings)
-    start: Start = on_manifold(model, settings, fresh, replay, settings["restart"])
+    start: Start = on_manifold(model, settings, fresh, replay)
     return visible_chain(model, settings, start)
 
 
@@ -87,19 +87,15 @@ def visible_chain(model: NormalizedAutoencoder, settings: Settings, start: AnySt
 
 
 def on_manifold(
-    model: NormalizedAutoencoder,
-    settings: Settings,
-    fresh: FreshCodes,
-    replay: Replay | None = None,
-    restart: float = 1.0,
+    model: NormalizedAutoencoder, settings: Settings, fresh: Fresh, replay: Replay | None = None
 ) -> OnManifold:
-    """Return the start on the decoder's manifold, with its chain on z."""
+    """Return the start on the decoder's manifold, with its chain on z; without a buffer all are fresh."""
     steps, step_size, noise = settings["latent_chain"]
     kernel = Kernel(step_size, noise, model.temperature, space=Space(sphere=settings["latent"] == "sphere"))
-    return OnManifold(model.decode, model.energy, kernel, steps, fresh, replay, restart)
+    return OnManifold(model.decode, model.energy, kernel, steps, fresh, replay, settings["restart"])
 
 
-def without_data(model: NormalizedAutoencoder, settings: Settings) -> FreshCodes:
+def without_data(model: NormalizedAutoencoder, settings: Settings) -> Fresh:
     """Return what draws codes when no data are at hand: from those that were kept or, if none were, the prior."""
     device = model.log_temperature.device
 

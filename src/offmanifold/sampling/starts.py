@@ -12,10 +12,8 @@ from offmanifold.sampling import langevin
 from offmanifold.sampling.chain import Energy, Info, Kernel, run
 from offmanifold.sampling.replay import Replay
 
-# (generator, n) → fresh starts (n, *shape)
-Fresh = Callable[[torch.Generator, int], Tensor]
-# (generator, rows) → codes (n, k), as many as there are rows
-FreshCodes = Callable[[torch.Generator, Tensor], Tensor]
+# (generator, rows) → fresh starts, as many as there are rows of data
+Fresh = Callable[[torch.Generator, Tensor], Tensor]
 
 
 class Start(Protocol):
@@ -52,6 +50,7 @@ class Persistent:
     replay : Replay
         Of x.
     fresh : callable
+        ``(generator, rows) → (n, *shape)``.
     restart : float
         Share of the chains that start anew; 0 is PCD without restart.
     """
@@ -63,7 +62,7 @@ class Persistent:
 
     def begin(self, generator: torch.Generator, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Draw from the buffer."""
-        positions, self._ages = self.replay.draw(generator, self.fresh(generator, len(rows)), self.restart)
+        positions, self._ages = self.replay.draw(generator, self.fresh(generator, rows), self.restart)
         return positions, {"replay_age": self._ages.mean()}
 
     def end(self, positions: Tensor) -> None:
@@ -99,7 +98,7 @@ class OnManifold:
         energy: Energy,
         kernel: Kernel,
         steps: int,
-        fresh: FreshCodes,
+        fresh: Fresh,
         replay: Replay | None = None,
         restart: float = 0.05,
     ) -> None:
