@@ -17,6 +17,7 @@ import offmanifold
 from offmanifold.detectors import DETECTORS, OutlierDetector
 
 ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 
 
 def blocks(document: str, language: str) -> list[str]:
@@ -65,6 +66,24 @@ def test_the_page_on_tables_runs(capsys: pytest.CaptureFixture[str]) -> None:
     exec(code, namespace)
     assert (namespace["detector"].p_values(namespace["odd"]) < 0.05).all()
     assert "town" in capsys.readouterr().out
+
+
+def anchors(document: Path) -> set[str]:
+    """Return what GitHub calls a page's headings in links."""
+    headings = re.findall(r"^#+ (.*)$", document.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    links = re.findall(r"\]\(((?!https?:)[^)\s]+)\)", text)
+    for name, _, anchor in (link.partition("#") for link in links):
+        target = (page.parent / name) if name else page
+        assert target.exists(), name
+        assert not anchor or anchor in anchors(target), f"{name}#{anchor}"
+    for name in re.findall(r"`(docs/[^`]+)`", text):
+        assert (ROOT / name).exists(), name
 
 
 def test_readmes_commands_exist() -> None:

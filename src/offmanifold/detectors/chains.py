@@ -34,7 +34,7 @@ MOST_AT_BOUNDS = 0.5
 # Share of adjusted moves that are accepted, below which chains stand still.
 LOWEST_ACCEPTANCE = 0.05
 # Share of the last samples below the held-out rows' median energy from which on holes are left: where normalisation
-# worked it was 0 to .55, where it did nothing 1 (docs/studies.md, CIFAR-10).
+# worked it was 0 to .55, where it did nothing 1 (docs/studies/normalised-autoencoder.md, CIFAR-10).
 MOST_BELOW = 0.95
 AnyStart = TypeVar("AnyStart", bound=Start)
 

@@ -50,7 +50,7 @@ def _quiet_drift(found: Findings) -> float:
     return float(found["drift"].verdict == "warn" and not alarmed)
 
 
-# Means, scales and weights are those that `offmanifold study show doctor` ends with, and docs/studies.md.
+# Means, scales and weights are those that `offmanifold study show doctor` ends with, and docs/studies/doctor.md.
 TERMS: Mapping[str, Term] = MappingProxyType({
     "red team against neighbours": Term("red team", _against_neighbours, -0.0498, 0.1997, -1.0510),
     "agreement": Term("agreement", _agreement, 0.5521, 0.3818, -0.6721),
