@@ -338,6 +338,25 @@ def test_the_papers_presets_are_its_table_11() -> None:
         assert (preset["updates_per_chain"], preset["average"], preset["capacity"]) == (1, 0.0, 1.0), name
 
 
+@pytest.mark.parametrize(
+    ("preset", "shape", "network", "steps"),
+    [
+        ("auto", (1, 28, 28), "conv28", 240),
+        ("auto", (1, 32, 32), "strided", 240),  # P3's Conv32 learns too slowly for the steps of this preset
+        ("auto", (3, 32, 32), "strided", 480),
+        ("auto", (3, 8, 8), "mlp", 480),
+        ("cifar10", (3, 32, 32), "conv32", 3520),
+        ("celeba", (3, 64, 64), "conv64", 3520),
+        ("mnist", (1, 30, 30), "strided", 19_550),
+    ],
+)
+def test_images_have_a_network_and_steps_by_their_form(
+    preset: str, shape: tuple[int, ...], network: str, steps: int
+) -> None:
+    settings = NAE(preset=preset)._settings(InputSpec("image", shape, "chw"))
+    assert (settings["network"], settings["default_steps"]) == (network, steps)
+
+
 def test_a_run_is_not_continued_in_other_arithmetic(
     digits: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,7 +24,6 @@ from offmanifold.detectors.chains import (
     families_to_watch,
     replay_size,
     settle_bounds,
-    size_of_network,
     warn_of_acceptance,
     warn_of_bounds,
     warn_of_holes,
@@ -90,8 +89,8 @@ class NAE(LatentMixin, GridDensityMixin, OutlierDetector):
     latent : {"auto", "euclidean", "sphere"}
         Where codes live. "auto" is the sphere for images.
     network : str
-        As in :class:`~offmanifold.AE`, but for images of their size "auto" takes P3's Conv28, Conv32 or Conv64, and
-        with preset "2d" its FCRes2.
+        As in :class:`~offmanifold.AE`, but for images of 28 × 28 "auto" takes P3's Conv28, with its presets also
+        Conv32 and Conv64 for images of their sizes, and with preset "2d" its FCRes2.
     hidden : sequence of int or "auto"
         As in :class:`~offmanifold.AE`; (256, 1024) for "fcres2".
     capacity : float or "auto"
@@ -141,7 +140,8 @@ class NAE(LatentMixin, GridDensityMixin, OutlierDetector):
     pretraining_rate : float or "auto"
         Its peak learning rate. "auto" is 1e-3 for images, 2e-3 for tables.
     steps : int or "auto"
-        Of training against samples, a step for each run of the chains. "auto" is 240 for images, 60 for tables.
+        Of training against samples, a step for each run of the chains. "auto" is 240 for images, 480 for those in
+        colour, 60 for tables.
     epochs : int, optional
         The same as passes over the training rows, of which a step takes ``updates_per_chain`` batches; wins over
         ``steps``.
@@ -269,12 +269,13 @@ device, precision, random_state, verbose
             raise parameters.InvalidParameter(f"preset={name!r} is for {kind}; the data are {spec.describe()}.")
         preset = PRESETS[name]
 
+        def meant(argument: str) -> Any:
+            chosen = preset[argument]
+            return chosen(spec) if callable(chosen) else chosen
+
         def auto(argument: str) -> Any:
             value = getattr(self, argument)
-            if not isinstance(value, str) or value != "auto":
-                return value
-            chosen = preset[argument]
-            return chosen(spec.dimensions) if callable(chosen) else chosen
+            return meant(argument) if isinstance(value, str) and value == "auto" else value
 
         parameters.choice("negatives", self.negatives, NEGATIVES)
         if self.negatives.startswith("pcd") and self.replay_size == 0:
@@ -306,12 +307,12 @@ device, precision, random_state, verbose
             raise parameters.InvalidParameter("visible_chain[2], the noise, must be above 0 with adjusted=True; got 0.")
         network = self._network_settings(
             spec,
-            for_tables="fcres2" if name == "2d" else "resmlp",
-            table_steps=preset["steps"],
-            table_rate=preset["rate"],
-            image_steps=preset["steps"],
-            image_rate=preset["rate"],
-            for_images=size_of_network,
+            for_tables=meant("network"),
+            table_steps=meant("steps"),
+            table_rate=meant("rate"),
+            image_steps=meant("steps"),
+            image_rate=meant("rate"),
+            for_images=lambda _: str(meant("network")),
         )
         return {
             "negatives": self.negatives,

@@ -4,42 +4,58 @@ from __future__ import annotations
 
 from typing import Any
 
+from offmanifold.data.inputs import InputSpec
 from offmanifold.detectors.autoencoder import NONE, WIDE
+from offmanifold.detectors.chains import size_of_network
+from offmanifold.networks import choose
+
+
+def _by_dimension(spec: InputSpec) -> tuple[int, float, float]:
+    """Return the chain on x: P3's step size of 10 for MNIST, by dimension."""
+    return 15, 0.0128 * spec.dimensions, 0.05
+
+
+def _by_size(spec: InputSpec) -> str:
+    return size_of_network(spec.shape)
+
+
+def _learns_fast(spec: InputSpec) -> str:
+    """Return P3's Conv28 where it fits, but not its others, which minutes of training do not suffice for."""
+    return "conv28" if spec.shape[1:] == (28, 28) else choose.for_images(spec.shape)
+
+
+def _by_colour(spec: InputSpec) -> int:
+    """Return how many steps to train against samples: twice as many for images in colour."""
+    return 240 if spec.shape[0] == 1 else 480
+
 
 # What P3's presets have in common.
 _PAPER: dict[str, Any] = {
     "temperature": 1.0, "adjusted": False, "noise": NONE, "updates_per_chain": 1, "average": 0.0,
-    "schedule": "constant", "starts_at_codes": False,
+    "schedule": "constant", "starts_at_codes": False, "network": _by_size,
 }  # fmt: skip
-
-
-def _by_dimension(dimensions: int) -> tuple[int, float, float]:
-    """Return the chain on x for rows of so many dimensions: P3's step size of 10 for MNIST, by dimension."""
-    return 15, 0.0128 * dimensions, 0.05
-
-
-# What "auto" means, by preset; functions are of the number of dimensions, and the size of
-# the latent space is then as for AE. Chains are (steps, λ, σ). The first two are
-# ours (docs/defaults.md); the others are P3's Table 11 and appendix D.3, with epochs turned into steps at batch 128,
-# but for CIFAR-10's normalisation, which has the 10 epochs of the published run and not the appendix's 50. What is not
-# printed: latent sizes for CIFAR-10 and CelebA, and how long to train on CelebA, which is as for CIFAR-10 here.
+# What "auto" means, by preset; functions are of the data's form, and a latent size "auto" is as for AE. Chains are
+# (steps, λ, σ). The first two are ours (docs/defaults.md); the others are P3's Table 11 and appendix D.3, with epochs
+# turned into steps at batch 128, but for CIFAR-10's normalisation, which has the 10 epochs of the published run and not
+# the appendix's 50. What is not printed: latent sizes for CIFAR-10 and CelebA, and how long to train on CelebA, which
+# is as for CIFAR-10 here.
 PRESETS: dict[str, dict[str, Any]] = {
     "images": {
-        "latent_dim": 32, "latent": "sphere", "capacity": 0.5, "latent_chain": (10, 0.2, 0.05),
+        "network": _learns_fast, "latent_dim": 32, "latent": "sphere", "capacity": 0.5, "latent_chain": (10, 0.2, 0.05),
         "visible_chain": _by_dimension, "anneal": True, "clip": 0.01, "adjusted": False, "temperature": 1.0,
         "encoder_penalty": 1e-4, "noise": NONE, "updates_per_chain": 8, "average": 0.985,
-        "pretraining_steps": 5000, "pretraining_rate": 1e-3, "steps": 240, "rate": 5e-5, "schedule": "one-cycle",
+        "pretraining_steps": 5000, "pretraining_rate": 1e-3, "steps": _by_colour, "rate": 5e-5, "schedule": "one-cycle",
         "dequantise": False, "starts_at_codes": False,
     },
     "tables": {
-        "latent_dim": "auto", "latent": "euclidean", "capacity": 1.0, "latent_chain": (10, 0.005, 0.1),
-        "visible_chain": _by_dimension, "anneal": True, "clip": None, "adjusted": False, "temperature": 1.0,
-        "encoder_penalty": 0.0, "noise": WIDE, "updates_per_chain": 4, "average": 0.985,
-        "pretraining_steps": 500, "pretraining_rate": 2e-3, "steps": 60, "rate": 2e-4, "schedule": "one-cycle",
-        "dequantise": False, "starts_at_codes": False,
+        "network": "resmlp", "latent_dim": "auto", "latent": "euclidean", "capacity": 1.0,
+        "latent_chain": (10, 0.005, 0.1), "visible_chain": _by_dimension, "anneal": True, "clip": None,
+        "adjusted": False, "temperature": 1.0, "encoder_penalty": 0.0, "noise": WIDE, "updates_per_chain": 4,
+        "average": 0.985, "pretraining_steps": 500, "pretraining_rate": 2e-3, "steps": 60, "rate": 2e-4,
+        "schedule": "one-cycle", "dequantise": False, "starts_at_codes": False,
     },
     "2d": _PAPER | {
-        "latent_dim": 3, "latent": "euclidean", "capacity": 1.0, "latent_chain": (10, 0.005, 0.1),
+        "network": "fcres2", "latent_dim": 3, "latent": "euclidean", "capacity": 1.0, "latent_chain": (10, 0.005, 0.1),
         "visible_chain": (30, 0.005, 0.1), "anneal": False, "clip": None, "adjusted": True, "temperature": "learned",
         "encoder_penalty": 0.0, "pretraining_steps": 0, "pretraining_rate": 1e-4, "steps": 2000, "rate": 1e-5,
         "dequantise": False, "starts_at_codes": True,

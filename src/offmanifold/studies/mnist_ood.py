@@ -10,7 +10,7 @@ import numpy.typing as npt
 from offmanifold.data import benchmarks
 from offmanifold.data.benchmarks import Pixels
 from offmanifold.studies import mnist_holdout
-from offmanifold.studies.refusals import MADE, WATCH, Row, Sets, made, study_of
+from offmanifold.studies.refusals import MADE, Row, Sets, made, study_of
 
 KINDS = ("ConstantGray", "Half", "Chimera", "Omniglot", "Noise", "Fashion")
 
@@ -24,8 +24,8 @@ ROWS = {
     "PCA": Row(None),
     "AE": Row("ae", {"latent": "sphere"}, _paper(0.934, 0.523, 0.761, 0.885, 1.0)),
     "VAE(L)": Row("vae", {"gamma": 1.0, "score_by": "elbo"}),
-    "IGEBM": Row("igebm", {"watch": WATCH}, _paper(1.0, 0.986, 0.948, 0.946, 1.0)),
-    "NAE-OMI": Row("nae", {"negatives": "omi", "watch": WATCH}, _paper(1.0, 0.999, 0.992, 0.995, 1.0)),
+    "IGEBM": Row("igebm", {}, _paper(1.0, 0.986, 0.948, 0.946, 1.0)),
+    "NAE-OMI": Row("nae", {"negatives": "omi"}, _paper(1.0, 0.999, 0.992, 0.995, 1.0)),
     "MultiscaleDenoiser": Row("multiscale-denoiser"),
 }
 
