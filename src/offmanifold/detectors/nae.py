@@ -12,6 +12,7 @@ from torch import Tensor
 
 from offmanifold import parameters
 from offmanifold.data.inputs import InputSpec, evenly
+from offmanifold.detectors import presets
 from offmanifold.detectors.autoencoder import SCORE_UNITS, check_autoencoder, noise_range, noised
 from offmanifold.detectors.base import OutlierDetector
 from offmanifold.detectors.chains import (
@@ -40,7 +41,6 @@ from offmanifold.detectors.normalized_autoencoder import (
     visible_chain,
     without_data,
 )
-from offmanifold.detectors.presets import PRESETS
 from offmanifold.networks import choose
 from offmanifold.probability.distances import distance, parts
 from offmanifold.probability.missing import filled
@@ -261,21 +261,11 @@ device, precision, random_state, verbose
 
     def _settings(self, spec: InputSpec) -> Settings:
         table = spec.kind == "table"
-        name = parameters.choice("preset", self.preset, ("auto", *PRESETS))
-        if name == "auto":
-            name = "tables" if table else "images"
-        if (name in ("tables", "2d")) != table or (name == "2d" and spec.shape != (2,)):
-            kind = {"tables": "tables", "2d": "tables of two columns"}.get(name, "images")
-            raise parameters.InvalidParameter(f"preset={name!r} is for {kind}; the data are {spec.describe()}.")
-        preset = PRESETS[name]
-
-        def meant(argument: str) -> Any:
-            chosen = preset[argument]
-            return chosen(spec) if callable(chosen) else chosen
+        preset = presets.resolve(self.preset, spec)
 
         def auto(argument: str) -> Any:
             value = getattr(self, argument)
-            return meant(argument) if isinstance(value, str) and value == "auto" else value
+            return preset[argument] if isinstance(value, str) and value == "auto" else value
 
         parameters.choice("negatives", self.negatives, NEGATIVES)
         if self.negatives.startswith("pcd") and self.replay_size == 0:
@@ -307,12 +297,12 @@ device, precision, random_state, verbose
             raise parameters.InvalidParameter("visible_chain[2], the noise, must be above 0 with adjusted=True; got 0.")
         network = self._network_settings(
             spec,
-            for_tables=meant("network"),
-            table_steps=meant("steps"),
-            table_rate=meant("rate"),
-            image_steps=meant("steps"),
-            image_rate=meant("rate"),
-            for_images=lambda _: str(meant("network")),
+            for_tables=preset["network"],
+            table_steps=preset["steps"],
+            table_rate=preset["rate"],
+            image_steps=preset["steps"],
+            image_rate=preset["rate"],
+            for_images=lambda _: str(preset["network"]),
         )
         return {
             "negatives": self.negatives,

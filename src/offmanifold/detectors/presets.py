@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from offmanifold import parameters
 from offmanifold.data.inputs import InputSpec
 from offmanifold.detectors.autoencoder import NONE, WIDE
 from offmanifold.detectors.chains import size_of_network
@@ -41,24 +42,24 @@ _PAPER: dict[str, Any] = {
 # is as for CIFAR-10 here.
 PRESETS: dict[str, dict[str, Any]] = {
     "images": {
-        "network": _learns_fast, "latent_dim": 32, "latent": "sphere", "capacity": 0.5, "latent_chain": (10, 0.2, 0.05),
+        "latent_dim": 32, "latent": "sphere", "capacity": 0.5, "latent_chain": (10, 0.2, 0.05),
         "visible_chain": _by_dimension, "anneal": True, "clip": 0.01, "adjusted": False, "temperature": 1.0,
         "encoder_penalty": 1e-4, "noise": NONE, "updates_per_chain": 8, "average": 0.985,
         "pretraining_steps": 5000, "pretraining_rate": 1e-3, "steps": _by_colour, "rate": 5e-5, "schedule": "one-cycle",
-        "dequantise": False, "starts_at_codes": False,
+        "dequantise": False, "starts_at_codes": False, "network": _learns_fast,
     },
     "tables": {
-        "network": "resmlp", "latent_dim": "auto", "latent": "euclidean", "capacity": 1.0,
-        "latent_chain": (10, 0.005, 0.1), "visible_chain": _by_dimension, "anneal": True, "clip": None,
-        "adjusted": False, "temperature": 1.0, "encoder_penalty": 0.0, "noise": WIDE, "updates_per_chain": 4,
-        "average": 0.985, "pretraining_steps": 500, "pretraining_rate": 2e-3, "steps": 60, "rate": 2e-4,
-        "schedule": "one-cycle", "dequantise": False, "starts_at_codes": False,
+        "latent_dim": "auto", "latent": "euclidean", "capacity": 1.0, "latent_chain": (10, 0.005, 0.1),
+        "visible_chain": _by_dimension, "anneal": True, "clip": None, "adjusted": False, "temperature": 1.0,
+        "encoder_penalty": 0.0, "noise": WIDE, "updates_per_chain": 4, "average": 0.985,
+        "pretraining_steps": 500, "pretraining_rate": 2e-3, "steps": 60, "rate": 2e-4, "schedule": "one-cycle",
+        "dequantise": False, "starts_at_codes": False, "network": "resmlp",
     },
     "2d": _PAPER | {
-        "network": "fcres2", "latent_dim": 3, "latent": "euclidean", "capacity": 1.0, "latent_chain": (10, 0.005, 0.1),
+        "latent_dim": 3, "latent": "euclidean", "capacity": 1.0, "latent_chain": (10, 0.005, 0.1),
         "visible_chain": (30, 0.005, 0.1), "anneal": False, "clip": None, "adjusted": True, "temperature": "learned",
         "encoder_penalty": 0.0, "pretraining_steps": 0, "pretraining_rate": 1e-4, "steps": 2000, "rate": 1e-5,
-        "dequantise": False, "starts_at_codes": True,
+        "dequantise": False, "starts_at_codes": True, "network": "fcres2",
     },
     "mnist": _PAPER | {
         "latent_dim": 32, "latent": "sphere", "capacity": 1.0, "latent_chain": (10, 0.2, 0.05),
@@ -76,3 +77,21 @@ PRESETS: dict[str, dict[str, Any]] = {
         "pretraining_steps": 42_240, "pretraining_rate": 1e-4, "steps": 3520, "rate": 1e-5, "dequantise": True,
     },
 }  # fmt: skip
+
+
+def resolve(preset: str, spec: InputSpec) -> dict[str, Any]:
+    """Return what "auto" means by a preset, or by the one for such data, for data of this form.
+
+    Raises
+    ------
+    InvalidParameter
+        There is no such preset, or it is for other data.
+    """
+    table = spec.kind == "table"
+    name = parameters.choice("preset", preset, ("auto", *PRESETS))
+    if name == "auto":
+        name = "tables" if table else "images"
+    if (name in ("tables", "2d")) != table or (name == "2d" and spec.shape != (2,)):
+        kind = {"tables": "tables", "2d": "tables of two columns"}.get(name, "images")
+        raise parameters.InvalidParameter(f"preset={name!r} is for {kind}; the data are {spec.describe()}.")
+    return {argument: value(spec) if callable(value) else value for argument, value in PRESETS[name].items()}

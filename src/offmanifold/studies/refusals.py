@@ -80,7 +80,7 @@ def study_of(
     """
 
     # Training is watched by the families that users have, but for those like what is reported.
-    reported = {ALIKE.get(kind) for kind in kinds}
+    reported = {ALIKE[kind] for kind in kinds if kind in ALIKE}
     watch = [family for family in families_to_watch("auto", "image") if family not in reported]
 
     def jobs(scale: str, seed: int) -> list[Job]:
