@@ -18,7 +18,7 @@ from torch import nn
 
 from offmanifold import load
 from offmanifold.data.inputs import InputSpec
-from offmanifold.detectors import IGEBM, NAE, OutlierDetector
+from offmanifold.detectors import IGEBM, NAE, OutlierDetector, contrastive
 from offmanifold.detectors.chains import Chain
 from offmanifold.detectors.contrastive import WATCHED_ROWS, contrastive_phase, dequantised, watching
 from offmanifold.detectors.nae import TEMPERATURE_RATE
@@ -79,6 +79,21 @@ def test_without_outliers_to_watch_the_last_weights_are_kept(cls: type[OutlierDe
     seeing = made(cls, watch=("permuted",)).fit(plane[0])
     assert {key for key in seeing.history_[-1] if key.startswith("auroc/")} == {"auroc/permuted"}
     assert made(cls, watch=iter(["permuted"]), steps=1).fit(plane[0]).settings_["watch"] == ["permuted"]
+
+
+@pytest.mark.parametrize("cls", [NAE, IGEBM])
+def test_training_stops_where_half_of_its_checks_brought_nothing_better(
+    cls: type[OutlierDetector], plane: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A sweet spot at the third check of twenty: training ends with the thirteenth, and the model's file says so."""
+    values = iter([0.7, 0.8, 0.9] + 17 * [0.6])
+    monkeypatch.setattr(contrastive, "auroc", lambda normal, odd: SimpleNamespace(value=next(values)))
+    detector = made(cls, watch=("permuted",), steps=60).fit(plane[0])
+    *_, (phase, summary) = detector.training_summary().items()
+    assert (summary["weights_kept_from_step"], summary["steps"]) == (3 * 3, 3 * 13)
+    assert summary["stopped"] == "no better weights in 10 checks"
+    detector.save(tmp_path / "m.safetensors")
+    assert load(tmp_path / "m.safetensors").training_summary()[phase] == summary
 
 
 @pytest.mark.parametrize(("cls", "own"), CASES[:7] + CASES[-1:])
@@ -382,6 +397,23 @@ def test_an_image_model_that_reconstructs_nothing_is_unfit(digits: Any) -> None:
     assert found.training_summary()["normalisation"]["rolled_back"] == 0
     alike = np.full((100, 8, 8), 0.5, dtype=np.float32) + 0.01 * np.eye(8, dtype=np.float32)
     NAE(**settings).fit(alike)
+
+
+@pytest.mark.parametrize("cls", [NAE, IGEBM])
+def test_outliers_that_are_hardly_told_are_named(
+    cls: type[OutlierDetector], digits: Any, plane: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = iter([0.61, 0.59] * 50)
+    monkeypatch.setattr(contrastive, "auroc", lambda normal, odd: SimpleNamespace(value=next(values)))
+    own = {"network": "strided", "capacity": 1 / 16, "steps": 2, "watch": ("constant", "erased")}
+    with pytest.warns(
+        UserWarning, match=r"\(AUROC: erased 0\.59\), and may miss others like them\. Make .*steps larger"
+    ):
+        made(cls, **own).fit(digits[0][:100])
+    with warnings.catch_warnings(record=True) as caught:  # columns may be independent
+        warnings.simplefilter("always")
+        made(cls, watch=("permuted", "exchanged"), steps=2).fit(plane[0])
+    assert not any("hardly tells" in str(warning.message) for warning in caught)
 
 
 def test_colour_presets_learn_dequantised_pixels(digits: Any) -> None:

@@ -254,17 +254,19 @@ def test_the_best_held_out_weights_are_kept_and_patience_ends_the_phase() -> Non
     best = min(record["validation"] for record in history)
     assert abs((model.weight - torch.eye(3)).square().sum().item() - 4.0) == pytest.approx(best, rel=1e-5)
     assert history[-1]["step"] < 400
+    assert [record.get("stopped") for record in history[-2:]] == [None, "no better weights in 3 checks"]
     assert [record["validation"] for record in history[-3:]] > [best] * 3
 
 
-def test_of_equally_judged_weights_the_later_are_kept_and_equal_is_not_better() -> None:
+def test_of_equally_judged_weights_the_later_are_kept_and_do_not_try_patience() -> None:
     model = linear()
     phase = phase_of(model, steps=40, checks=40, judge=lambda rows, generator: (0.0, {}))
     history = train(model, [phase], ROWS[:30], ROWS[30:], seed=0)
     assert all(record["kept"] for record in history)
     assert history[-1]["step"] == 40
     patient = train(linear(), [dataclasses.replace(phase, patience=3)], ROWS[:30], ROWS[30:], seed=0)
-    assert [record["step"] for record in patient] == [1, 2, 3, 4]
+    assert patient[-1]["step"] == 40
+    assert not any("stopped" in record for record in patient)
 
 
 def test_an_update_moves_its_own_parameters_and_may_repeat() -> None:

@@ -316,7 +316,8 @@ class OutlierDetector(Scorer, abc.ABC):
 
         ``judged_at`` is what decided which weights to keep, low = better: the held-out rows' loss or, where training is
         watched, what is missing from a mean AUROC of 1 against outliers made from them; ``auroc_against`` has each
-        kind's. Where it rolled back, ``problems`` says when, why, and to which step.
+        kind's. Where it rolled back, ``problems`` says when, why, and to which step; where it ended before its last
+        step, ``stopped`` says why.
         """
         check_is_fitted(self, "module_")
         summary, before = {}, 0.0
@@ -337,6 +338,7 @@ class OutlierDetector(Scorer, abc.ABC):
                 **({"auroc_against": watched} if (watched := _watched(best)) else {}),
                 "rolled_back": len(problems),
                 **({"problems": problems} if problems else {}),
+                **({"stopped": stopped} if (stopped := records[-1].get("stopped")) else {}),
                 "seconds": round(records[-1]["seconds"] - before, 3),  # records count from the run's start
             }
             before = records[-1]["seconds"]

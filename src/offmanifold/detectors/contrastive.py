@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,8 +18,13 @@ from offmanifold.training.phases import Judge, Metrics, Optimizer, ParameterGrou
 
 # As many held-out rows are watched, evenly spread, and as many synthetic outliers of each family.
 WATCHED_ROWS = 512
+# Checks in a row without better weights after which training stops: of the 20 of a phase, half (docs/defaults.md).
+PATIENCE = 10
 # What so many rows can tell of an AUROC near 1 (its standard error at .999 is .0006).
 DECIMALS = 3
+# AUROC up to which outliers are hardly told from data; of models of digits that found the held-out one all were above
+# .75 (docs/defaults.md).
+HARDLY_TOLD = 0.6
 # An image model that answers in black, as saturated ones do, has 1.5 times the energy of the mean image or more on
 # MNIST, Fashion-MNIST and CIFAR-10.
 LOST = 1.25
@@ -115,6 +121,7 @@ def contrastive_phase(
         batch_size,
         keep="best" if watch else "last",
         judge=watching(energy, watch, lambda: latest["samples"], weights, limit),
+        patience=PATIENCE,
         average=average,
         rollbacks=3,
         memory=chain.start.tensors | {"began": began},
@@ -138,10 +145,11 @@ def watching(
 
     It keeps the weights whose AUROC, averaged over families of synthetic outliers made from held-out normal rows, is
     highest, to the third decimal: of equals the later are kept, so that families which are easy from the start do not
-    end training at its start. The loss itself, a difference of two energies that both move, says nothing. (Without
-    families it gives the held-out rows' energy, and the phase keeps the last weights.) Recorded are the AUROC of each
-    family, the gap between the last negatives' energy and the held-out rows', the share of negatives below the
-    held-out rows' median, and the weights' norm.
+    end training at its start. Where half of a phase's checks in a row brought no better weights the phase ends. The
+    loss itself, a difference of two energies that both move, says nothing. (Without families the judge gives the
+    held-out rows' energy, and the phase keeps the last weights.) Recorded are the AUROC of each family, the gap between
+    the last negatives' energy and the held-out rows', the share of negatives below the held-out rows' median, and the
+    weights' norm.
 
     Weights by which the held-out rows have a higher energy than ``limit`` gives them are unfit, and so are those whose
     chains ended at values that are not finite.
@@ -177,6 +185,29 @@ def watching(
         }
 
     return judge
+
+
+def warn_of_untold(summary: Mapping[str, Mapping[str, Any]], advice: str) -> None:
+    """Say which families of synthetic outliers the weights that were kept hardly tell from data.
+
+    Of images: columns of a table may be independent, and permuted rows then are rows like others.
+
+    Parameters
+    ----------
+    summary : mapping
+        A detector's ``training_summary()``.
+    advice : str
+        What to do.
+    """
+    watched = list(summary.values())[-1].get("auroc_against", {})
+    untold = [f"{family} {value:.2f}" for family, value in watched.items() if value < HARDLY_TOLD]
+    if untold:
+        warnings.warn(
+            f"The model hardly tells some outliers that were made of held-out images from images (AUROC: "
+            f"{', '.join(untold)}), and may miss others like them. {advice}",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def dequantised(rows: Tensor, generator: torch.Generator) -> Tensor:

@@ -29,7 +29,7 @@ from offmanifold.detectors.chains import (
     warn_of_bounds,
 )
 from offmanifold.detectors.configured import Settings
-from offmanifold.detectors.contrastive import contrastive_phase
+from offmanifold.detectors.contrastive import contrastive_phase, warn_of_untold
 from offmanifold.networks import choose
 from offmanifold.networks.network import Network
 from offmanifold.sampling import langevin
@@ -256,6 +256,8 @@ device, precision, random_state, verbose
 
     def _warn_about_training(self, normal: Tensor) -> None:
         warn_of_bounds(self.history_, self.settings_, normal)
+        if self.spec_.kind == "image":
+            warn_of_untold(self.training_summary(), "Make steps larger, or choose another network or detector.")
 
     def sample(self, n: int, *, random_state: int | np.random.RandomState | None = None) -> Any:
         """Draw ``n`` rows by chains from uniform noise, eight times as long as in training; units and layout of X.

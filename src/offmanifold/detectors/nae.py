@@ -30,7 +30,7 @@ from offmanifold.detectors.chains import (
     warn_of_holes,
 )
 from offmanifold.detectors.configured import Settings, latent_size
-from offmanifold.detectors.contrastive import contrastive_phase, dequantised, sum_of_squares
+from offmanifold.detectors.contrastive import contrastive_phase, dequantised, sum_of_squares, warn_of_untold
 from offmanifold.detectors.density import GridDensityMixin
 from offmanifold.detectors.explanations import Cells
 from offmanifold.detectors.latent import LatentMixin
@@ -68,9 +68,9 @@ class NAE(LatentMixin, GridDensityMixin, OutlierDetector):
     raises the error there. The score is minus the error, at the cost of one pass.
 
     Training is watched: at every check, weights (their running average) are judged by the AUROC against synthetic
-    outliers made from held-out normal rows, the best are kept, and a run that diverges, or no longer reconstructs,
-    goes back to them and on at half the rate. ``history_`` says what happened,
-    :func:`offmanifold.detectors.contrastive.watching` has the rule in full.
+    outliers made from held-out normal rows, and the best are kept. Training stops where half of its checks in a row
+    brought no better ones, and a run that diverges, or no longer reconstructs, goes back to the best and on at half the
+    rate. ``history_`` says what happened, :func:`offmanifold.detectors.contrastive.watching` has the rule in full.
 
     Parameters
     ----------
@@ -494,7 +494,10 @@ device, precision, random_state, verbose
         return visible_chain(self.module_, self.settings_, start)
 
     def _warn_about_training(self, normal: Tensor) -> None:
-        """Say so where holes are left, adjusted chains hardly moved, or others left the data."""
+        """Say so where outliers are hardly told, holes are left, adjusted chains stood still or others left."""
+        longer = "Make pretraining_steps and steps larger, or choose another network or detector."
+        if self.spec_.kind == "image":
+            warn_of_untold(self.training_summary(), longer)
         if self.settings_["adjusted"]:
             rows = filled(normal[:128].to(self._device))
             # A replay of x holds what chains from data became, or near it.
@@ -507,4 +510,4 @@ device, precision, random_state, verbose
         else:
             warn_of_bounds(self.history_, self.settings_, normal)
         if self.settings_["negatives"] != "cd":  # chains that begin at data only go down from there
-            warn_of_holes(self.history_, "Make pretraining_steps and steps larger, or choose another network.")
+            warn_of_holes(self.history_, longer)

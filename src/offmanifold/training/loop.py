@@ -125,7 +125,7 @@ def train(
     -------
     list of dict
         One record a check: phase, step, loss, validation and whether its weights were kept, learning rate, metrics,
-        gradient norms by group.
+        gradient norms by group, and why the phase stopped, where it did before its last step.
 
     Raises
     ------
@@ -284,7 +284,7 @@ class _Run:
             validation, judged, unfit = self._judge(phase)
             problem = unfit or self._problem(loss, validation)
             kept = not problem and (phase.keep == "last" or validation <= state.best)
-            state.stale_checks = 0 if validation < state.best else state.stale_checks + 1
+            state.stale_checks = 0 if kept else state.stale_checks + 1
             if kept:
                 state.best, state.best_step = validation, state.step
                 self.best_weights = self._weights()
@@ -308,6 +308,8 @@ class _Run:
                 if gradients:
                     norm = torch.nn.utils.get_total_norm(gradients)
                     record[f"gradient_norm/{group.name}"] = norm.item()
+        if state.stale_checks >= phase.patience and state.step < phase.steps:
+            record["stopped"] = f"no better weights in {phase.patience} checks"
         state.history.append(record)
 
     def _recover(self, phase: Phase, problem: str, record: dict[str, Any]) -> None:

@@ -143,7 +143,7 @@ class Phase:
     keep : {"best", "last"}
         Whether the judgement chooses the weights (of equals the later), or the last ones are kept whatever it says.
     patience : int
-        Stop after so many checks without a better judgement.
+        Stop after so many checks in a row whose weights were not kept.
     checks : int
         How often in the phase to check: judgement, divergence, statistics, best weights.
     average : float
