@@ -19,8 +19,9 @@ from offmanifold.detectors import AE, NAE, VAE, OutlierDetector
 from offmanifold.networks import choose
 from offmanifold.training.checkpoints import Checkpointer
 from offmanifold.training.loop import Batches, TrainingDiverged, train
-from offmanifold.training.phases import Optimizer, ParameterGroup, Phase, Update
+from offmanifold.training.phases import Optimizer, ParameterGroup, Phase, Unfit, Update
 from offmanifold.training.precision import choose_device, choose_dtype, computing_in
+from offmanifold.training.progress import Progress
 from offmanifold.training.threads import cores, limited_to, share
 
 SETTINGS = {"hidden": (3, 4), "rate": 1.0}
@@ -254,8 +255,25 @@ def test_the_best_held_out_weights_are_kept_and_patience_ends_the_phase() -> Non
     best = min(record["validation"] for record in history)
     assert abs((model.weight - torch.eye(3)).square().sum().item() - 4.0) == pytest.approx(best, rel=1e-5)
     assert history[-1]["step"] < 400
-    assert [record.get("stopped") for record in history[-2:]] == [None, "no better weights in 3 checks"]
+    assert [record.get("stopped") for record in history[-2:]] == [None, "no better weights for 3 steps"]
     assert [record["validation"] for record in history[-3:]] > [best] * 3
+
+
+def test_patience_is_counted_anew_where_a_run_went_back() -> None:
+    """The fifth check after the best finds the weights unfit: that is no reason to stop."""
+    judgements = iter([1.0, 2.0, 2.0, 2.0, 2.0, None, *[2.0] * 20])
+
+    def judge(rows: Tensor, generator: torch.Generator) -> tuple[float, dict[str, float]]:
+        value = next(judgements)
+        if value is None:
+            raise Unfit("lost")
+        return value, {}
+
+    phase = phase_of(linear(), steps=80, checks=20, judge=judge, patience=20, rollbacks=1)
+    history = train(linear(), [phase], ROWS[:30], ROWS[30:], seed=0)
+    assert history[5]["rolled_back_to"] == 4
+    assert history[-1]["step"] == 24 + 20
+    assert [record["step"] for record in history if "stopped" in record] == [44]
 
 
 def test_of_equally_judged_weights_the_later_are_kept_and_do_not_try_patience() -> None:
@@ -451,3 +469,17 @@ def test_without_a_terminal_there_is_a_line_now_and_then(monkeypatch: pytest.Mon
     NAE(steps=2, pretraining_steps=0, hidden=(4,), random_state=0, verbose=True).fit(rows)
     told = capsys.readouterr().err
     assert "normalisation: step 2 of 2, " in told and "judged 0." in told  # by an AUROC, not by a loss
+
+
+def test_lines_are_of_the_phase_they_name_and_tell_of_its_end(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr("offmanifold.training.progress.LINES_EVERY", 0.0)
+    model = linear()
+    first = phase_of(model, steps=2, checks=2)
+    judgements = iter([1.0, 2.0, 2.0])
+    second = phase_of(model, steps=8, checks=4, patience=4, judge=lambda rows, generator: (next(judgements), {}))
+    phases = [dataclasses.replace(first, name="first"), dataclasses.replace(second, name="second")]
+    train(model, phases, ROWS[:30], ROWS[30:], seed=0, progress=Progress(verbose=True))
+    told = capsys.readouterr().err.splitlines()
+    assert "held-out" in told[1] and told[2].startswith("second: step 1 of 8, ") and told[2].endswith("steps/s")
+    assert "judged 1" in told[3]
+    assert told[-1] == "second: stopped at step 6, no better weights for 4 steps"

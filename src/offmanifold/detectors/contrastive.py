@@ -16,10 +16,12 @@ from offmanifold.measures.detection import auroc
 from offmanifold.sampling.chain import Energy
 from offmanifold.training.phases import Judge, Metrics, Optimizer, ParameterGroup, Phase, Unfit, Update
 
-# As many held-out rows are watched, evenly spread, and as many synthetic outliers of each family.
+# As many held-out rows are watched at most, evenly spread, and as many synthetic outliers of each family.
 WATCHED_ROWS = 512
-# Checks in a row without better weights after which training stops: of the 20 of a phase, half (docs/defaults.md).
-PATIENCE = 10
+# Of fewer nothing is said: the standard error of an AUROC of .5 is .04 then.
+FEWEST_WATCHED = 100
+# Share of a phase's steps without better weights after which it stops (docs/defaults.md).
+PATIENCE = 0.5
 # What so many rows can tell of an AUROC near 1 (its standard error at .999 is .0006).
 DECIMALS = 3
 # AUROC up to which outliers are hardly told from data; of models of digits that found the held-out one all were above
@@ -81,8 +83,8 @@ def contrastive_phase(
     """
     # The samples that the updates of a step are made against.
     latest: dict[str, Tensor] = {}
-    # The energy of data at the start, and after going back: on the host, where asking for it waits for nothing.
-    began = torch.zeros(())
+    # The energy of data from which on all is lost: on the host, where asking for it waits for nothing.
+    limit = torch.zeros(())
 
     def learned(rows: Tensor, generator: torch.Generator) -> Tensor:
         return rows if noisy is None else noisy(rows, generator)
@@ -95,8 +97,11 @@ def contrastive_phase(
     def loss(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Metrics]:
         rows = learned(rows, generator)
         positive, negative = energy(torch.cat([rows, latest["samples"]])).chunk(2)
-        if of_the_mean is not None and not began:
-            began.copy_(positive.detach().mean())
+        if of_the_mean is not None and not limit:  # at the start, and after going back
+            n = len(rows)
+            # Their mean is nearer to the rows that it is of than to others.
+            apart = float(of_the_mean(rows).mean()) * (n + 1) / (n - 1) if n > 1 else torch.inf
+            limit.fill_(max(LOST * apart, LOST * float(positive.detach().mean()), SLIGHT))
         difference = positive - negative
         values = difference if temperature is None else difference / temperature()
         values = values + negative_penalty * negative.square() + positive_penalty * positive.square()
@@ -112,7 +117,6 @@ def contrastive_phase(
             metrics["temperature"] = temperature().detach()
         return values, metrics
 
-    limit = None if of_the_mean is None else _lost(of_the_mean, began)
     weights = [parameter for group in groups for parameter in group.parameters]
     return Phase(
         name,
@@ -121,17 +125,12 @@ def contrastive_phase(
         batch_size,
         keep="best" if watch else "last",
         judge=watching(energy, watch, lambda: latest["samples"], weights, limit),
-        patience=PATIENCE,
+        patience=PATIENCE * steps,
         average=average,
         rollbacks=3,
-        memory=chain.start.tensors | {"began": began},
+        memory=chain.start.tensors | {"limit": limit},
         remedy="Try a smaller learning_rate, or smaller steps of the chains.",
     )
-
-
-def _lost(of_the_mean: Energy, began: Tensor) -> Callable[[Tensor], float]:
-    """Return the mean energy of rows above which nothing is reconstructed any more."""
-    return lambda rows: max(LOST * float(of_the_mean(rows).mean()), LOST * float(began), SLIGHT)
 
 
 def watching(
@@ -139,20 +138,20 @@ def watching(
     families: Sequence[str],
     samples: Callable[[], Tensor],
     weights: Sequence[nn.Parameter],
-    limit: Callable[[Tensor], float] | None = None,
+    limit: Tensor | None = None,
 ) -> Judge:
     """Return the judge of contrastive training.
 
     It keeps the weights whose AUROC, averaged over families of synthetic outliers made from held-out normal rows, is
     highest, to the third decimal: of equals the later are kept, so that families which are easy from the start do not
-    end training at its start. Where half of a phase's checks in a row brought no better weights the phase ends. The
-    loss itself, a difference of two energies that both move, says nothing. (Without families the judge gives the
-    held-out rows' energy, and the phase keeps the last weights.) Recorded are the AUROC of each family, the gap between
-    the last negatives' energy and the held-out rows', the share of negatives below the held-out rows' median, and the
-    weights' norm.
+    end training at its start. Where half of a phase's steps brought no better weights the phase ends. The loss itself,
+    a difference of two energies that both move, says nothing. (Without families the judge gives the held-out rows'
+    energy, and the phase keeps the last weights.) Recorded are the AUROC of each family, the gap between the last
+    negatives' energy and the held-out rows', the share of negatives below the held-out rows' median, and the weights'
+    norm.
 
-    Weights by which the held-out rows have a higher energy than ``limit`` gives them are unfit, and so are those whose
-    chains ended at values that are not finite.
+    Weights by which the held-out rows have a higher mean energy than ``limit``, where that is not 0, are unfit, and so
+    are those whose chains ended at values that are not finite.
     """
 
     def energies(rows: Tensor) -> Tensor:
@@ -168,11 +167,14 @@ def watching(
         normal = energies(rows)
         if not bool(torch.isfinite(normal).all()):
             return float("nan"), {}
-        if limit is not None and float(normal.mean()) > limit(rows):
-            raise Unfit("held-out rows are reconstructed worse than by their mean")
+        if limit is not None and limit and float(normal.mean()) > limit:
+            raise Unfit("held-out rows are reconstructed worse than by the training rows' mean")
         record = {}
         for family in families:
-            odd = energies(outliers.make(family, rows, generator))
+            made = outliers.make(family, rows, generator)
+            if torch.equal(made, rows):  # as black images are with a half erased
+                continue
+            odd = energies(made)
             record[f"auroc/{family}"] = auroc(-normal.numpy(), -odd.nan_to_num(torch.inf).numpy()).value
         last = energies(ends)  # of the weights that are judged
         norm = torch.stack([parameter.detach().square().sum() for parameter in weights]).sum().sqrt()
@@ -187,7 +189,7 @@ def watching(
     return judge
 
 
-def warn_of_untold(summary: Mapping[str, Mapping[str, Any]], advice: str) -> None:
+def warn_of_untold(summary: Mapping[str, Mapping[str, Any]], held_out: int, advice: str) -> None:
     """Say which families of synthetic outliers the weights that were kept hardly tell from data.
 
     Of images: columns of a table may be independent, and permuted rows then are rows like others.
@@ -196,9 +198,13 @@ def warn_of_untold(summary: Mapping[str, Mapping[str, Any]], advice: str) -> Non
     ----------
     summary : mapping
         A detector's ``training_summary()``.
+    held_out : int
+        How many rows it was judged by.
     advice : str
         What to do.
     """
+    if held_out < FEWEST_WATCHED:
+        return
     watched = list(summary.values())[-1].get("auroc_against", {})
     untold = [f"{family} {value:.2f}" for family, value in watched.items() if value < HARDLY_TOLD]
     if untold:

@@ -108,7 +108,7 @@ class IGEBM(OutlierDetector):
     watch : str, sequence of str, "auto" or None
         Families of synthetic outliers that judge training, as in :class:`~offmanifold.NAE`.
     steps : int or "auto"
-        Of training, each with a run of the chains. "auto" is 400 for tables, 1 000 for images.
+        Of training, at most, each with a run of the chains. "auto" is 400 for tables, 1 000 for images.
     learning_rate : float or "auto"
         Peak learning rate. "auto" is 1e-3, for images with dense networks 2e-3.
     epochs, batch_size, optimizer, schedule, weight_decay, scale, false_alarm_rate, calibration_fraction, store_rows, \
@@ -257,7 +257,8 @@ device, precision, random_state, verbose
     def _warn_about_training(self, normal: Tensor) -> None:
         warn_of_bounds(self.history_, self.settings_, normal)
         if self.spec_.kind == "image":
-            warn_of_untold(self.training_summary(), "Make steps larger, or choose another network or detector.")
+            advice = "Make steps larger, or choose another network or detector."
+            warn_of_untold(self.training_summary(), self.rows_["stopping"], advice)
 
     def sample(self, n: int, *, random_state: int | np.random.RandomState | None = None) -> Any:
         """Draw ``n`` rows by chains from uniform noise, eight times as long as in training; units and layout of X.

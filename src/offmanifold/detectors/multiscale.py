@@ -34,8 +34,8 @@ STORED_LEVELS, STORED_FROM, STORED_TO = 3, (0.01, 0.2), 1.5
 FEWEST_STORED = 10
 # Of images, whose smallest structures are far below their standard deviation.
 IMAGE_LEVELS, IMAGE_SMALLEST = 8, 0.03
-# Weights are averaged, and training ends after so many checks in a row that were no better: on few rows, soon.
-AVERAGE, PATIENCE = 0.99, 5
+# Weights are averaged, and training ends after this share of its steps without better ones: on few rows, soon.
+AVERAGE, PATIENCE = 0.99, 0.25
 # Evaluations, at least, that the held-out rows' loss is the mean of: with few rows, more draws of noise.
 JUDGED = 1000
 # The noise level of reconstructions, unless another is asked for.
@@ -228,7 +228,7 @@ random_state, verbose
 
         update = Update((ParameterGroup.of("denoiser", model.denoiser),), loss, self._optimizer(settings))
         steps, size = settings["steps"], settings["batch_size"]
-        return [Phase("denoiser", (update,), steps, size, judge=judge, average=AVERAGE, patience=PATIENCE)]
+        return [Phase("denoiser", (update,), steps, size, judge=judge, average=AVERAGE, patience=PATIENCE * steps)]
 
     def _finish(self, model: DenoisingModel, training: Tensor, held_out: Tensor, settings: Settings) -> None:
         """Store rows, and learn how the features of rows that were not learned from are distributed."""

@@ -68,8 +68,8 @@ class NAE(LatentMixin, GridDensityMixin, OutlierDetector):
     raises the error there. The score is minus the error, at the cost of one pass.
 
     Training is watched: at every check, weights (their running average) are judged by the AUROC against synthetic
-    outliers made from held-out normal rows, and the best are kept. Training stops where half of its checks in a row
-    brought no better ones, and a run that diverges, or no longer reconstructs, goes back to the best and on at half the
+    outliers made from held-out normal rows, and the best are kept. Training stops where half of its steps brought no
+    better ones, and a run that diverges, or no longer reconstructs, goes back to the best and on at half the
     rate. ``history_`` says what happened, :func:`offmanifold.detectors.contrastive.watching` has the rule in full.
 
     Parameters
@@ -133,15 +133,14 @@ class NAE(LatentMixin, GridDensityMixin, OutlierDetector):
         Families of synthetic outliers that judge training: for images "constant", "erased", "mixed", "noise",
         "patches", "inverted"; for tables "permuted", "exchanged", "jittered", "stretched". "auto" is all of these;
         the other makers of ``offmanifold.data.outliers`` can be named too.
-        Leave out what you will report; with none at all (None) the last weights are kept. All steps are taken in any
-        case: which weights were the best is known at the end.
+        Leave out what you will report; with none at all (None) the last weights are kept.
     pretraining_steps : int or "auto"
         Steps of the first phase: "auto" is 5 000 for images, 500 for tables.
     pretraining_rate : float or "auto"
         Its peak learning rate. "auto" is 1e-3 for images, 2e-3 for tables.
     steps : int or "auto"
-        Of training against samples, a step for each run of the chains. "auto" is 240 for images, 480 for those in
-        colour, 60 for tables.
+        Of training against samples, at most, a step for each run of the chains. "auto" is 240 for images, 480 for those
+        in colour, 60 for tables.
     epochs : int, optional
         The same as passes over the training rows, of which a step takes ``updates_per_chain`` batches; wins over
         ``steps``.
@@ -495,9 +494,11 @@ device, precision, random_state, verbose
 
     def _warn_about_training(self, normal: Tensor) -> None:
         """Say so where outliers are hardly told, holes are left, adjusted chains stood still or others left."""
-        longer = "Make pretraining_steps and steps larger, or choose another network or detector."
+        advice = "Make pretraining_steps and steps larger, or choose another network or detector."
         if self.spec_.kind == "image":
-            warn_of_untold(self.training_summary(), longer)
+            if self.negatives != "omi":  # whose chains do not reach what lies off the data
+                advice = f"Use negatives='omi'. {advice}"
+            warn_of_untold(self.training_summary(), self.rows_["stopping"], advice)
         if self.settings_["adjusted"]:
             rows = filled(normal[:128].to(self._device))
             # A replay of x holds what chains from data became, or near it.
@@ -510,4 +511,4 @@ device, precision, random_state, verbose
         else:
             warn_of_bounds(self.history_, self.settings_, normal)
         if self.settings_["negatives"] != "cd":  # chains that begin at data only go down from there
-            warn_of_holes(self.history_, longer)
+            warn_of_holes(self.history_, advice)

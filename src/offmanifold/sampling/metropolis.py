@@ -72,4 +72,4 @@ def suggest_step_size(
         if 0.45 < accepted < 0.7:
             return step_size
         step_size *= 0.6 if accepted < 0.57 else 1.5
-    raise ValueError(f"No step size is accepted about half of the time; at {step_size:.3g} {accepted:.0%} were.")
+    raise ValueError(f"No step size is accepted about half of the time; at {trial.step_size:.3g} {accepted:.0%} were.")

@@ -82,7 +82,8 @@ class _State:
     step: int = 0
     best: float = math.inf
     best_step: int = 0
-    stale_checks: int = 0
+    stale_since: int = 0
+    stopped: bool = False
     first_loss: float | None = None
     lowest_loss: float = math.inf
     rate_scale: float = 1.0
@@ -210,7 +211,7 @@ class _Run:
             while self.state.phase < len(self.phases):
                 phase = self.phases[self.state.phase]
                 self.progress.start(phase, self.state.step)
-                while self.state.step < phase.steps and self.state.stale_checks < phase.patience:
+                while self.state.step < phase.steps and not self.state.stopped:
                     loss, metrics = self._step(phase)
                     self.state.elapsed = time.monotonic() - began
                     if self.state.step % phase.check_every == 0 or self.state.step == phase.steps:
@@ -222,7 +223,7 @@ class _Run:
                             self._save(self.checkpointer)
                         if interruption.requested:
                             raise KeyboardInterrupt
-                self.progress.finish(self.state.step)
+                self.progress.finish(self.state.step, self.state.history[-1])
                 self.model.load_state_dict(self.best_weights)
                 self.state = _State(phase=self.state.phase + 1, elapsed=self.state.elapsed, history=self.state.history)
                 if self.state.phase < len(self.phases):
@@ -284,9 +285,8 @@ class _Run:
             validation, judged, unfit = self._judge(phase)
             problem = unfit or self._problem(loss, validation)
             kept = not problem and (phase.keep == "last" or validation <= state.best)
-            state.stale_checks = 0 if kept else state.stale_checks + 1
             if kept:
-                state.best, state.best_step = validation, state.step
+                state.best, state.best_step, state.stale_since = validation, state.step, state.step
                 self.best_weights = self._weights()
         if problem:
             self._recover(phase, problem, record)
@@ -308,8 +308,10 @@ class _Run:
                 if gradients:
                     norm = torch.nn.utils.get_total_norm(gradients)
                     record[f"gradient_norm/{group.name}"] = norm.item()
-        if state.stale_checks >= phase.patience and state.step < phase.steps:
-            record["stopped"] = f"no better weights in {phase.patience} checks"
+        stale = state.step - state.stale_since
+        if stale >= phase.patience and state.step < phase.steps:
+            state.stopped = True
+            record["stopped"] = f"no better weights for {stale} steps"
         state.history.append(record)
 
     def _recover(self, phase: Phase, problem: str, record: dict[str, Any]) -> None:
@@ -324,6 +326,7 @@ class _Run:
             )  # fmt: skip
         state.rollbacks += 1
         state.rate_scale /= 2
+        state.stale_since = state.step
         state.first_loss, state.lowest_loss = None, math.inf
         self.optimizers = [update.optimizer.build(update.groups) for update in phase.updates]
         for name, tensor in self.average.items():

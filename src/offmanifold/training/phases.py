@@ -142,8 +142,8 @@ class Phase:
         the first update's loss.
     keep : {"best", "last"}
         Whether the judgement chooses the weights (of equals the later), or the last ones are kept whatever it says.
-    patience : int
-        Stop after so many checks in a row whose weights were not kept.
+    patience : int or infinity
+        Stop after so many steps without weights that were kept, counted anew where the run went back.
     checks : int
         How often in the phase to check: judgement, divergence, statistics, best weights.
     average : float
@@ -164,7 +164,7 @@ class Phase:
     batch_size: int
     judge: Judge | None = None
     keep: Literal["best", "last"] = "best"
-    patience: int = 1_000_000
+    patience: float = math.inf
     checks: int = 20
     average: float = 0.0
     rollbacks: int = 0

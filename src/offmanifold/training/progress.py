@@ -72,9 +72,11 @@ class Progress:
         began, first = self._began
         rate = f"{(step - first) / max(now - began, 1e-9):.3g} steps/s"
         state = ""
-        if record is not None and "rolled_back_to" in record:
+        if record is None or record["phase"] != self._phase.name:
+            pass  # nothing is known of this phase yet
+        elif "rolled_back_to" in record:
             state = f"rolled back to step {record['rolled_back_to']}"
-        elif record is not None:
+        else:
             judgement = "judged" if self._phase.judge is not None else "held-out"
             state = f"loss {record['loss']:.4g}, {judgement} {record['validation']:.4g}"
         if self._bar is not None:
@@ -83,7 +85,10 @@ class Progress:
             told = ", ".join(filter(None, (f"{self._phase.name}: step {step:,} of {self._phase.steps:,}", rate, state)))
             print(told, file=sys.stderr, flush=True)
 
-    def finish(self, step: int) -> None:
-        """End the phase, which may have stopped early."""
+    def finish(self, step: int, record: dict[str, Any]) -> None:
+        """End the phase, which may have stopped early; ``record`` is its last."""
+        stopped = record.get("stopped")
         if self._bar is not None:
-            self._bar.update(self._task, completed=step, total=step, state="done")
+            self._bar.update(self._task, completed=step, total=step, state=stopped or "done")
+        elif self.enabled and stopped:
+            print(f"{self._phase.name}: stopped at step {step:,}, {stopped}", file=sys.stderr, flush=True)
