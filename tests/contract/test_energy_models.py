@@ -372,6 +372,17 @@ def test_images_have_a_network_and_steps_by_their_form(
     assert (settings["network"], settings["default_steps"]) == (network, steps)
 
 
+def test_images_in_colour_have_codes_chains_and_a_watch_of_their_own() -> None:
+    """P3's for CIFAR-10, with λ by dimension; and what autoencoders of photographs find most normal is watched."""
+    grey, colour = (NAE()._settings(InputSpec("image", (channels, 16, 16), "chw")) for channels in (1, 3))
+    assert (grey["latent_dim"], colour["latent_dim"]) == (32, 64)
+    assert (grey["latent_chain"], colour["latent_chain"]) == ([10, 0.2, 0.05], [10, 1.0, 0.02])
+    assert colour["visible_chain"] == [15, pytest.approx(10 * 16**2 / 32**2), 0.02]
+    for cls in (NAE, IGEBM):
+        watch = [cls()._settings(InputSpec("image", (channels, 16, 16), "chw"))["watch"] for channels in (1, 3)]
+        assert watch[1] == [*watch[0], "blurred", "faded"]
+
+
 def test_a_run_is_not_continued_in_other_arithmetic(
     digits: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -103,7 +103,7 @@ def test_a_job_that_diverges_is_not_the_end_of_the_others(side_by_side: int, tmp
 
 @pytest.mark.parametrize(
     ("study", "watch"),
-    [("mnist-ood", ["patches", "inverted"]), ("cifar-ood", ["erased", "mixed", "patches", "inverted"])],
+    [("mnist-ood", ["patches", "inverted"]), ("cifar-ood", ["erased", "mixed", "patches", "inverted", "blurred"])],
 )
 def test_nothing_that_is_reported_watched(study: str, watch: list[str]) -> None:
     """Chimeras, which the first study reports, are halves of two images, as mixed ones are."""

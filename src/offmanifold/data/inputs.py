@@ -56,6 +56,11 @@ class InputSpec:
         return math.prod(self.shape)
 
     @property
+    def colour(self) -> bool:
+        """Whether rows are images of several channels."""
+        return self.kind == "image" and self.shape[0] > 1
+
+    @property
     def names(self) -> tuple[str, ...]:
         """What a table's columns are called: their names, or "column 0", …; nothing for images."""
         if self.kind == "image":

@@ -151,13 +151,15 @@ def displaced(rows: Tensor, generator: torch.Generator) -> Tensor:
     return rows + step
 
 
-# What a training can be watched by unless told otherwise: chosen in docs/defaults.md.
+# What a training can be watched by unless told otherwise: chosen in docs/defaults.md. Images in colour also by what is
+# smoother than they are, the hole that autoencoders of photographs have.
+SMOOTH: tuple[Maker, ...] = (blurred, faded)
 WATCHED: dict[str, tuple[Maker, ...]] = {
     "image": (constant, erased, mixed, noise, patches, inverted),
     "table": (permuted, exchanged, jittered, stretched),
 }
 ALL: dict[str, tuple[Maker, ...]] = {
-    "image": (*WATCHED["image"], blurred, faded, warped),
+    "image": (*WATCHED["image"], *SMOOTH, warped),
     "table": (*WATCHED["table"], replaced, extreme, scattered, displaced),
 }
 

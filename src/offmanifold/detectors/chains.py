@@ -189,14 +189,19 @@ def accepted_half(chain: Chain[Any], generator: torch.Generator, rows: Tensor, e
     return f"Try visible_chain={advised}: with these weights about half are accepted then."
 
 
-def families_to_watch(watch: Sequence[str] | str | None, kind: str) -> list[str]:
-    """Check ``watch``; "auto" is :data:`~offmanifold.data.outliers.WATCHED`, none keeps the last weights."""
+def families_to_watch(watch: Sequence[str] | str | None, kind: str, *, colour: bool = False) -> list[str]:
+    """Check ``watch``; none keeps the last weights.
+
+    "auto" is :data:`~offmanifold.data.outliers.WATCHED`, for images in ``colour`` also
+    :data:`~offmanifold.data.outliers.SMOOTH`.
+    """
     known = outliers.families(kind)
     if watch is None:
         return []
     if isinstance(watch, str):
         if watch == "auto":
-            return [maker.__name__ for maker in outliers.WATCHED[kind]]
+            makers = outliers.WATCHED[kind] + (outliers.SMOOTH if colour else ())
+            return [maker.__name__ for maker in makers]
         watch = [watch]
     if not isinstance(watch, Iterable):
         raise parameters.InvalidParameter(f"watch must be 'auto', names of families, or None; got {watch!r}.")

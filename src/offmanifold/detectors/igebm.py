@@ -207,7 +207,7 @@ device, precision, random_state, verbose
             "restart": parameters.real("restart", self.restart, minimum=0, maximum=1),
             "energy_penalty": parameters.real("energy_penalty", self.energy_penalty, minimum=0),
             "average": parameters.real("average", self.average, minimum=0, below=1),
-            "watch": families_to_watch(self.watch, spec.kind),
+            "watch": families_to_watch(self.watch, spec.kind, colour=spec.colour),
             **self._network_settings(
                 spec, for_tables="mlp", table_steps=400, table_rate=1e-3, for_images=size_of_network
             ),

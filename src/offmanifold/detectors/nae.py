@@ -84,8 +84,8 @@ class NAE(LatentMixin, GridDensityMixin, OutlierDetector):
         data; at earlier chains' ends, without or with restarts. Chains on z that are not from the buffer start from the
         latent space's prior; with preset "2d" at codes of data, which follow no prior.
     latent_dim : int or "auto"
-        Size of the code. "auto" is three quarters of a table's columns, 32 for images; 3 for "2d", 64 for "cifar10" and
-        "celeba".
+        Size of the code. "auto" is three quarters of a table's columns, 32 for grey images, 64 for those in colour; 3
+        for "2d".
     latent : {"auto", "euclidean", "sphere"}
         Where codes live. "auto" is the sphere for images.
     network : str
@@ -100,10 +100,11 @@ class NAE(LatentMixin, GridDensityMixin, OutlierDetector):
         T. "auto" is 1, with preset "2d" "learned". Where the chain on x has another σ² than 2λ, as in the paper's on
         images and in ours on tables, T is 1 and means nothing by itself.
     latent_chain : (int, float, float) or "auto"
-        Steps, step size λ and noise σ of the chain on z. "auto" is (10, 0.2, 0.05) for images, (10, 0.005, 0.1) for
-        tables.
+        Steps, step size λ and noise σ of the chain on z. "auto" is (10, 0.2, 0.05) for grey images, (10, 1, 0.02) for
+        those in colour, (10, 0.005, 0.1) for tables.
     visible_chain : (int, float, float) or "auto"
-        The same of the chain on x. "auto" is (15, 0.0128 d, 0.05) for rows of d dimensions: λ = 10 for MNIST.
+        The same of the chain on x. "auto" is (15, 0.0128 d, 0.05) for rows of d dimensions, (15, 0.00326 d, 0.02) for
+        images in colour: λ = 10 for MNIST and for CIFAR-10.
     adjusted : bool or "auto"
         Metropolis's correction in the chain on x. Proposals out of bounds are then refused instead of clamped. "auto"
         is True with preset "2d" alone.
@@ -131,8 +132,8 @@ class NAE(LatentMixin, GridDensityMixin, OutlierDetector):
         Factor of the weights' running average, taken once a step; 0 keeps raw weights. "auto" is 0.985, 0 in the paper.
     watch : str, sequence of str, "auto" or None
         Families of synthetic outliers that judge training: for images "constant", "erased", "mixed", "noise",
-        "patches", "inverted"; for tables "permuted", "exchanged", "jittered", "stretched". "auto" is all of these;
-        the other makers of ``offmanifold.data.outliers`` can be named too.
+        "patches", "inverted", in colour also "blurred" and "faded"; for tables "permuted", "exchanged", "jittered",
+        "stretched". "auto" is all of these; the other makers of ``offmanifold.data.outliers`` can be named too.
         Leave out what you will report; with none at all (None) the last weights are kept.
     pretraining_steps : int or "auto"
         Steps of the first phase: "auto" is 5 000 for images, 500 for tables.
@@ -325,7 +326,7 @@ device, precision, random_state, verbose
             "updates_per_chain": updates_per_chain,
             "batches_a_step": updates_per_chain,
             "average": parameters.real("average", auto("average"), minimum=0, below=1, words=AUTO),
-            "watch": families_to_watch(self.watch, spec.kind),
+            "watch": families_to_watch(self.watch, spec.kind, colour=spec.colour),
             "pretraining_steps": parameters.integer(
                 "pretraining_steps", auto("pretraining_steps"), minimum=0, words=AUTO
             ),

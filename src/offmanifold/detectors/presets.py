@@ -12,8 +12,17 @@ from offmanifold.networks import choose
 
 
 def _by_dimension(spec: InputSpec) -> tuple[int, float, float]:
-    """Return the chain on x: P3's step size of 10 for MNIST, by dimension."""
-    return 15, 0.0128 * spec.dimensions, 0.05
+    """Return the chain on x: P3's step size of 10, for MNIST and for CIFAR-10, by dimension, and its noises."""
+    return (15, 10 / 3072 * spec.dimensions, 0.02) if spec.colour else (15, 0.0128 * spec.dimensions, 0.05)
+
+
+def _on_codes(spec: InputSpec) -> tuple[int, float, float]:
+    """Return the chain on z: P3's for MNIST, and for CIFAR-10."""
+    return (10, 1.0, 0.02) if spec.colour else (10, 0.2, 0.05)
+
+
+def _codes(spec: InputSpec) -> int:
+    return 64 if spec.colour else 32
 
 
 def _by_size(spec: InputSpec) -> str:
@@ -27,7 +36,7 @@ def _learns_fast(spec: InputSpec) -> str:
 
 def _by_colour(spec: InputSpec) -> int:
     """Return how many steps to train against samples: twice as many for images in colour."""
-    return 240 if spec.shape[0] == 1 else 480
+    return 480 if spec.colour else 240
 
 
 # What P3's presets have in common.
@@ -42,7 +51,7 @@ _PAPER: dict[str, Any] = {
 # is as for CIFAR-10 here.
 PRESETS: dict[str, dict[str, Any]] = {
     "images": {
-        "latent_dim": 32, "latent": "sphere", "capacity": 0.5, "latent_chain": (10, 0.2, 0.05),
+        "latent_dim": _codes, "latent": "sphere", "capacity": 0.5, "latent_chain": _on_codes,
         "visible_chain": _by_dimension, "anneal": True, "clip": 0.01, "adjusted": False, "temperature": 1.0,
         "encoder_penalty": 1e-4, "noise": NONE, "updates_per_chain": 8, "average": 0.985,
         "pretraining_steps": 5000, "pretraining_rate": 1e-3, "steps": _by_colour, "rate": 5e-5, "schedule": "one-cycle",

@@ -79,4 +79,5 @@ STUDY = study_of(
     sizes=SIZES,
     parameters_of=parameters_of,
     sets=_sets,
+    colour=True,
 )

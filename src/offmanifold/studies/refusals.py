@@ -22,7 +22,7 @@ from offmanifold.studies.core import Job, Record, Study, baseline_scores, over_s
 DRAWN = ("AE", "NAE-OMI", "MultiscaleDenoiser")
 MADE = {"ConstantGray": "constant", "Half": "erased", "Noise": "noise"}
 # Families of synthetic outliers that are, or are like, a kind that a study reports.
-ALIKE = MADE | {"Chimera": "mixed"}
+ALIKE = {"ConstantGray": {"constant", "faded"}, "Half": {"erased"}, "Noise": {"noise"}, "Chimera": {"mixed"}}
 
 
 class Row(NamedTuple):
@@ -63,6 +63,7 @@ def study_of(
     sizes: Mapping[str, tuple[int, int]],
     parameters_of: Callable[[str, str, dict[str, Any]], dict[str, Any]],
     sets: Callable[[int, int], Sets],
+    colour: bool = False,
 ) -> Study:
     """Return the study.
 
@@ -77,11 +78,12 @@ def study_of(
     sizes : mapping of scale → training images, images of each kind to test
     parameters_of : (detector, scale, own) → hyper-parameters
     sets : (training images, test images) → Sets
+    colour : bool
     """
 
     # Training is watched by the families that users have, but for those like what is reported.
-    reported = {ALIKE[kind] for kind in kinds if kind in ALIKE}
-    watch = [family for family in families_to_watch("auto", "image") if family not in reported]
+    reported = set[str]().union(*(ALIKE.get(kind, ()) for kind in kinds))
+    watch = [family for family in families_to_watch("auto", "image", colour=colour) if family not in reported]
 
     def jobs(scale: str, seed: int) -> list[Job]:
         images, test = sizes[scale]
