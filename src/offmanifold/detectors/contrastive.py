@@ -21,7 +21,7 @@ WATCHED_ROWS = 512
 # Of fewer nothing is said: the standard error of an AUROC of .5 is .04 then.
 FEWEST_WATCHED = 100
 # Share of a phase's steps without better weights after which it stops (docs/defaults.md).
-PATIENCE = 0.5
+PATIENCE = 0.75
 # What so many rows can tell of an AUROC near 1 (its standard error at .999 is .0006).
 DECIMALS = 3
 # AUROC up to which outliers are hardly told from data; of models of digits that found the held-out one all were above
@@ -144,11 +144,11 @@ def watching(
 
     It keeps the weights whose AUROC, averaged over families of synthetic outliers made from held-out normal rows, is
     highest, to the third decimal: of equals the later are kept, so that families which are easy from the start do not
-    end training at its start. Where half of a phase's steps brought no better weights the phase ends. The loss itself,
-    a difference of two energies that both move, says nothing. (Without families the judge gives the held-out rows'
-    energy, and the phase keeps the last weights.) Recorded are the AUROC of each family, the gap between the last
-    negatives' energy and the held-out rows', the share of negatives below the held-out rows' median, and the weights'
-    norm.
+    end training at its start. Where three quarters of a phase's steps brought no better weights it ends. The loss
+    itself, a difference of two energies that both move, says nothing. (Without families the judge gives the energy of
+    held-out rows, and the phase keeps the last weights.) Recorded are the AUROC of each family, the gap between the
+    last negatives' energy and the held-out rows', the share of negatives below the held-out rows' median, and the
+    weights' norm.
 
     Weights by which the held-out rows have a higher mean energy than ``limit``, where that is not 0, are unfit, and so
     are those whose chains ended at values that are not finite.

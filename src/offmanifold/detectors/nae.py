@@ -68,8 +68,8 @@ class NAE(LatentMixin, GridDensityMixin, OutlierDetector):
     raises the error there. The score is minus the error, at the cost of one pass.
 
     Training is watched: at every check, weights (their running average) are judged by the AUROC against synthetic
-    outliers made from held-out normal rows, and the best are kept. Training stops where half of its steps brought no
-    better ones, and a run that diverges, or no longer reconstructs, goes back to the best and on at half the
+    outliers made from held-out normal rows, and the best are kept. Training stops where three quarters of its steps
+    brought no better ones, and a run that diverges, or no longer reconstructs, goes back to the best and on at half the
     rate. ``history_`` says what happened, :func:`offmanifold.detectors.contrastive.watching` has the rule in full.
 
     Parameters
