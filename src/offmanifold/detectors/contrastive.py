@@ -24,8 +24,8 @@ FEWEST_WATCHED = 100
 PATIENCE = 0.75
 # What so many rows can tell of an AUROC near 1 (its standard error at .999 is .0006).
 DECIMALS = 3
-# AUROC up to which outliers are hardly told from data; of models of digits that found the held-out one all were above
-# .75 (docs/defaults.md).
+# AUROC below which outliers are hardly told from data; models of digits that on-manifold starts made have .79 or more
+# (docs/defaults.md).
 HARDLY_TOLD = 0.6
 # An image model that answers in black, as saturated ones do, has 1.5 times the energy of the mean image or more on
 # MNIST, Fashion-MNIST and CIFAR-10.
