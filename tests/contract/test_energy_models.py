@@ -62,7 +62,7 @@ def test_every_kind_of_chain_trains_and_says_how_it_went(cls: type[OutlierDetect
     records = [record for record in detector.history_ if record["phase"] == name]
     for record in records:
         families = [value for key, value in record.items() if key.startswith("auroc/")]
-        assert record["validation"] == pytest.approx(1 - np.mean(families), abs=5.1e-4)
+        assert record["validation"] == pytest.approx(1 - np.exp(np.mean(np.log(families))), abs=5.1e-4)
         assert record["validation"] == round(record["validation"], 3)
     # Of equals the later.
     best = min(reversed(records), key=lambda record: record["validation"])
@@ -448,6 +448,17 @@ def test_outliers_that_are_the_rows_themselves_are_not_judged_by() -> None:
     judged, record = judge(torch.zeros(8, 1, 4, 4), torch.Generator().manual_seed(0))
     assert judged == 0 and record["auroc/inverted"] == 1
     assert "auroc/erased" not in record
+
+
+def test_a_family_that_is_called_normal_counts_for_more_than_one_that_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, rows = torch.nn.Parameter(torch.zeros(())), torch.rand(8, 1, 4, 4)
+    judge = watching(lambda rows: rows.flatten(1).sum(1), ("erased", "mixed"), lambda: torch.zeros(4, 1), [weight])
+    judged = []
+    for values in ((1.0, 0.1), (0.6, 0.4), (0.6, 0.0), (0.5, 0.0)):
+        found = iter(values)
+        monkeypatch.setattr(contrastive, "auroc", lambda normal, odd, found=found: SimpleNamespace(value=next(found)))
+        judged.append(judge(rows, torch.Generator())[0])
+    assert judged[1] < judged[0] < judged[2] < judged[3] < 1
 
 
 def test_colour_presets_learn_dequantised_pixels(digits: Any) -> None:

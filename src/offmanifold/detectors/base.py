@@ -315,7 +315,7 @@ class OutlierDetector(Scorer, abc.ABC):
         """Return for each phase of training: steps, the step whose weights were kept, and how often it rolled back.
 
         ``judged_at`` is what decided which weights to keep, low = better: the held-out rows' loss or, where training is
-        watched, what is missing from a mean AUROC of 1 against outliers made from them; ``auroc_against`` has each
+        watched, what a (geometric) mean AUROC lacks of 1 against outliers made from them; ``auroc_against`` has each
         kind's. Where it rolled back, ``problems`` says when, why, and to which step; where it ended before its last
         step, ``stopped`` says why.
         """
