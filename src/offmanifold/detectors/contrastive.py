@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from statistics import geometric_mean
 from typing import Any
 
 import torch
@@ -147,11 +147,12 @@ def watching(
 
     It keeps the weights whose AUROC, the geometric mean over families of synthetic outliers made from held-out normal
     rows, is highest, to the third decimal. Geometric: a family that is called normal counts for more than one that is
-    told perfectly. Of equals the later are kept, so that families which are easy from the start do not end training at
-    its start. Where three quarters of a phase's steps brought no better weights it ends. The loss itself, a difference
-    of two energies that both move, says nothing. (Without families the judge gives the energy of held-out rows, and the
-    phase keeps the last weights.) Recorded are the AUROC of each family, the gap between the last negatives' energy and
-    the held-out rows', the share of negatives below the held-out rows' median, and the weights' norm.
+    told perfectly; one that leaves the rows as they are counts for nothing. Of equals the later are kept, so that
+    families which are easy from the start do not end training at its start. Where three quarters of a phase's steps
+    brought no better weights it ends. The loss itself, a difference of two energies that both move, says nothing.
+    (Without families the judge gives the energy of held-out rows, and the phase keeps the last weights.) Recorded are
+    the AUROC of each family, the gap between the last negatives' energy and the held-out rows', the share of negatives
+    below the held-out rows' median, and the weights' norm.
 
     Weights by which the held-out rows have a higher mean energy than ``limit``, where that is not 0, are unfit, and so
     are those whose chains ended at values that are not finite.
@@ -170,7 +171,7 @@ def watching(
         normal = energies(rows)
         if not bool(torch.isfinite(normal).all()):
             return float("nan"), {}
-        if limit is not None and limit and float(normal.mean()) > limit:
+        if limit and float(normal.mean()) > limit:
             raise Unfit("held-out rows are reconstructed worse than by the training rows' mean")
         record = {}
         for family in families:
@@ -181,7 +182,8 @@ def watching(
             record[f"auroc/{family}"] = auroc(-normal.numpy(), -odd.nan_to_num(torch.inf).numpy()).value
         last = energies(ends)  # of the weights that are judged
         norm = torch.stack([parameter.detach().square().sum() for parameter in weights]).sum().sqrt()
-        judged = round(1 - _geometric_mean(record.values()), DECIMALS) if record else float(normal.mean())
+        told = [max(value, LEAST) for value in record.values()]
+        judged = round(1 - geometric_mean(told), DECIMALS) if told else float(normal.mean())
         return judged, record | {
             "held_out_energy": float(normal.mean()),
             "energy_gap": float(last.mean() - normal.mean()),
@@ -190,11 +192,6 @@ def watching(
         }
 
     return judge
-
-
-def _geometric_mean(values: Collection[float]) -> float:
-    mean: float = math.prod(max(value, LEAST) for value in values) ** (1 / len(values))
-    return mean
 
 
 def warn_of_untold(summary: Mapping[str, Mapping[str, Any]], held_out: int, advice: str) -> None:

@@ -497,7 +497,7 @@ device, precision, random_state, verbose
         """Say so where outliers are hardly told, holes are left, adjusted chains stood still or others left."""
         advice = "Make pretraining_steps and steps larger, or choose another network or detector."
         if self.spec_.kind == "image":
-            if self.negatives != "omi":  # whose chains do not reach what lies off the data
+            if self.settings_["negatives"] != "omi":  # whose chains do not reach what lies off the data
                 advice = f"Use negatives='omi'. {advice}"
             warn_of_untold(self.training_summary(), self.rows_["stopping"], advice)
         if self.settings_["adjusted"]:

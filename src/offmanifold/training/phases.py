@@ -142,7 +142,7 @@ class Phase:
         the first update's loss.
     keep : {"best", "last"}
         Whether the judgement chooses the weights (of equals the later), or the last ones are kept whatever it says.
-    patience : int or infinity
+    patience : float
         Stop after so many steps without weights that were kept, counted anew where the run went back.
     checks : int
         How often in the phase to check: judgement, divergence, statistics, best weights.

@@ -72,18 +72,19 @@ class Progress:
         began, first = self._began
         rate = f"{(step - first) / max(now - began, 1e-9):.3g} steps/s"
         state = ""
-        if record is None or record["phase"] != self._phase.name:
-            pass  # nothing is known of this phase yet
-        elif "rolled_back_to" in record:
-            state = f"rolled back to step {record['rolled_back_to']}"
-        else:
-            judgement = "judged" if self._phase.judge is not None else "held-out"
-            state = f"loss {record['loss']:.4g}, {judgement} {record['validation']:.4g}"
+        if record is not None and record["phase"] == self._phase.name:
+            state = self._told(record)
         if self._bar is not None:
             self._bar.update(self._task, completed=step, rate=rate, state=state)
         else:
             told = ", ".join(filter(None, (f"{self._phase.name}: step {step:,} of {self._phase.steps:,}", rate, state)))
             print(told, file=sys.stderr, flush=True)
+
+    def _told(self, record: dict[str, Any]) -> str:
+        if "rolled_back_to" in record:
+            return f"rolled back to step {record['rolled_back_to']}"
+        judgement = "judged" if self._phase.judge is not None else "held-out"
+        return f"loss {record['loss']:.4g}, {judgement} {record['validation']:.4g}"
 
     def finish(self, step: int, record: dict[str, Any]) -> None:
         """End the phase, which may have stopped early; ``record`` is its last."""
