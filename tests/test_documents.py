@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from conftest import QUICK
+from PIL import Image
+from typer.testing import CliRunner
 
 import offmanifold
+from offmanifold.cli.common import PAPERS
+from offmanifold.cli.main import app
 from offmanifold.detectors import DETECTORS, OutlierDetector
 
 ROOT = Path(__file__).parent.parent
@@ -86,9 +92,47 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert (ROOT / name).exists(), name
 
 
-def test_readmes_commands_exist() -> None:
-    for command in re.findall(r"offmanifold ([a-z]+)", "\n".join(blocks("README.md", "sh"))):
-        assert (ROOT / "src" / "offmanifold" / "cli" / f"{command}.py").exists(), command
+def test_readmes_commands_run_in_their_order(
+    tmp_path: Path, plane: Any, digits: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each as it stands but for fewer steps; the model of one is what the next ones are given."""
+    monkeypatch.chdir(tmp_path)
+    normal, odd = plane
+    names = list("abcde")
+    for name, rows in {"normal": normal[:300], "new": odd, "held-out": normal[300:], "odd": odd}.items():
+        pl.DataFrame(rows, schema=names, orient="row").write_csv(f"{name}.csv")
+    species = [("one", "two", None)[i % 3] for i in range(300)]
+    pl.DataFrame(normal[:300], schema=names, orient="row").with_columns(species=pl.Series(species)).write_csv(
+        "partly-labelled.csv"
+    )
+    pixels, labels = (digits[0] * 255).astype(np.uint8), digits[1]
+    noise = np.random.default_rng(0).integers(0, 255, (60, 8, 8), dtype=np.uint8)
+    zeros, ones = pixels[labels == 0], pixels[labels == 1]
+    for name, images in {"pictures": zeros[:100], "new_pictures": ones, "held-out": zeros[100:], "other": ones}.items():
+        folder_of_pictures(tmp_path / name, images)
+    folder_of_pictures(tmp_path / "noise", noise)
+    np.savez("images.npz", zeros)
+    few = {"--capacity auto": "--set steps=60", "--detector nae": "--set steps=2 --set pretraining_steps=2"}
+    lines = [
+        line for block in blocks("README.md", "sh") for line in block.splitlines() if line.startswith("offmanifold")
+    ]
+    assert len(lines) >= 15
+    for line in lines:
+        own = " ".join(more for said, more in few.items() if said in line)
+        done = CliRunner().invoke(app, shlex.split(f"{line.partition('#')[0]} {own}")[1:])
+        assert done.exit_code == 0, f"{line}\n{done.output}"
+
+
+def folder_of_pictures(folder: Path, images: np.ndarray) -> None:
+    folder.mkdir()
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{i:03}.png")
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/studies.md"])
+def test_the_papers_names_are_the_commands(page: str) -> None:
+    said = dict(re.findall(r"^- (P\d): (.*)$", (ROOT / page).read_text(), flags=re.MULTILINE))
+    assert {label: title.replace("*", "") for label, title in said.items()} == PAPERS
 
 
 def test_the_example_of_chains() -> None:

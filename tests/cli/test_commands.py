@@ -326,6 +326,8 @@ def test_detectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         told = re.findall(r"^([a-z]\w+) ", page.partition("meaning")[2], flags=re.MULTILINE)
         assert sorted(told) == sorted(cls().get_params()), name
         assert not re.search(r"As (for|in) |:class:|``", page), "what another detector's page says is said here"
+        body, _, legend = re.sub("\n *\n", "\n\n", page).rpartition("\n\n")
+        assert set(re.findall(r"\bP[0-4]\b", body)) == set(re.findall(r"^P\d", legend, flags=re.MULTILINE)), name
         assert re.search(r"optimizer +'\w+' +\{(\"auto\", )?\"adam\", \"adamw\", \"rmsprop\"\}", page)
     assert "Did you mean 'vae'" in complaint("detectors", "vea", cwd=tmp_path, status=2)
 

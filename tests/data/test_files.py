@@ -282,6 +282,11 @@ def test_benchmark_data_are_found_or_their_absence_explained(tmp_path: Path, mon
         benchmarks.images("mnist")
     np.savez(tmp_path / "mnist.npz", x_test=np.zeros((2, 28, 28), np.uint8))
     assert benchmarks.images("mnist").train.shape == (0, 28, 28)
+    np.savez(tmp_path / "tinyimagenet32.npz", x_train=np.zeros((2, 32, 32, 3), np.uint8))
+    assert [len(part) for part in benchmarks.images("tinyimagenet32")] == [2, 0, 0, 0]
+    np.savez(tmp_path / "svhn.npz", X=np.zeros((2, 32, 32, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"svhn\.npz holds neither x_train nor x_test, but X\."):
+        benchmarks.images("svhn")
     (tmp_path / "tables").mkdir()
     with pytest.raises(benchmarks.DataMissing, match="holds no tables"):
         list(benchmarks.tables(0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
+import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
@@ -238,6 +239,24 @@ def paragraphs(text: str) -> None:
     from rich.text import Text
 
     Console().print(Text(text))
+
+
+# By these names documentation and studies refer to them.
+PAPERS = {
+    "P0": "When do variational autoencoders know what they don't know? (anonymous, 2019)",
+    "P1": "Csiszárik, Benkő, Varga: Negative sampling in variational autoencoders (2019)",
+    "P2": "Yacoby, Pan, Doshi-Velez: Failures of variational autoencoders and their effects on downstream tasks (2020)",
+    "P3": "Yoon, Noh, Park: Autoencoding under normalization constraints (2021)",
+    "P4": "Dai, Wenliang, Wipf: On the value of infinite gradients in variational autoencoder models (2021)",
+}
+
+
+def papers_in(text: str) -> None:
+    """Say what those papers are that a text calls P0 to P4."""
+    named = [[label, title] for label, title in PAPERS.items() if re.search(rf"\b{label}\b", text)]
+    if named:
+        typer.echo()
+        table(None, ["", "paper"], named)
 
 
 def table(title: str | None, columns: list[str], rows: list[list[str]], styles: list[str] | None = None) -> None:

@@ -32,15 +32,19 @@ def detectors(
         shown = DETECTORS if name is None else {name: DETECTORS[name]}
         common.print_json({key: {"summary": _summary(cls), "parameters": defaults(cls)} for key, cls in shown.items()})
     elif name is None:
-        common.table(None, ["name", "what it does"], [[key, _summary(cls)] for key, cls in DETECTORS.items()])
+        rows = [[key, _summary(cls)] for key, cls in DETECTORS.items()]
+        common.table(None, ["name", "what it does"], rows)
+        common.papers_in(" ".join(summary for _, summary in rows))
         typer.echo("\nA detector's parameters:  offmanifold detectors NAME")
     else:
         cls, by_name = DETECTORS[name], {own.__name__: own for own in DETECTORS.values()}
-        common.paragraphs(_plain(_sections(cls)["Summary"]))
+        summary = _plain(_sections(cls)["Summary"])
+        common.paragraphs(summary)
         typer.echo("\nSet a parameter with  offmanifold fit --set KEY=VALUE\n")
         values = defaults(cls)
         rows = [[key, repr(values[key]), _meaning(cls, key, by_name)] for key in _documented(cls)]
         common.table(None, ["parameter", "default", "meaning"], rows)
+        common.papers_in(" ".join([summary, *(meaning for _, _, meaning in rows)]))
 
 
 def _summary(cls: type) -> str:

@@ -40,7 +40,7 @@ def evaluate(
 
     [bold]Examples[/bold]
 
-      offmanifold evaluate model.safetensors normal.csv --outliers odd.csv
+      offmanifold evaluate model.safetensors held-out.csv --outliers odd.csv
 
       offmanifold evaluate model.safetensors labelled.csv --labels is_fraud --json
     """

@@ -48,6 +48,7 @@ def list_(as_json: common.JsonOption = False) -> None:
     else:
         rows = [[name, study.title, study.paper] for name, study in STUDIES.items()]
         common.table(None, ["name", "question", "paper"], rows)
+        common.papers_in(" ".join(paper for _, _, paper in rows))
 
 
 @app.command()

@@ -59,10 +59,10 @@ def _images(path: Path) -> Images:
         held = {key: arrays[key] for key in arrays.files}
     for array in held.values():
         array.flags.writeable = False
-    nothing = held["x_test"][:0]
-    return Images(
-        held.get("x_train", nothing), held["x_test"], held.get("y_train", nothing), held.get("y_test", nothing)
-    )
+    pixels = next((held[key] for key in ("x_test", "x_train") if key in held), None)
+    if pixels is None:
+        raise ValueError(f"{path} holds neither x_train nor x_test, but {', '.join(held) or 'nothing'}.")
+    return Images(*(held.get(key, pixels[:0]) for key in ("x_train", "x_test", "y_train", "y_test")))
 
 
 def others_at_hand(names: Mapping[str, str], most: int) -> dict[str, Pixels]:

@@ -56,7 +56,7 @@ def scaling(patient: Patient) -> Finding:
         why = (
             "Pixels have one scale."
             if patient.is_image
-            else "The model's file is of before columns' spreads were kept."
+            else "The model's file was written by a version that did not keep columns' spreads."
         )
         return Finding("scaling", "not applicable", why)
     if len(variances) < 2:

@@ -65,10 +65,10 @@ def table(records: list[Record]) -> str:
     first = records[0]["job"]
     kinds = kinds_of(records)
     lines = [
-        f"CIFAR-10 ({first['train_images']:,} images decoded from JPEG, {first['parameters']['steps']:,} steps, "
-        "κ = 32) against images of other kinds: only orderings compare with the paper's, whose values are in brackets "
-        "(its bits have an offset of about 4, its faces are CelebA's). Mean over seeds with Student's 95 % interval "
-        "where there are several.",
+        f"CIFAR-10 ({first['train_images']:,} images, {first['parameters']['steps']:,} steps, κ = 32) against images "
+        "of other kinds; the paper's values are in brackets (its bits have an offset of about 4, its faces are "
+        "CelebA's). The printed results are of a JPEG copy: only orderings compare with the paper's. Mean over seeds "
+        "with Student's 95 % interval where there are several.",
         "",
         "| α | γ | bits/dim, training | test | "
         + " | ".join(f"bits/dim, {kind}" for kind in kinds)

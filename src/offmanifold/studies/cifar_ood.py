@@ -72,8 +72,8 @@ STUDY = study_of(
     name="cifar-ood",
     title="Which detector, trained on CIFAR-10, refuses images of other kinds?",
     paper="P3, Table 2",
-    note="Trained on {train_images:,} CIFAR-10 images, decoded from JPEG as the faces (LFW) are: only orderings "
-    "compare with the paper's; {test_images:,} images of each kind at most. SVHN: where svhn.npz lies beside them.",
+    note="Trained on {train_images:,} CIFAR-10 images; {test_images:,} of each kind at most. SVHN: where svhn.npz lies "
+    "beside them. The printed results are of a JPEG copy: only orderings compare with the paper's.",
     rows=ROWS,
     kinds=KINDS,
     sizes=SIZES,

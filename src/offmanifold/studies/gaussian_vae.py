@@ -51,7 +51,7 @@ def fashion(images: int, test: int) -> tuple[Pixels, Pixels, dict[str, Pixels]]:
 
 
 def cifar(images: int, test: int) -> tuple[Pixels, Pixels, dict[str, Pixels]]:
-    """Return CIFAR-10 (decoded from JPEG) to train on and to test, and what is not of its kind."""
+    """Return CIFAR-10 to train on and to test, and what is not of its kind."""
     own = benchmarks.images("cifar10")
     others = {
         "Faces": benchmarks.images("lfw32").test[:test],

@@ -70,9 +70,9 @@ def table(records: list[Record]) -> str:
     """Return the Markdown table."""
     first = records[0]["job"]
     lines = [
-        f"CIFAR-10 (JPEG copy), AUROC; {size_note(first)}; {first['test_images']:,} test images of each. Auxiliary: "
-        "Tiny ImageNet. In brackets the paper's figure for SVHN, of which there is no copy here. Mean over seeds with "
-        "Student's 95 % interval where there are several.",
+        f"CIFAR-10, AUROC; {size_note(first)}; {first['test_images']:,} test images of each. Auxiliary: Tiny ImageNet. "
+        "In brackets the paper's figure, which is for SVHN. The printed results are of JPEG copies. Mean over seeds "
+        "with Student's 95 % interval where there are several.",
         "",
         "| outliers | noise model | score | " + " | ".join(ROWS) + " |",
         "|---" * (3 + len(ROWS)) + "|",

@@ -84,9 +84,9 @@ def table(records: list[Record]) -> str:
     """Return the Markdown table."""
     first = records[0]["job"]
     lines = [
-        f"Fashion-MNIST → MNIST, Bernoulli, AUROC; {size_note(first)}. KMNIST: the test images of its first release "
-        "stand in for its training set. The paper's figure in brackets. Headroom: what `offmanifold negatives` said of "
-        "them before training. Mean over seeds with Student's 95 % interval where there are several.",
+        f"Fashion-MNIST → MNIST, Bernoulli, AUROC; {size_note(first)}. KMNIST: its test images stand in for its "
+        "training set. The paper's figure in brackets. Headroom: what `offmanifold negatives` said of them before "
+        "training. Mean over seeds with Student's 95 % interval where there are several.",
         "",
         "| negatives | bits/dim | KL | headroom | gain in bits/dim's AUROC |",
         "|---|---|---|---|---|",
