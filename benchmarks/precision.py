@@ -5,7 +5,7 @@
 Trains as `study run mnist-holdout` does (laptop: some 25 minutes of a core without bfloat16 units a run), and prints
 AUROC for each digit and seed, and the mean difference with Student's 95 % interval. Of each model trained in bfloat16
 also the gradients that its chains follow, in bfloat16 against float32: relative error and cosine, medians over 128
-test digits, 128 decoded draws of the prior, and 128 of the codes that the latent chain moves.
+test digits, at 128 decoded draws of the prior, and for the codes of these, where latent chains begin.
 """
 
 from __future__ import annotations

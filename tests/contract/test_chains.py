@@ -89,6 +89,16 @@ def test_the_chains_are_those_of_the_settings(plane: Any) -> None:
     assert adjusted.kernel.space == Space(-9.0, 8.0, "reject")
 
 
+@pytest.mark.parametrize("negatives", ["pcd", "pcd-restart"])
+def test_replay_remembers_where_chains_ended(negatives: str, plane: Any) -> None:
+    detector = made(NAE, negatives=negatives).fit(plane[0])
+    chain, generator = chain_of(detector), torch.Generator().manual_seed(0)
+    ends, _ = chain.negatives(generator, torch.zeros(8, 5), detector.module_.energy)
+    assert torch.equal(chain.start.replay.tensors["positions"][:8], ends)
+    begun, _ = chain.start.begin(generator, torch.zeros(8, 5))
+    assert torch.equal(begun, ends) is (negatives == "pcd")
+
+
 def test_images_have_clipped_gradients_and_annealed_noise(digits: Any) -> None:
     kernel = chain_of(made(NAE).fit(digits[0][:100])).kernel
     assert (kernel.clip, kernel.anneal, kernel.space) == (0.01, True, Space(0.0, 1.0))
@@ -98,7 +108,7 @@ def test_images_have_clipped_gradients_and_annealed_noise(digits: Any) -> None:
 def test_chains_of_samples_are_eight_times_as_long(
     cls: type[OutlierDetector], plane: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """P3, appendix D.3: NAE's on z, IGEBM's on x."""
+    """NAE's on z, as in P3, appendix D.3, and IGEBM's on x."""
     own = {"latent_chain": (3, 0.1, 0.1)} if cls is NAE else {}
     detector, taken, step = made(cls, **own, visible_chain=(2, 0.1, 0.1)).fit(plane[0]), [], langevin.step
     monkeypatch.setattr(langevin, "step", lambda *args: taken.append(args[1].position.shape[1]) or step(*args))

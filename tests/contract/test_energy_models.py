@@ -20,7 +20,7 @@ from offmanifold import load
 from offmanifold.data.inputs import InputSpec
 from offmanifold.detectors import IGEBM, NAE, OutlierDetector, contrastive
 from offmanifold.detectors.chains import Chain
-from offmanifold.detectors.contrastive import WATCHED_ROWS, contrastive_phase, dequantised, watching
+from offmanifold.detectors.contrastive import LOST, WATCHED_ROWS, contrastive_phase, dequantised, watching
 from offmanifold.detectors.nae import TEMPERATURE_RATE
 from offmanifold.detectors.presets import PRESETS
 from offmanifold.networks import choose
@@ -230,6 +230,14 @@ def test_negatives_are_judged_by_the_weights_that_are_judged() -> None:
     assert record["energy_gap"] == pytest.approx(0.5 * 8 - 0.5 * 2)
 
 
+def test_averaged_weights_keep_their_spectral_norm(plane: Any) -> None:
+    """The estimate of the norm goes with the weights: by another state's the layers would not have norm 1."""
+    model = made(IGEBM, steps=100, average=0.9).fit(plane[0]).module_
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+    for layer in layers[:-1]:
+        assert float(torch.linalg.matrix_norm(layer.weight.detach(), 2)) == pytest.approx(1, abs=0.01)
+
+
 def test_what_is_recorded_of_samples_and_weights() -> None:
     rows, samples = torch.tensor([[1.0], [2.0], [4.0], [9.0]]), torch.tensor([[0.5], [1.5], [2.5], [20.0]])
     judge = watching(lambda rows: rows[:, 0], (), lambda: samples, [nn.Parameter(torch.tensor([3.0, 4.0]))])
@@ -250,7 +258,7 @@ def test_rows_from_everywhere_are_watched() -> None:
 def test_the_loss_of_normalisation_is_p3s() -> None:
     """Eq. 12 with its regularisers, and samples that carry no gradient: against a derivative by hand."""
     rows, samples = torch.tensor([[1.0, 2.0], [0.5, -1.0]]), torch.tensor([[3.0, 0.0], [1.0, 1.0]], requires_grad=True)
-    weight, temperature = torch.nn.Parameter(torch.tensor(0.7)), torch.tensor(0.5)
+    weight, log_temperature = nn.Parameter(torch.tensor(0.7)), nn.Parameter(torch.tensor(0.5).log())
     begin = SimpleNamespace(tensors={})
     phase = contrastive_phase(
         "normalisation",
@@ -266,7 +274,7 @@ def test_the_loss_of_normalisation_is_p3s() -> None:
         positive_penalty=0.2,
         weight_penalty=lambda: 5 * weight.square(),
         row_penalty=lambda rows: rows[:, 0],
-        temperature=lambda: temperature,
+        temperature=lambda: log_temperature.exp(),
     )
     (update,), generator = phase.updates, torch.Generator()
     assert update.prepare is not None
@@ -282,7 +290,34 @@ def test_the_loss_of_normalisation_is_p3s() -> None:
     by_hand = ((a - b) / 0.5 + 0.6 * negative * b + 0.4 * positive * a).mean() + 10 * 0.7
     assert weight.grad is not None
     torch.testing.assert_close(weight.grad, by_hand)
+    # d log p/d log T: data that have more energy than samples ask for a higher temperature.
+    assert log_temperature.grad is not None
+    torch.testing.assert_close(log_temperature.grad, -((positive - negative) / 0.5).mean())
     assert samples.grad is None
+
+
+@pytest.mark.parametrize(("n", "factor"), [(2, 3.0), (3, 2.0), (101, 1.02)])
+def test_the_mean_of_a_few_rows_is_nearer_to_them_than_to_others(n: int, factor: float) -> None:
+    """n rows have a mean squared distance of (n − 1)/n to their mean, others of (n + 1)/n."""
+    weight, rows = nn.Parameter(torch.zeros(())), torch.zeros(n, 2)
+    phase = contrastive_phase(
+        "normalisation",
+        energy=lambda rows: weight * rows.sum(1),
+        chain=SimpleNamespace(start=SimpleNamespace(tensors={}), negatives=lambda g, rows, energy: (rows, {})),  # type: ignore[arg-type]
+        groups=(ParameterGroup("energy", (weight,)),),
+        optimizer=Optimizer(0.1),
+        steps=1,
+        batch_size=n,
+        average=0.0,
+        watch=(),
+        negative_penalty=0.0,
+        of_the_mean=lambda rows: torch.full((len(rows),), 0.4),
+    )
+    (update,), generator = phase.updates, torch.Generator()
+    assert update.prepare is not None
+    update.prepare(rows, generator)
+    update.loss(rows, generator)
+    assert float(phase.memory["limit"]) == pytest.approx(LOST * 0.4 * factor)
 
 
 def test_the_encoders_weights_alone_are_penalised(plane: Any) -> None:
@@ -450,6 +485,13 @@ def test_outliers_that_are_the_rows_themselves_are_not_judged_by() -> None:
     assert "auroc/erased" not in record
 
 
+def test_where_no_family_changes_the_rows_the_last_weights_are_kept() -> None:
+    """As of a single held-out row of a table: its energy alone would prefer the weights before normalisation."""
+    detector = made(NAE, steps=40).fit(np.random.default_rng(0).normal(size=(14, 4)))
+    assert not any("auroc/" in name for record in detector.history_ for name in record)
+    assert detector.training_summary()["normalisation"]["weights_kept_from_step"] == 40
+
+
 def test_a_family_that_is_called_normal_counts_for_more_than_one_that_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, rows = torch.nn.Parameter(torch.zeros(())), torch.rand(8, 1, 4, 4)
     judge = watching(lambda rows: rows.flatten(1).sum(1), ("erased", "mixed"), lambda: torch.zeros(4, 1), [weight])
@@ -461,7 +503,7 @@ def test_a_family_that_is_called_normal_counts_for_more_than_one_that_is_told(mo
     assert judged[1] < judged[0] < judged[2] < judged[3] < 1
 
 
-def test_colour_presets_learn_dequantised_pixels(digits: Any) -> None:
+def test_colour_presets_learn_dequantised_pixels(digits: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     levels = torch.arange(256.0)
     spread = 256 * dequantised((levels / 255).expand(500, -1), torch.Generator().manual_seed(0)) - levels
     assert -1e-4 < float(spread.min()) < 0.01 and 0.99 < float(spread.max()) < 1 + 1e-4
@@ -471,7 +513,11 @@ def test_colour_presets_learn_dequantised_pixels(digits: Any) -> None:
         for phase in detector._phases(detector.module_.requires_grad_(), detector.settings_):
             update = phase.updates[0]
             if update.prepare is not None:
-                update.prepare(rows, torch.Generator().manual_seed(0))
+                begun: list[torch.Tensor] = []
+                with monkeypatch.context() as patch:
+                    patch.setattr(Chain, "negatives", lambda _, g, x, energy, begun=begun: (begun.append(x) or x, {}))
+                    update.prepare(rows, torch.Generator().manual_seed(0))
+                assert torch.equal(begun[0], rows) is not noisy, preset
             first, second = (update.loss(rows, torch.Generator().manual_seed(seed))[1] for seed in (0, 1))
             name = "reconstruction" if phase.name == "autoencoder" else "positive_energy"
             assert bool(first[name] == second[name]) is not noisy, preset

@@ -171,6 +171,9 @@ def test_annealing_and_clipping() -> None:
     kernel = Kernel(10.0, 0.05, anneal=True, clip=0.01)
     assert [kernel.deviation(t) for t in (0, 1, 4)] == [0.05, 0.025, 0.01]
     torch.testing.assert_close(kernel.drift(torch.tensor([[-5.0, 0.002]])), torch.tensor([[0.1, -0.02]]))
+    # ∇E is clipped, not ∇E/T.
+    warm = dataclasses.replace(kernel, temperature=0.5)
+    torch.testing.assert_close(warm.drift(torch.tensor([[-5.0, 0.008]])), torch.tensor([[0.2, -0.16]]))
     state, info = run(langevin.step, generator(), torch.zeros(500, 3), lambda x: 0 * x.sum(1), kernel, 3)
     variance = 0.05**2 * (1 + 1 / 4 + 1 / 9)
     close_to_variance(state.position.var(), torch.tensor(variance), 1500)
@@ -302,8 +305,9 @@ def test_the_ring_keeps_the_newest_and_draws_them_all() -> None:
     assert exact.draw(generator(), torch.zeros(4, 1, dtype=torch.float64), 0.0)[0].eq(1 / 3).all()
     with pytest.raises(ValueError, match=r"ages must be \(4,\), one a position; got \(3,\)"):
         ring.push(torch.zeros(4, 1), torch.zeros(3))
-    with pytest.raises(ValueError, match="7 positions do not fit into a replay buffer of 6"):
-        ring.push(torch.zeros(7, 1), torch.zeros(7))
+    for more in (lambda: ring.push(torch.zeros(7, 1), torch.zeros(7)), lambda: ring.newest(torch.zeros(7, 1))):
+        with pytest.raises(ValueError, match="7 positions do not fit into a replay buffer of 6"):
+            more()
 
 
 def test_starts() -> None:
@@ -311,12 +315,17 @@ def test_starts() -> None:
     begun, _ = FromData().begin(generator(), rows)
     assert begun is rows
 
-    persistent = Persistent(Replay(8, (2,), torch.device("cpu")), lambda g, x: torch.zeros_like(x), restart=0.0)
+    persistent = Persistent(Replay(20, (2,), torch.device("cpu")), lambda g, x: torch.zeros_like(x), restart=0.0)
     begun, metrics = persistent.begin(generator(), rows)
     assert begun.eq(0).all() and metrics["replay_age"] == 0
-    persistent.end(rows)
-    begun, metrics = persistent.begin(generator(), rows)
-    assert all(any(torch.equal(b, r) for r in rows) for b in begun) and metrics["replay_age"] == 1
+    for age in range(1, 6):  # without restarts every chain goes on by itself, also where the ring begins anew
+        persistent.end(rows + age)
+        begun, metrics = persistent.begin(generator(), rows)
+        assert torch.equal(begun, rows + age) and metrics["replay_age"] == age
+    drawn = Persistent(persistent.replay, persistent.fresh, restart=1e-6)
+    begun, metrics = drawn.begin(generator(), rows)
+    assert not torch.equal(begun, rows + 5) and metrics["replay_age"] < 5
+    assert all(any(torch.equal(b, end) for end in persistent.replay.tensors["positions"]) for b in begun)
 
     # H(z) = E(dec(z)) = ‖2z − 1‖² has its minimum at z = ½, where a chain with little noise must go.
     start = OnManifold(
@@ -330,7 +339,20 @@ def test_starts() -> None:
     begun, metrics = start.begin(generator(), rows)
     assert (begun - 1).abs().max() < 0.02
     assert start.replay is not None and start.replay.tensors["pushed"] == 8
+    # What is remembered is where the chains on z ended.
+    assert torch.equal(start.decode(start.replay.tensors["positions"][:8]), begun)
     assert {"replay_age", "latent_drift", "latent_noise"} == set(metrics)
+
+
+def test_what_a_run_tells_are_means_over_its_steps() -> None:
+    """Without noise a chain on ½x² halves x at λ = ½: energies before each step are 2, ½ and ⅛."""
+    state, info = run(
+        langevin.step, generator(), torch.full((3, 1), 2.0), quadratic(torch.ones(1)), Kernel(0.5, 0.0), 3
+    )
+    assert state.position.eq(0.25).all()
+    torch.testing.assert_close(info.energy, torch.full((3,), (2 + 1 / 2 + 1 / 8) / 3))
+    torch.testing.assert_close(info.drift, torch.full((3,), (1 + 1 / 2 + 1 / 4) / 3))
+    assert info.noise.eq(0).all() and info.accepted.eq(1).all()
 
 
 def test_the_state_alone_is_differentiated() -> None:

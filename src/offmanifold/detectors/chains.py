@@ -115,7 +115,7 @@ def chain_bounds(bounds: Range | str, table: bool) -> list[float] | None:
 
 
 def settle_bounds(rows: Tensor, settings: dict[str, Any]) -> None:
-    """Where ``bounds`` is "auto" for a table: the range of the prepared training rows, at least ±4.
+    """Where ``bounds`` is "auto" for a table: ± the largest absolute value of the prepared training rows, at least ±4.
 
     Raises
     ------

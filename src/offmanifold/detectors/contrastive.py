@@ -150,9 +150,10 @@ def watching(
     told perfectly; one that leaves the rows as they are counts for nothing. Of equals the later are kept, so that
     families which are easy from the start do not end training at its start. Where three quarters of a phase's steps
     brought no better weights it ends. The loss itself, a difference of two energies that both move, says nothing.
-    (Without families the judge gives the energy of held-out rows, and the phase keeps the last weights.) Recorded are
-    the AUROC of each family, the gap between the last negatives' energy and the held-out rows', the share of negatives
-    below the held-out rows' median, and the weights' norm.
+    (Where all families leave the rows as they are, as they may a single one, all weights are equals. Without families
+    the judge gives the energy of held-out rows, and the phase keeps the last weights.) Recorded are the AUROC of each
+    family, the gap between the last negatives' energy and the held-out rows', the share of negatives below the held-out
+    rows' median, and the weights' norm.
 
     Weights by which the held-out rows have a higher mean energy than ``limit``, where that is not 0, are unfit, and so
     are those whose chains ended at values that are not finite.
@@ -183,7 +184,8 @@ def watching(
         last = energies(ends)  # of the weights that are judged
         norm = torch.stack([parameter.detach().square().sum() for parameter in weights]).sum().sqrt()
         told = [max(value, LEAST) for value in record.values()]
-        judged = round(1 - geometric_mean(told), DECIMALS) if told else float(normal.mean())
+        equals = 0.0 if families else float(normal.mean())
+        judged = round(1 - geometric_mean(told), DECIMALS) if told else equals
         return judged, record | {
             "held_out_energy": float(normal.mean()),
             "energy_gap": float(last.mean() - normal.mean()),

@@ -86,7 +86,8 @@ class IGEBM(OutlierDetector):
     Parameters
     ----------
     negatives : {"pcd-restart", "pcd", "cd"}
-        Chains start from a replay buffer with or without restarts from noise, or at the data.
+        Chains start at ends of many earlier ones with restarts from noise, where the batch before's ended, or at the
+        data.
     network : str
         As in :class:`~offmanifold.AE`, but "auto" is "mlp" for tables, and for images of their size P3's Conv28, Conv32
         or Conv64. The encoder alone is used, with one output.
@@ -97,7 +98,8 @@ class IGEBM(OutlierDetector):
     visible_chain : (int, float, float) or "auto"
         Steps, step size λ and noise σ. "auto": (60, 10, 0.005) for images, as published; (30, 0.05, 0.05) for tables.
     bounds : (float, float) or "auto"
-        Where x may go. "auto": [0, 1] for images; the training rows' range, at least ±4, for tables.
+        Where x may go. "auto": [0, 1] for images; for tables ±4, or the largest absolute value among the training rows
+        where that is more.
     replay_size : int
     restart : float
         Share of the chains that start from uniform noise, with "pcd-restart".

@@ -81,8 +81,9 @@ class NAE(LatentMixin, GridDensityMixin, OutlierDetector):
         dequantised in training.
     negatives : {"omi", "cd", "pcd", "pcd-restart"}
         Where chains start: on the decoder's manifold (a chain on z, from a replay buffer of z, comes first); at the
-        data; at earlier chains' ends, without or with restarts. Chains on z that are not from the buffer start from the
-        latent space's prior; with preset "2d" at codes of data, which follow no prior.
+        data; where the batch before's ended ("pcd"), or at ends of many earlier ones, with restarts. Chains on z that
+        are not from the buffer start from the latent space's prior; with preset "2d" at codes of data, which follow no
+        prior.
     latent_dim : int or "auto"
         Size of the code. "auto" is three quarters of a table's columns, 32 for grey images, 64 for those in colour; 3
         for "2d".
@@ -109,8 +110,8 @@ class NAE(LatentMixin, GridDensityMixin, OutlierDetector):
         Metropolis's correction in the chain on x. Proposals out of bounds are then refused instead of clamped. "auto"
         is True with preset "2d" alone.
     bounds : (float, float) or "auto"
-        Where x may go, in the units the network sees. "auto": [0, 1] for images; the training rows' range, at
-        least ±4, for tables.
+        Where x may go, in the units the network sees. "auto": [0, 1] for images; for tables ±4, or the largest absolute
+        value among the training rows where that is more.
     replay_size : int
         0 starts every chain anew.
     restart : float or "auto"
@@ -124,7 +125,8 @@ class NAE(LatentMixin, GridDensityMixin, OutlierDetector):
         Standard deviation of the noise that the autoencoder learns to undo in the first phase, as in
         :class:`~offmanifold.AE`. "auto" is (0.05, 3) for tables, and 0 for images, as in the paper.
     latent_penalty : float
-        Factor on the squared norm of data's codes, which keeps them where a euclidean prior is (P3 §5).
+        Factor on the squared norm of data's codes, which keeps them where a euclidean prior is (P3 §6.1, which gives no
+        number; 0 in its presets here).
     updates_per_chain : int or "auto"
         Updates of the weights against the samples of one run of the chains, each on fresh rows. "auto" is 8 for images,
         4 for tables, 1 in the paper.

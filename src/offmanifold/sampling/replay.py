@@ -9,7 +9,7 @@ from offmanifold import parameters
 
 
 class Replay:
-    """The newest ``capacity`` positions, drawn with replacement.
+    """The newest ``capacity`` positions: drawn at random with replacement, or the last ones in their order.
 
     Parameters
     ----------
@@ -64,18 +64,30 @@ class Replay:
         positions = torch.where(anew.view(-1, *[1] * (fresh.ndim - 1)), fresh, self.tensors["positions"][index])
         return positions, torch.where(anew, torch.zeros_like(self.tensors["ages"][index]), self.tensors["ages"][index])
 
+    def newest(self, fresh: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the last ``n`` positions in the order of their pushing, and their ages; ``fresh`` of an empty ring."""
+        self._check("fresh", fresh)
+        n = len(fresh)
+        self._check_fit(n)
+        index = (self.tensors["pushed"] - n + torch.arange(n, device=fresh.device)) % self.capacity
+        positions = torch.where(self.tensors["pushed"] == 0, fresh, self.tensors["positions"][index])
+        return positions, self.tensors["ages"][index]
+
     def push(self, positions: Tensor, ages: Tensor) -> None:
         """Put chains' ends ``(n, *shape)`` in, over the oldest."""
         self._check("positions", positions)
         n = len(positions)
         if ages.shape != (n,):
             raise ValueError(f"ages must be ({n},), one a position; got {tuple(ages.shape)}.")
-        if n > self.capacity:
-            raise ValueError(f"{n} positions do not fit into a replay buffer of {self.capacity}.")
+        self._check_fit(n)
         index = (self.tensors["pushed"] + torch.arange(n, device=positions.device)) % self.capacity
         self.tensors["positions"][index] = positions.detach()
         self.tensors["ages"][index] = ages
         self.tensors["pushed"] += n
+
+    def _check_fit(self, n: int) -> None:
+        if n > self.capacity:
+            raise ValueError(f"{n} positions do not fit into a replay buffer of {self.capacity}.")
 
     def _check(self, name: str, positions: Tensor) -> None:
         """Refuse positions of another shape or type: assigned, they would be broadcast or rounded."""

@@ -45,6 +45,9 @@ class FromData:
 class Persistent:
     """Persistent contrastive divergence (PCD): chains go on where earlier ones ended.
 
+    With restarts each is drawn from the buffer's many; without, each batch's chains are those of the batch before, one
+    by one, and never end.
+
     Parameters
     ----------
     replay : Replay
@@ -61,8 +64,11 @@ class Persistent:
         self._ages: Tensor | None = None
 
     def begin(self, generator: torch.Generator, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Draw from the buffer."""
-        positions, self._ages = self.replay.draw(generator, self.fresh(generator, rows), self.restart)
+        """Take starts from the buffer."""
+        fresh = self.fresh(generator, rows)
+        positions, self._ages = (
+            self.replay.draw(generator, fresh, self.restart) if self.restart else self.replay.newest(fresh)
+        )
         return positions, {"replay_age": self._ages.mean()}
 
     def end(self, positions: Tensor) -> None:
