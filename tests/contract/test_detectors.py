@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from conftest import quick
+from conftest import made, quick
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import make_pipeline
@@ -164,6 +164,21 @@ def test_works_in_a_pipeline(detector_class: type[OutlierDetector], plane: Any) 
     normal, outliers = plane
     pipeline = make_pipeline(StandardScaler(), detector_class(**quick(detector_class))).fit(normal)
     assert pipeline.predict(outliers).mean() < pipeline.predict(normal).mean()
+    if hasattr(pipeline, "transform"):
+        codes = pipeline.set_output(transform="pandas").transform(normal[:3])
+        assert list(codes.columns) == [f"{detector_class.__name__.lower()}{i}" for i in range(codes.shape[1])]
+
+
+def test_where_nothing_can_be_saved_no_training_begins(plane: Any, tmp_path: Path) -> None:
+    detector = made(AE)
+    with pytest.raises(
+        ValueError, match="checkpoint='.*gone/run.checkpoint' cannot be written: the folder .* does not"
+    ):
+        detector.fit(plane[0], checkpoint=tmp_path / "gone" / "run.checkpoint")
+    for every in (-1, "x"):
+        with pytest.raises(ValueError, match="checkpoint_every must be a finite number, at least 0; got"):
+            detector.fit(plane[0], checkpoint=tmp_path / "run.checkpoint", checkpoint_every=every)
+    assert not hasattr(detector, "history_")
 
 
 def test_terms_sum_to_the_score(

@@ -185,9 +185,14 @@ def test_the_density_integrates_to_one_in_the_users_units(tmp_path: Path) -> Non
         made(NAE).fit(mixed).log_prob(mixed)
     with pytest.raises(ValueError, match="log_prob takes complete rows"):
         detector.log_prob([[0.0, np.nan]])
-    for wrong in (((4, -4), (0, 1)), (-4, 4), ((0, 0), (0, 1))):
+    for wrong in (((4, -4), (0, 1)), (-4, 4), ((0, 0), (0, 1)), ((None, 1), (0, 1)), ((-np.inf, 4), (0, 1))):
         with pytest.raises(ValueError, match=r"bounds must be \(\(low, high\), \(low, high\)\)"):
             detector.log_prob(rows[:2], bounds=wrong)
+    for wide in ({"bounds": ((-1e5, 1e5), (-1e7, 1e7))}, {"points": 2}):
+        with pytest.raises(
+            ValueError, match=r"points is too coarse for these bounds: .* narrower bounds, or more points"
+        ):
+            detector.log_prob(rows[:2], **wide)
     switch = pl.DataFrame({"a": rng.normal(size=60), "b": [True, False] * 30})
     with pytest.raises(ValueError, match="integrates over two columns of numbers"):
         made(NAE).fit(switch).log_prob(switch)
@@ -196,6 +201,13 @@ def test_the_density_integrates_to_one_in_the_users_units(tmp_path: Path) -> Non
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         own.log_prob(rows[:2])
+
+
+def test_chains_that_need_no_replay_need_no_room_in_it(plane: Any) -> None:
+    for cls in (NAE, IGEBM):
+        made(cls, negatives="cd", batch_size=20_000, steps=2).fit(plane[0])
+        with pytest.raises(ValueError, match="replay_size=500 does not hold .* at least 20000, or batch_size smaller"):
+            made(cls, negatives="pcd", batch_size=20_000, replay_size=500).fit(plane[0])
 
 
 def test_the_density_of_bent_columns_integrates_to_one_in_the_users_units() -> None:
@@ -563,7 +575,7 @@ def test_chains_that_overflow_are_named(plane: Any) -> None:
         (NAE, {"watch": "inverted"}, "watch='inverted' is for images; the data are tables. For these: permuted, "),
         (NAE, {"watch": ["permuted", "auto"]}, "watch='auto' is unknown"),
         (NAE, {"watch": iter(["permutde"])}, "watch='permutde' is unknown"),
-        (NAE, {"replay_size": 10**15}, r"1,000,000,000,000,000 positions does not fit into memory"),
+        (NAE, {"replay_size": 10**15}, r"1,000,000,000,000,000 positions takes .* Make replay_size smaller"),
         (NAE, {"watch": [["permuted"]]}, r"watch must be one of 'permuted', .*; got \['permuted'\]"),
         (NAE, {"bounds": iter((1, 0))}, r"bounds must be .* with low < high; got \(1, 0\)"),
         (NAE, {"capacity": "wide"}, "capacity must be a finite number, above 0 or 'auto'; got 'wide'"),
@@ -573,7 +585,7 @@ def test_chains_that_overflow_are_named(plane: Any) -> None:
         (NAE, {"restart": 1.5}, "restart must be .* at most 1"),
         (NAE, {"average": 1.0}, "average must be .* below 1"),
         (NAE, {"distance": "ssim"}, "distance='ssim' compares images"),
-        (NAE, {"replay_size": 100}, "replay_size=100 does not hold .* at least batch_size=128"),
+        (NAE, {"replay_size": 100}, "replay_size=100 does not hold .* at least 128, or batch_size smaller"),
         (NAE, {"negatives": "pcd", "replay_size": 0}, "negatives='pcd' goes on from .* replay_size=0"),
         (IGEBM, {"replay_size": 100}, "replay_size=100 does not hold"),
         (IGEBM, {"negatives": "omi"}, "negatives='omi' is unknown"),

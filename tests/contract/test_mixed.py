@@ -14,6 +14,7 @@ import pytest
 from conftest import quick
 
 from offmanifold import AE, VAE, MultiscaleDenoiser, OutlierDetector, auroc, diagnose, load
+from offmanifold.data.columns import far_off
 from offmanifold.report.page import write_report
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*cannot promise:UserWarning", "ignore:.*has collapsed:UserWarning")
@@ -141,6 +142,33 @@ def test_columns_that_say_nothing_are_warned_of(normal: pl.DataFrame) -> None:
     with pytest.warns(UserWarning, match="'id' looks like an identifier") as caught:
         AE(**quick(AE)).fit(rows)
     assert any("'same' is constant" in str(warning.message) for warning in caught)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_few_values_that_make_a_columns_spread_are_warned_of(named: bool) -> None:
+    rows = np.random.default_rng(0).normal(size=(300, 3))
+    rows[::50, 1], rows[1::100, 1] = -999, 9999
+    name = "'b'" if named else "1"
+    data = pl.DataFrame(rows, schema=list("abc"), orient="row") if named else rows
+    with pytest.warns(UserWarning, match=rf"Column {name}: \d of its 210 values .* such as -999, .* missing \(NaN\)"):
+        AE(**quick(AE)).fit(data)
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        np.random.default_rng(0).normal(size=400),
+        np.exp(2 * np.random.default_rng(0).normal(size=400)),
+        np.r_[np.random.default_rng(0).normal(size=399), 12.0],  # an outlier, by which the spread hardly grows
+        np.r_[np.zeros(390), np.full(10, 999.0)],  # a rare level
+        np.r_[np.random.default_rng(0).normal(size=200), np.full(200, -999.0)],  # two kinds of rows
+        np.r_[np.random.default_rng(0).normal(size=10), -999.0],
+        np.full(100, np.nan),
+        np.ones(100),
+    ],
+)
+def test_other_columns_have_no_value_far_off(cells: np.ndarray) -> None:
+    assert far_off("a", cells) is None
 
 
 @pytest.mark.parametrize("cls", [AE, MultiscaleDenoiser])

@@ -118,6 +118,8 @@ def test_ssim_on_images() -> None:
     assert detector.score_unit == "1 − SSIM"
     scores = detector.score_samples(IMAGES)
     assert ((scores <= 0) & (scores >= -2)).all()
+    detector.set_params(distance="l1")  # of a fit to come
+    assert detector.score_unit == "1 − SSIM" and AE(distance="l1").score_unit == "mean absolute error"
     with pytest.raises(ValueError, match="score is in 1 − SSIM, not in nats"):
         detector.bits_per_dim(IMAGES)
 

@@ -85,6 +85,20 @@ def test_what_is_refused(X: Any, error: type[Exception], message: str) -> None:
         Rows(X).take(slice(0, None))
 
 
+def test_what_is_masked_is_missing() -> None:
+    masked = np.ma.masked_greater(np.arange(6).reshape(3, 2), 3)
+    np.testing.assert_array_equal(Rows(masked).take(slice(None)), [[0, 1], [2, 3], [np.nan, np.nan]])
+    unmasked = Rows(np.ma.masked_greater(np.arange(6).reshape(3, 2), 9)).take(slice(None))
+    np.testing.assert_array_equal(unmasked, np.arange(6).reshape(3, 2))
+
+
+def test_masks_as_bytes_are_noticed() -> None:
+    masks = np.random.default_rng(0).random((20, 4, 4)) > 0.5
+    for images, told in ((masks.astype(np.uint8), 1), (masks, 0), (masks.astype(np.uint8) * 255, 0), (masks / 255, 0)):
+        rows = Rows(images)
+        assert len(rows.remarks(rows.take(slice(None)))) == told
+
+
 @pytest.mark.parametrize("make", [pd.DataFrame, pl.DataFrame, pa.table])
 def test_frames_are_read_by_name(make: Any) -> None:
     data = {"a": [1.0, 2.0], "b": [3, 4], "c": [True, False]}

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import made
 from scipy import stats
 from sklearn.feature_selection import mutual_info_regression
 
-from offmanifold import AE, VAE
+from offmanifold import AE, IGEBM, VAE
 from offmanifold.measures import (
     active_latents,
     aggregate_mmd,
@@ -192,6 +193,12 @@ def test_every_latent_space_with_a_prior_can_be_compared(plane: Any) -> None:
     assert aggregate_mmd(sphere, plane[0]).value > 0  # codes of a plane do not fill the sphere
     vae = VAE(**settings).fit(plane[0])
     assert np.isfinite(aggregate_mmd(vae, plane[0], kernel="gaussian").value)
+    vae.set_output(transform="pandas")
+    assert np.isfinite(aggregate_mmd(vae, plane[0]).value)
+    igebm = made(IGEBM).fit(plane[0])
+    for measure in (latent_kl, aggregate_mmd):
+        with pytest.raises(TypeError, match="IGEBM has no latent codes to measure"):
+            measure(igebm, plane[0])
     with pytest.raises(ValueError, match="codes of this AE have no prior"):
         aggregate_mmd(AE(**settings).fit(plane[0]), plane[0])
     with pytest.raises(ValueError, match="at least 4 rows; got 3"):

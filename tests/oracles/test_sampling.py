@@ -303,7 +303,7 @@ def test_the_ring_keeps_the_newest_and_draws_them_all() -> None:
     exact = Replay(6, (1,), torch.device("cpu"), torch.float64)
     exact.push(torch.full((2, 1), 1 / 3, dtype=torch.float64), torch.zeros(2))
     assert exact.draw(generator(), torch.zeros(4, 1, dtype=torch.float64), 0.0)[0].eq(1 / 3).all()
-    with pytest.raises(ValueError, match=r"ages must be \(4,\), one a position; got \(3,\)"):
+    with pytest.raises(ValueError, match=r"ages must be \(4,\) of .*, one a position; got \(3,\)"):
         ring.push(torch.zeros(4, 1), torch.zeros(3))
     for more in (lambda: ring.push(torch.zeros(7, 1), torch.zeros(7)), lambda: ring.newest(torch.zeros(7, 1))):
         with pytest.raises(ValueError, match="7 positions do not fit into a replay buffer of 6"):
@@ -406,6 +406,25 @@ def test_bad_settings_name_themselves() -> None:
         run(langevin.step, generator(), torch.zeros(2, 2), lambda x: x.sum(1), Kernel(0.1), 0)
     with pytest.raises(ValueError, match=r"start must be \(n, \*shape\) with n ≥ 1; got shape \(0, 2\)"):
         run(langevin.step, generator(), torch.zeros(0, 2), lambda x: x.sum(1), Kernel(0.1), 1)
+    for start in (torch.zeros(2, 2, dtype=torch.int64), torch.zeros(2, 2).numpy()):
+        with pytest.raises(TypeError, match="start must be a tensor of floats, or a State; got (torch.int64|ndarray)"):
+            run(langevin.step, generator(), start, lambda x: x.sum(1), Kernel(0.1), 1)
+    with pytest.raises(ValueError, match="energy must return one number for each of 2 rows; got float"):
+        run(langevin.step, generator(), torch.zeros(2, 2), lambda x: 1.0, Kernel(0.1), 1)
+    with pytest.raises(ValueError, match="energy must depend on the positions"):
+        run(langevin.step, generator(), torch.zeros(2, 2), lambda x: torch.zeros(2), Kernel(0.1), 1)
+    with pytest.raises(ValueError, match="tries must be an integer of at least 1; got 0"):
+        metropolis.suggest_step_size(generator(), torch.zeros(2, 2), lambda x: x.sum(1), Kernel(0.1), tries=0)
+    ring = Replay(4, (2,), torch.device("cpu"))
+    with pytest.raises(
+        ValueError, match=r"ages must be \(2,\) of torch.float32, one a position; got \(2,\) of torch.int64"
+    ):
+        ring.push(torch.ones(2, 2), torch.zeros(2, dtype=torch.int64))
+    assert ring.tensors["positions"].eq(0).all()
+    with pytest.raises(RuntimeError, match="call begin before end"):
+        Persistent(ring, lambda g, rows: rows, 0.05).end(torch.zeros(2, 2))
+    with pytest.raises(ValueError, match=r"positions takes .* GiB; this machine has .* Make replay_size smaller"):
+        Replay(10**9, (3, 224, 224), torch.device("cpu"))
     with pytest.raises(ValueError, match="low must be below high"):
         Space(1.0, 0.0)
     with pytest.raises(ValueError, match="low must be a finite number; got nan"):

@@ -426,6 +426,8 @@ def test_precision_is_chosen_by_network_and_processor(monkeypatch: pytest.Monkey
     assert choose_dtype("bfloat16", dense, cpu) == torch.bfloat16
     monkeypatch.setattr("offmanifold.training.precision._processor", dict)  # no Linux
     assert choose_dtype("auto", conv, cpu) == torch.float32
+    with pytest.raises(ValueError, match="device='meta' cannot be used here: nothing is computed"):
+        choose_device("meta")
     with pytest.raises(ValueError, match="device='warp' cannot be used here"):
         choose_device("warp")
 

@@ -32,6 +32,10 @@ MOST_LEVELS = 100
 OTHER, NEW = "other levels", "a level not seen in training"
 # Rows from which on a column may look like an identifier.
 FEWEST_TO_IDENTIFY, FEWEST_TO_COUNT = 20, 200
+# At most this share of a column's cells is far off, if the nearest of them is so many times as far from the median as
+# the farthest of the others, and the standard deviation so many times theirs. Of the 2 205 columns of ADBench's tables
+# none has such cells; of columns of 500 lognormal values none with σ = 2, one in thirty with σ = 3.
+MOST_FAR, GAP, SPREAD = 0.2, 20.0, 10.0
 # Text that stands for a missing number.
 BLANKS = ("", "na", "n/a", "nan", "null", "none", "?", "-", ".")
 # The first and the last second that a date can be written of: years 1 to 9999.
@@ -372,9 +376,11 @@ def remarks(columns: Sequence[Column], rows: Float64Array, distinct: Sequence[in
             )
         elif (there == there[0]).all():
             told.append(
-                f"Column {name!r} is constant in the rows of training: it adds nothing but an alarm if it ever "
-                f"changes. Leave it out (--drop {name}) unless that is what you want."
+                f"Column {name!r} is constant in the rows of training: nothing is learned from it, and only a large "
+                f"change of it, in its own unit, is noticed. Leave it out (--drop {name}) unless that is what you want."
             )
+        elif column.kind == "number" and (remark := far_off(name, there)):
+            told.append(remark)
         elif column.lumped:
             told.append(
                 f"Column {name!r} has {distinct[i]:,} levels in the rows of training: the {len(column.levels) - 1} "
@@ -382,6 +388,31 @@ def remarks(columns: Sequence[Column], rows: Float64Array, distinct: Sequence[in
                 f"(--drop {name})."
             )
     return told
+
+
+def far_off(name: Any, cells: Float64Array) -> str | None:
+    """Say so where a few of a column's cells lie so far from all others that its standard deviation is theirs alone."""
+    there = cells[~np.isnan(cells)]
+    if len(there) < FEWEST_TO_IDENTIFY:
+        return None
+    distances, near = np.abs(there - np.median(there)), int(len(there) * (1 - MOST_FAR))
+    if np.partition(distances, near - 1)[near - 1] > distances.max() / GAP:
+        return None  # as of most columns, which need not be sorted for it
+    order = np.argsort(distances)
+    lower, upper = distances[order][near - 1 : -1], distances[order][near:]
+    jumps = (lower > 0) & (upper > GAP * lower)
+    if not jumps.any():
+        return None
+    first = near + int(np.argmax(jumps))
+    others, far = there[order[:first]].std(), there[order[first:]]
+    if there.std() < SPREAD * others:
+        return None
+    return (
+        f"Column {name!r}: {len(far):,} of its {len(there):,} values in the rows of training, such as {far[0]:g}, lie "
+        f"so far from all others that its standard deviation is {there.std() / others:,.0f} times theirs: what is odd "
+        "among those is hardly seen. If they stand for missing values, make them missing (NaN); if they are errors, "
+        "leave the rows out."
+    )
 
 
 def _counts(column: Column, there: Float64Array, rows: int) -> bool:

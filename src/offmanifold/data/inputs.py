@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse
 
-from offmanifold.data.columns import IGNORED, WIDE, Column, guess, remarks, with_levels
+from offmanifold.data.columns import IGNORED, WIDE, Column, far_off, guess, remarks, with_levels
 
 Float64Array: TypeAlias = npt.NDArray[np.float64]
 Float32Array: TypeAlias = npt.NDArray[np.float32]
@@ -213,8 +213,16 @@ class Rows:
     def remarks(self, training: Float64Array | Float32Array) -> list[str]:
         """Return what a user should know about rows of training, as :meth:`take` gives them, and a frame's columns."""
         if self._frame is None:
-            alike = len(training) > 1 and all(bool((row == training[0]).all()) for row in training[1:])
-            return ["All rows of training are alike: whatever differs from them at all will be odd."] if alike else []
+            if len(training) > 1 and all(bool((row == training[0]).all()) for row in training[1:]):
+                return ["All rows of training are alike: whatever differs from them at all will be odd."]
+            if self.spec.kind == "image":
+                told = (
+                    "The largest value of these uint8 images is 1. They are read as 0 to 255, so that 1 is nearly "
+                    "black: pass masks as booleans, or multiply them by 255."
+                )
+                return [told] if self._array.dtype == np.uint8 and training.max() == np.float32(1 / 255) else []
+            names = self.spec.columns or range(training.shape[1])
+            return [remark for name, cells in zip(names, training.T, strict=True) if (remark := far_off(name, cells))]
         columns = self.spec.details or tuple(Column(name) for name in self.spec.columns or ())
         return remarks(columns, training.astype(np.float64, copy=False), self._distinct or [0] * len(columns))
 
@@ -295,6 +303,8 @@ def _as_array(X: Any) -> npt.NDArray[Any]:
         tensor = X.detach().cpu()
         X = tensor.float() if str(tensor.dtype) in ("torch.bfloat16", "torch.float16") else tensor
         X = X.numpy()
+    if isinstance(X, np.ma.MaskedArray) and np.ma.is_masked(X):  # what is masked is missing
+        X = np.ma.filled(X.astype(np.float64), np.nan)
     array = np.asarray(X)
     if array.ndim == 0:
         raise ValueError(f"X must be an array of rows; got a single value of type {type(X).__name__}.")

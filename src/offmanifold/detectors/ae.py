@@ -164,7 +164,7 @@ class AE(LatentMixin, OutlierDetector):
     @property
     def score_unit(self) -> str:
         """Minus the mean over dimensions of this."""
-        return SCORE_UNITS[self.distance]
+        return SCORE_UNITS[self.settings_["distance"] if hasattr(self, "settings_") else self.distance]
 
     def _settings(self, spec: InputSpec) -> Settings:
         table = spec.kind == "table"

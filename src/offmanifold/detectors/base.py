@@ -16,7 +16,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from offmanifold import calibration
+from offmanifold import calibration, parameters
 from offmanifold.data.columns import Column
 from offmanifold.data.inputs import InputSpec, Rows, evenly
 from offmanifold.data.tables import Preparation, Standardiser
@@ -122,8 +122,15 @@ class OutlierDetector(Scorer, abc.ABC):
     def _finish(self, model: Any, training: Tensor, held_out: Tensor, settings: Settings) -> None:
         """Complete the trained module from the rows it was trained on and stopped by; may add settings."""
 
+    def training_remarks(self) -> list[tuple[str, str]]:
+        """Return what ``history_`` shows that a user should know, and what to do, a sentence or two each.
+
+        :meth:`fit` warns of it; ``inspect`` and ``diagnose`` say it again.
+        """
+        return []
+
     def _warn_about_training(self, normal: Tensor) -> None:
-        """Warn of what ``history_`` shows that the user should know; ``normal`` are prepared rows of calibration."""
+        """Warn of what else training showed; ``normal`` are prepared rows of calibration."""
 
     # --- learning --------------------------------------------------------------------------------------
 
@@ -187,6 +194,9 @@ class OutlierDetector(Scorer, abc.ABC):
                 "stop by and calibrate with."
             )
         path = Path(checkpoint) if checkpoint is not None else None
+        parameters.real("checkpoint_every", checkpoint_every, minimum=0)
+        if path is not None and not path.parent.is_dir():  # found out now, not when there is something to lose
+            raise ValueError(f"checkpoint={str(path)!r} cannot be written: the folder {path.parent} does not exist.")
         resume = resume and path is not None and path.exists()
         seed = (
             saved_seed(path)[0]  # the run that is continued keeps its own
@@ -271,7 +281,7 @@ class OutlierDetector(Scorer, abc.ABC):
         remarks.of_scores_alike(self.calibration_scores_, calibrating)
         remarks.of_copies(prepared, held[evenly(len(held), REPORTED)], self.false_alarm_rate)
         self._warn_about_training(held)
-        for remark in rows.remarks(training_rows):
+        for remark in (*map(" ".join, self.training_remarks()), *rows.remarks(training_rows)):
             warnings.warn(remark, UserWarning, stacklevel=2)
         return self
 

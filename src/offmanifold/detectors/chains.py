@@ -154,28 +154,31 @@ def warn_of_bounds(history: Sequence[dict[str, Any]], settings: dict[str, Any], 
         )
 
 
-def warn_of_acceptance(history: Sequence[dict[str, Any]], advice: Callable[[], str]) -> bool:
-    """Say so, also to the caller, where adjusted chains hardly moved, with advice."""
-    rate = latest(history, "acceptance", 1.0)
-    if rate < LOWEST_ACCEPTANCE:
+def accepted(history: Sequence[dict[str, Any]]) -> bool:
+    """Say whether chains moved: unadjusted ones always do."""
+    return latest(history, "acceptance", 1.0) >= LOWEST_ACCEPTANCE
+
+
+def warn_of_acceptance(history: Sequence[dict[str, Any]], advice: Callable[[], str]) -> None:
+    """Say so where adjusted chains hardly moved, with advice."""
+    if not accepted(history):
         warnings.warn(
-            f"The adjusted chains accepted {rate:.1%} of their moves, so they hardly moved. {advice()}",
+            f"The adjusted chains accepted {latest(history, 'acceptance', 1.0):.1%} of their moves, so they hardly "
+            f"moved. {advice()}",
             UserWarning,
             stacklevel=4,
         )
-    return rate < LOWEST_ACCEPTANCE
 
 
-def warn_of_holes(history: Sequence[dict[str, Any]], advice: str) -> None:
+def holes(history: Sequence[dict[str, Any]]) -> str | None:
     """Say so where, by the weights that were kept, nearly all samples are more normal than the data."""
     share = latest([record for record in history if record.get("kept")], "negatives_below_median", 0.5)
-    if share > MOST_BELOW:
-        warnings.warn(
-            f"{share:.0%} of the model's samples have a lower energy than half of the held-out rows: what it "
-            f"makes up is more normal to it than what it learned from, and so may outliers be. {advice}",
-            UserWarning,
-            stacklevel=4,
-        )
+    if share <= MOST_BELOW:
+        return None
+    return (
+        f"{share:.0%} of the model's samples have a lower energy than half of the held-out rows: what it makes up is "
+        "more normal to it than what it learned from, and so may outliers be."
+    )
 
 
 def accepted_half(chain: Chain[Any], generator: torch.Generator, rows: Tensor, energy: Energy) -> str:
@@ -239,12 +242,12 @@ def from_data_or_replay(settings: dict[str, Any], shape: tuple[int, ...], device
     return Persistent(Replay(settings["replay_size"], shape, device), noise_within(settings["bounds"]), restart)
 
 
-def replay_size(size: int, batch_size: int, *, minimum: int) -> int:
-    """Check ``replay_size``: a batch's chains must fit, or it is 0, where that is allowed."""
+def replay_size(size: int, batch_size: int, negatives: str, *, minimum: int) -> int:
+    """Check ``replay_size``: a batch's chains must fit, or it is 0, where that is allowed, or the start needs none."""
     parameters.integer("replay_size", size, minimum=minimum)
-    if 0 < size < batch_size:
+    if 0 < size < batch_size and negatives != "cd":
         raise parameters.InvalidParameter(
-            f"replay_size={size} does not hold the chains of one batch. Use at least batch_size={batch_size}, "
-            "or smaller batches."
+            f"replay_size={size} does not hold the chains of one batch: make it at least {batch_size}, or batch_size "
+            "smaller."
         )
     return int(size)

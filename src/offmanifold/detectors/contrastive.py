@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from statistics import geometric_mean
 from typing import Any
@@ -196,8 +195,8 @@ def watching(
     return judge
 
 
-def warn_of_untold(summary: Mapping[str, Mapping[str, Any]], held_out: int, advice: str) -> None:
-    """Say which families of synthetic outliers the weights that were kept hardly tell from data.
+def untold(summary: Mapping[str, Mapping[str, Any]], held_out: int) -> str | None:
+    """Say which families of synthetic outliers the weights that were kept hardly tell from data, if any.
 
     Of images: columns of a table may be independent, and permuted rows then are rows like others.
 
@@ -207,20 +206,15 @@ def warn_of_untold(summary: Mapping[str, Mapping[str, Any]], held_out: int, advi
         A detector's ``training_summary()``.
     held_out : int
         How many rows it was judged by.
-    advice : str
-        What to do.
     """
-    if held_out < FEWEST_WATCHED:
-        return
-    watched = list(summary.values())[-1].get("auroc_against", {})
-    untold = [f"{family} {value:.2f}" for family, value in watched.items() if value < HARDLY_TOLD]
-    if untold:
-        warnings.warn(
-            f"The model hardly tells some outliers that were made of held-out images from images (AUROC: "
-            f"{', '.join(untold)}), and may miss others like them. {advice}",
-            UserWarning,
-            stacklevel=4,
-        )
+    watched = list(summary.values())[-1].get("auroc_against", {}) if held_out >= FEWEST_WATCHED else {}
+    found = ", ".join(f"{family} {value:.2f}" for family, value in watched.items() if value < HARDLY_TOLD)
+    if not found:
+        return None
+    return (
+        f"The model hardly tells some outliers that were made of held-out images from images (AUROC: {found}), and may "
+        "miss others like them."
+    )
 
 
 def dequantised(rows: Tensor, generator: torch.Generator) -> Tensor:

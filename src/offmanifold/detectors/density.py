@@ -15,6 +15,9 @@ from offmanifold.data.tables import Standardiser
 from offmanifold.detectors.chains import Range
 from offmanifold.probability.grids import log_integral, midpoints
 
+# log Ω by the grid and by one of half as many points may differ by so many nats.
+COARSE = 0.1
+
 
 class GridDensityMixin:
     """For detectors whose score is minus an energy with a temperature, trained by chains on x."""
@@ -45,7 +48,8 @@ class GridDensityMixin:
         Raises
         ------
         ValueError
-            For rows with missing cells, a detector of other than two columns of numbers, and bounds that are none.
+            For rows with missing cells, a detector of other than two columns of numbers, bounds that are none, and a
+            grid that is too coarse for them: with half as many points Ω would be another.
 
         Warns
         -----
@@ -79,16 +83,34 @@ class GridDensityMixin:
         preparation = self._standardiser or Standardiser.identity(2)
         if bounds is None:
             corners = np.repeat(np.array(self.settings_["bounds"])[:, None], 2, axis=1)
-        elif np.shape(bounds) != (2, 2) or not all(low < high for low, high in bounds):
-            raise ValueError(f"bounds must be ((low, high), (low, high)) with low < high; got {bounds!r}.")
         else:
-            corners = preparation.transform(np.array(bounds, dtype=np.float64).T).astype(np.float64)
+            corners = preparation.transform(_pairs(bounds).T).astype(np.float64)
         # In the network's units, where a bent column is even: what they are worth in the user's is the slope.
         first, second = map(tuple, corners.T.tolist())
-        grid, area = midpoints((first, second), points)
-        log_omega = log_integral(self.score_samples(preparation.inverse(grid)) / self.temperature_, area)
+
+        def log_omega_by(points: int) -> float:
+            grid, area = midpoints((first, second), points)
+            return log_integral(self.score_samples(preparation.inverse(grid)) / self.temperature_, area)
+
+        log_omega = log_omega_by(points)
+        if abs(log_omega - (rougher := log_omega_by(max(1, points // 2)))) > COARSE:
+            raise ValueError(
+                f"A grid of {points} × {points} points is too coarse for these bounds: log Ω is {log_omega:.4g}, and "
+                f"with half as many on a side {rougher:.4g}. Use narrower bounds, or more points."
+            )
         log_p: Float64Array = self._scores(rows) / self.temperature_ - log_omega
         rounding = 1e-6 * (corners[1] - corners[0])  # prepared rows are float32
         prepared = preparation.transform(values)
         inside = ((prepared >= corners[0] - rounding) & (prepared <= corners[1] + rounding)).all(1)
         return np.where(inside, log_p + preparation.log_slope(values), -np.inf)
+
+
+def _pairs(bounds: Any) -> Float64Array:
+    """Check ((low, high), (low, high))."""
+    try:
+        pairs = np.array(bounds, dtype=np.float64)
+    except (TypeError, ValueError):
+        pairs = np.empty(0)
+    if pairs.shape != (2, 2) or not np.isfinite(pairs).all() or not (pairs[:, 0] < pairs[:, 1]).all():
+        raise ValueError(f"bounds must be ((low, high), (low, high)), finite and with low < high; got {bounds!r}.")
+    return pairs

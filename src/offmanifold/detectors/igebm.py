@@ -29,7 +29,7 @@ from offmanifold.detectors.chains import (
     warn_of_bounds,
 )
 from offmanifold.detectors.configured import Settings
-from offmanifold.detectors.contrastive import contrastive_phase, warn_of_untold
+from offmanifold.detectors.contrastive import contrastive_phase, untold
 from offmanifold.networks import choose
 from offmanifold.networks.network import Network
 from offmanifold.sampling import langevin
@@ -205,7 +205,7 @@ device, precision, random_state, verbose
             "visible_chain": chain_settings("visible_chain", chain, fewest=1),
             "clip": None if table else 0.01,
             "bounds": chain_bounds(self.bounds, table),
-            "replay_size": replay_size(self.replay_size, self.batch_size, minimum=1),
+            "replay_size": replay_size(self.replay_size, self.batch_size, self.negatives, minimum=1),
             "restart": parameters.real("restart", self.restart, minimum=0, maximum=1),
             "energy_penalty": parameters.real("energy_penalty", self.energy_penalty, minimum=0),
             "average": parameters.real("average", self.average, minimum=0, below=1),
@@ -256,11 +256,13 @@ device, precision, random_state, verbose
     def _energy_terms(self, model: EnergyNetwork, rows: Tensor) -> dict[str, Tensor]:
         return {"energy": model.energy(rows)}
 
+    def training_remarks(self) -> list[tuple[str, str]]:
+        """Say where synthetic outliers are hardly told."""
+        told = untold(self.training_summary(), self.rows_["stopping"]) if self.spec_.kind == "image" else None
+        return [] if told is None else [(told, "Make steps larger, or choose another network or detector.")]
+
     def _warn_about_training(self, normal: Tensor) -> None:
         warn_of_bounds(self.history_, self.settings_, normal)
-        if self.spec_.kind == "image":
-            advice = "Make steps larger, or choose another network or detector."
-            warn_of_untold(self.training_summary(), self.rows_["stopping"], advice)
 
     def sample(self, n: int, *, random_state: int | np.random.RandomState | None = None) -> Any:
         """Draw ``n`` rows by chains from uniform noise, eight times as long as in training; units and layout of X.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from sklearn.base import TransformerMixin
+from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from torch import Tensor
 
 from offmanifold.data.inputs import Float64Array
@@ -13,8 +13,13 @@ from offmanifold.detectors.scorer import joined
 from offmanifold.probability.distances import distance
 
 
-class LatentMixin(TransformerMixin):  # type: ignore[misc]
+class LatentMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):  # type: ignore[misc]
     """For detectors with an encoder and a decoder: latent codes and reconstructions."""
+
+    @property
+    def _n_features_out(self: Any) -> int:
+        """How many codes :meth:`transform` returns, for scikit-learn: they are called vae0, vae1, …"""
+        return int(self.settings_["latent_dim"])
 
     @property
     def latent_prior(self: Any) -> str | None:

@@ -19,18 +19,19 @@ from offmanifold.detectors.chains import (
     SAMPLING_FACTOR,
     Chain,
     Range,
+    accepted,
     accepted_half,
     chain_bounds,
     chain_settings,
     families_to_watch,
+    holes,
     replay_size,
     settle_bounds,
     warn_of_acceptance,
     warn_of_bounds,
-    warn_of_holes,
 )
 from offmanifold.detectors.configured import Settings, latent_size
-from offmanifold.detectors.contrastive import contrastive_phase, dequantised, sum_of_squares, warn_of_untold
+from offmanifold.detectors.contrastive import contrastive_phase, dequantised, sum_of_squares, untold
 from offmanifold.detectors.density import GridDensityMixin
 from offmanifold.detectors.explanations import Cells
 from offmanifold.detectors.latent import LatentMixin
@@ -70,7 +71,7 @@ class NAE(LatentMixin, GridDensityMixin, OutlierDetector):
     Training is watched: at every check, weights (their running average) are judged by the AUROC against synthetic
     outliers made from held-out normal rows, and the best are kept. Training stops where three quarters of its steps
     brought no better ones, and a run that diverges, or no longer reconstructs, goes back to the best and on at half the
-    rate. ``history_`` says what happened, :func:`offmanifold.detectors.contrastive.watching` has the rule in full.
+    rate. ``history_`` says what happened, ``offmanifold.detectors.contrastive.watching`` has the rule in full.
 
     Parameters
     ----------
@@ -257,7 +258,7 @@ device, precision, random_state, verbose
     @property
     def score_unit(self) -> str:
         """Minus the mean over dimensions of this."""
-        return SCORE_UNITS[self.distance]
+        return SCORE_UNITS[self.settings_["distance"] if hasattr(self, "settings_") else self.distance]
 
     # --- settings --------------------------------------------------------------------------------------
 
@@ -318,7 +319,7 @@ device, precision, random_state, verbose
             "clip": preset["clip"],
             "adjusted": bool(adjusted),
             "bounds": chain_bounds(self.bounds, table),
-            "replay_size": replay_size(self.replay_size, self.batch_size, minimum=0),
+            "replay_size": replay_size(self.replay_size, self.batch_size, self.negatives, minimum=0),
             "starts_at_codes": starts_at_codes,
             "restart": parameters.real("restart", restart, minimum=0, maximum=1, words=AUTO),
             "energy_penalty": parameters.real("energy_penalty", self.energy_penalty, minimum=0),
@@ -495,23 +496,27 @@ device, precision, random_state, verbose
         start.steps *= factor
         return visible_chain(self.module_, self.settings_, start)
 
-    def _warn_about_training(self, normal: Tensor) -> None:
-        """Say so where outliers are hardly told, holes are left, adjusted chains stood still or others left."""
+    def training_remarks(self) -> list[tuple[str, str]]:
+        """Say where synthetic outliers are hardly told, or the chains' samples are more normal than the data."""
         advice = "Make pretraining_steps and steps larger, or choose another network or detector."
+        found = []
         if self.spec_.kind == "image":
-            if self.settings_["negatives"] != "omi":  # whose chains do not reach what lies off the data
-                advice = f"Use negatives='omi'. {advice}"
-            warn_of_untold(self.training_summary(), self.rows_["stopping"], advice)
-        if self.settings_["adjusted"]:
-            rows = filled(normal[:128].to(self._device))
-            # A replay of x holds what chains from data became, or near it.
-            start = FromData() if self.settings_["negatives"] != "omi" else self._fresh_chain(1).start
-            chain = visible_chain(self.module_, self.settings_, start)
-            if warn_of_acceptance(
-                self.history_, lambda: accepted_half(chain, self._generator(0), rows, self.module_.energy)
-            ):
-                return  # samples of chains that stood still say nothing of holes
-        else:
+            told = untold(self.training_summary(), self.rows_["stopping"])
+            # Chains that start elsewhere do not reach what lies off the data.
+            found.append((told, advice if self.settings_["negatives"] == "omi" else f"Use negatives='omi'. {advice}"))
+        # Chains that begin at data only go down from there; those on tables sample far below the model's temperature,
+        # and those that stood still say nothing of holes.
+        if self.settings_["negatives"] != "cd" and (self.spec_.kind == "image" or self.settings_["adjusted"]):
+            found.append((holes(self.history_) if accepted(self.history_) else None, advice))
+        return [(told, advice) for told, advice in found if told is not None]
+
+    def _warn_about_training(self, normal: Tensor) -> None:
+        """Say so where adjusted chains stood still or others left."""
+        if not self.settings_["adjusted"]:
             warn_of_bounds(self.history_, self.settings_, normal)
-        if self.settings_["negatives"] != "cd":  # chains that begin at data only go down from there
-            warn_of_holes(self.history_, advice)
+            return
+        rows = filled(normal[:128].to(self._device))
+        # A replay of x holds what chains from data became, or near it.
+        start = FromData() if self.settings_["negatives"] != "omi" else self._fresh_chain(1).start
+        chain = visible_chain(self.module_, self.settings_, start)
+        warn_of_acceptance(self.history_, lambda: accepted_half(chain, self._generator(0), rows, self.module_.energy))

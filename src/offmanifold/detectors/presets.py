@@ -21,6 +21,11 @@ def _on_codes(spec: InputSpec) -> tuple[int, float, float]:
     return (10, 1.0, 0.02) if spec.colour else (10, 0.2, 0.05)
 
 
+def _clip(spec: InputSpec) -> float:
+    """Return P3's 0.01 of gradients, for MNIST and for CIFAR-10, by dimension: E is a mean, λ goes by it, too."""
+    return 0.01 * ((3072 if spec.colour else 784) / spec.dimensions)
+
+
 def _codes(spec: InputSpec) -> int:
     return 64 if spec.colour else 32
 
@@ -52,7 +57,7 @@ _PAPER: dict[str, Any] = {
 PRESETS: dict[str, dict[str, Any]] = {
     "images": {
         "latent_dim": _codes, "latent": "sphere", "capacity": 0.5, "latent_chain": _on_codes,
-        "visible_chain": _by_dimension, "anneal": True, "clip": 0.01, "adjusted": False, "temperature": 1.0,
+        "visible_chain": _by_dimension, "anneal": True, "clip": _clip, "adjusted": False, "temperature": 1.0,
         "encoder_penalty": 1e-4, "noise": NONE, "updates_per_chain": 8, "average": 0.985,
         "pretraining_steps": 5000, "pretraining_rate": 1e-3, "steps": _by_colour, "rate": 5e-5, "schedule": "one-cycle",
         "dequantise": False, "starts_at_codes": False, "network": _learns_fast,

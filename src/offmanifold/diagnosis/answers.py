@@ -22,7 +22,8 @@ def answers(detector: OutlierDetector) -> dict[str, str]:
     Returns
     -------
     dict of str
-        "latent size" (detectors with a posterior), "capacity", "gradients" (as far as they were recorded).
+        "latent size" (detectors with a posterior), "capacity", "gradients" (as far as they were recorded), "training"
+        (where there is something to say of it).
     """
     report = detector.fit_report_
     found = {}
@@ -33,6 +34,8 @@ def answers(detector: OutlierDetector) -> dict[str, str]:
     gradients = _gradients(detector, report.get("gamma", {}))
     if gradients:
         found["gradients"] = gradients
+    if remarks := detector.training_remarks():
+        found["training"] = " ".join(map(" ".join, remarks))
     return found
 
 

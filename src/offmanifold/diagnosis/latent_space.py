@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from offmanifold.detectors.latent import LatentMixin
 from offmanifold.diagnosis.findings import Finding, Grade, other_than, to_json
 from offmanifold.diagnosis.patient import FEWEST, Patient
@@ -52,7 +54,8 @@ def _codes(patient: Patient) -> dict[str, Any]:
     if patient.count < FEWEST or not isinstance(detector, LatentMixin):
         return {}
     rows, known = (patient.users(part) for part in (patient.normal, patient.reference))
-    codes, theirs = detector.transform(rows), detector.transform(known)[patient.neighbours.around(patient.normal)]
+    codes, theirs = (np.asarray(detector.transform(part)) for part in (rows, known))
+    theirs = theirs[patient.neighbours.around(patient.normal)]
     used = active_latents(detector, rows) if hasattr(detector, "posterior") else range(codes.shape[1])
     found: dict[str, Any] = {
         "shared": {f"latent {j + 1}": rank_correlation(codes[:, j], theirs[..., j].mean(1)).to_json() for j in used}

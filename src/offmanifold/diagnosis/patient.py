@@ -175,7 +175,7 @@ class Patient:
         if not isinstance(detector, LatentMixin):
             return {}
         generator, prior = detector._generator(self.seed), detector.latent_prior
-        found = torch.from_numpy(detector.transform(self.users(self.normal))).float().to(detector._device)
+        found = torch.from_numpy(np.asarray(detector.transform(self.users(self.normal)))).float().to(detector._device)
         # Normal rows are in random order.
         codes = {"between": project((found + found.roll(1, 0)) / 2, prior or "euclidean")}
         if prior is not None:

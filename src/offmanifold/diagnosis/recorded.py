@@ -33,6 +33,8 @@ def training(patient: Patient) -> Finding:
         )
     if grew_without_reason(detector):
         problems.append(("warn", "gradients grew more than γ explains", "Lower learning_rate."))
+    for told, remedy in detector.training_remarks():
+        problems.append(("warn", told[0].lower() + told[1:].rstrip("."), remedy))
     number, details = None, {"phases": summary}
     if report is not None:
         if report["spread"] > 0:

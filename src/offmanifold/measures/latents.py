@@ -35,7 +35,13 @@ class HasCodes(Protocol):
         """Return codes ``(n, k)``."""
 
 
+def _require_codes(detector: Any) -> None:
+    if not hasattr(detector, "latent_prior"):
+        raise TypeError(f"{type(detector).__name__} has no latent codes to measure. Use a detector with an encoder.")
+
+
 def _posterior(detector: Any, X: Any) -> tuple[Array, Array]:
+    _require_codes(detector)
     if not hasattr(detector, "posterior"):
         raise TypeError(
             f"{type(detector).__name__} has no posterior q(z | x): its codes are functions of the row, so there is no "
@@ -177,6 +183,7 @@ def aggregate_mmd(
     most_rows : int
     random_state : int, RandomState or None
     """
+    _require_codes(detector)
     prior = detector.latent_prior
     if prior is None:
         raise ValueError(
@@ -188,7 +195,7 @@ def aggregate_mmd(
         mean, std = _posterior(detector, X)
         codes = mean + std * random.standard_normal(mean.shape)
     else:
-        codes = detector.transform(X)
+        codes = np.asarray(detector.transform(X))  # whatever set_output says
     codes = codes[random.permutation(len(codes))[:most_rows]]
     size = min(block, len(codes) // 2)
     if size < 2:

@@ -184,10 +184,11 @@ def evaluated(state: State, energy: Energy) -> State:
         position = state.position.detach()
         position = (position.clone() if position.is_inference() else position).requires_grad_()
         energies = energy(position)
-        if energies.shape != position.shape[:1]:
-            raise ValueError(
-                f"energy must return one number for each of {len(position)} rows; got shape {tuple(energies.shape)}."
-            )
+        if not isinstance(energies, Tensor) or energies.shape != position.shape[:1]:
+            got = f"shape {tuple(energies.shape)}" if isinstance(energies, Tensor) else type(energies).__name__
+            raise ValueError(f"energy must return one number for each of {len(position)} rows; got {got}.")
+        if not energies.requires_grad:
+            raise ValueError("energy must depend on the positions it is given: it has no gradient by them.")
         (gradient,) = torch.autograd.grad(energies.sum(), position)
     return state._replace(position=position.detach(), energy=energies.detach(), gradient=gradient)
 
@@ -227,7 +228,10 @@ def run(
     Raises
     ------
     ValueError
-        For starts without rows, off the sphere's kind, and energies that are not one number a row.
+        For starts without rows, off the sphere's kind, and energies that are not one number a row, or of which there is
+        no gradient.
+    TypeError
+        For starts that are no tensor of floats.
 
     Examples
     --------
@@ -243,6 +247,9 @@ def run(
     """
     parameters.integer("steps", steps)
     position, total = start.position if isinstance(start, State) else start, None
+    if not isinstance(position, Tensor) or not position.is_floating_point():
+        kind = position.dtype if isinstance(position, Tensor) else type(position).__name__
+        raise TypeError(f"start must be a tensor of floats, or a State; got {kind}.")
     if kernel.space.sphere and (position.ndim != 2 or position.shape[1] < 2):
         raise ValueError(f"On the sphere start must be (n, k) with k ≥ 2; got shape {tuple(position.shape)}.")
     if position.ndim < 2 or len(position) == 0:

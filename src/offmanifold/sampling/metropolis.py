@@ -7,6 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from offmanifold import parameters
 from offmanifold.sampling.chain import Energy, Info, Kernel, State, evaluated, norms, run
 
 
@@ -64,6 +65,7 @@ def suggest_step_size(
     ValueError
         Where none of so many ``tries`` is accepted often enough and not too often.
     """
+    parameters.integer("tries", tries)
     step_size = kernel.step_size
     for _ in range(tries):
         trial = dataclasses.replace(kernel, step_size=step_size, noise=None)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from offmanifold import parameters
+from offmanifold import memory, parameters
 
 
 class Replay:
@@ -29,6 +31,12 @@ class Replay:
         self, capacity: int, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype = torch.float32
     ) -> None:
         parameters.integer("capacity", capacity)
+        needed, there = capacity * math.prod(shape) * dtype.itemsize, memory.installed()
+        if device.type == "cpu" and needed > there:  # which it would take only by and by, as it is filled
+            raise ValueError(
+                f"A replay buffer of {capacity:,} positions takes {needed / 2**30:,.0f} GiB; this machine has "
+                f"{there / 2**30:,.0f} GiB. Make replay_size smaller."
+            )
         try:
             positions = torch.zeros(capacity, *shape, device=device, dtype=dtype)
         except RuntimeError as error:  # torch.cuda's is one, too
@@ -77,8 +85,11 @@ class Replay:
         """Put chains' ends ``(n, *shape)`` in, over the oldest."""
         self._check("positions", positions)
         n = len(positions)
-        if ages.shape != (n,):
-            raise ValueError(f"ages must be ({n},), one a position; got {tuple(ages.shape)}.")
+        if ages.shape != (n,) or ages.dtype != self.tensors["ages"].dtype:
+            raise ValueError(
+                f"ages must be ({n},) of {self.tensors['ages'].dtype}, one a position; got {tuple(ages.shape)} of "
+                f"{ages.dtype}."
+            )
         self._check_fit(n)
         index = (self.tensors["pushed"] + torch.arange(n, device=positions.device)) % self.capacity
         self.tensors["positions"][index] = positions.detach()

@@ -73,7 +73,8 @@ class Persistent:
 
     def end(self, positions: Tensor) -> None:
         """Put the ends into the buffer."""
-        assert self._ages is not None
+        if self._ages is None:
+            raise RuntimeError("Chains end after they have begun: call begin before end.")
         self.replay.push(positions, self._ages + 1)
 
 

@@ -106,7 +106,7 @@ def _header(path: Path) -> dict[str, Any]:
             raise ValueError(f"{path} is of format {header['format']!r}, not {FORMAT!r}.")
         return {key: header[key] for key in ("settings", "data", "seed", "random_state", "state")}
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not a whole offmanifold checkpoint ({error}).") from error
+        raise ValueError(f"{path} is not a whole offmanifold checkpoint ({error}). Delete it to start anew.") from error
 
 
 def fingerprint(*tensors: Tensor) -> str:

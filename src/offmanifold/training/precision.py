@@ -25,6 +25,8 @@ def choose_device(device: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device={device!r} cannot be used here: {reason}") from error
+    if chosen.type == "meta":
+        raise ValueError("device='meta' cannot be used here: nothing is computed there.")
     return chosen
 
 
