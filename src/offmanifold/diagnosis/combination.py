@@ -57,7 +57,7 @@ TERMS: Mapping[str, Term] = MappingProxyType({
     "quiet drift": Term("drift", _quiet_drift, 0.0404, 0.1970, 0.5993),
 })  # fmt: skip
 BIAS = -0.9793
-# Above the first: distrust; above the second: care. In the zoo none of 243 honest detectors that are good is above the
+# Above the first: distrust; above the second: care. In the zoo none of 242 honest detectors that are good is above the
 # first, and one in ten above the second.
 DISTRUST, CARE = 0.3, 0.2
 # Checks whose failure decides by itself: the zoo's detectors were all calibrated on rows of the same kind.
