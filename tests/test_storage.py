@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import resource
 import stat
 import subprocess
@@ -111,6 +112,11 @@ def test_foreign_newer_and_missing_files(model_file: Path, tmp_path: Path) -> No
         (lambda h, t: h["parameters"].update(false_alarm_rate=10**400), "inconsistent|false_alarm_rate"),
         (lambda h, t: t["calibration/scores"].fill_(float("nan")), "'calibration/scores' is not finite"),
         (lambda h, t: t["calibration/scores"].copy_(t["calibration/scores"].flip(0)), "not a sorted list"),
+        (lambda h, t: t.update({"calibration/scores": torch.zeros(2, 3)}), "not a sorted list"),
+        (lambda h, t: t.update({"calibration/scores": torch.zeros(0)}), "not a sorted list"),
+        (lambda h, t: t["probes/scores"].mul_(1.01), "probe rows score differently here"),
+        (lambda h, t: t.update({"standardiser/mean": torch.zeros(1), "standardiser/scale": torch.ones(1)}),
+         "standardisation does not fit"),
         (lambda h, t: t["calibration/rows"].fill_(float("inf")), "'calibration/rows' is not finite"),
         (lambda h, t: t.update({"calibration/rows": torch.zeros(3, 4)}), "rows that it holds do not fit"),
         (lambda h, t: t.pop("probes/rows"), "inconsistent: 'probes/rows'"),
@@ -199,6 +205,24 @@ def test_atomic_writes_keep_ordinary_permissions(tmp_path: Path) -> None:
         (tmp_path / "ours").chmod(mode)
         atomic.write(tmp_path / "ours", "y")
         assert stat.S_IMODE((tmp_path / "ours").stat().st_mode) == mode
+
+
+def test_what_a_link_leads_to_is_replaced_and_what_is_no_file_is_not(tmp_path: Path) -> None:
+    (tmp_path / "real").write_text("old")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    atomic.write(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "real").read_text() == "new"
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="pipe is no ordinary file: it cannot be replaced"):
+        atomic.write(tmp_path / "pipe", "x")
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_file_larger_than_memory_is_refused(tmp_path: Path) -> None:
+    with (tmp_path / "vast.safetensors").open("wb") as file:
+        file.truncate(2**42)
+    with pytest.raises(ValueError, match="cannot be read: there is not memory enough"):
+        load(tmp_path / "vast.safetensors")
 
 
 def test_models_of_images_and_of_frames_come_back(tmp_path: Path, plane: Any, digits: Any) -> None:

@@ -15,9 +15,16 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a fresh file beside ``path`` to write to; rename it over ``path`` when the block succeeds.
 
     Whatever goes wrong (a full disk, an exception, a kill), ``path`` stays as it was. What replaces a file has that
-    file's permissions.
+    file's permissions. A link stays one: what it leads to is replaced.
+
+    Raises
+    ------
+    OSError
+        ``path`` is no ordinary file, such as a device.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path} is no ordinary file: it cannot be replaced.")
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     os.close(handle)
     part = Path(name)

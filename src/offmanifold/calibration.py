@@ -108,23 +108,25 @@ def discovery_threshold(p: npt.ArrayLike, rate: float) -> float:
 
 
 def discoverable(rows: int, calibration_rows: int, rate: float) -> int:
-    """Return how many of ``rows`` must be more extreme than all calibration rows before any can be called."""
+    """Return how many of ``rows``, each more extreme than all calibration rows, can be called by themselves.
+
+    With fewer, others that are nearly as extreme must help.
+    """
     return math.ceil(rows / (rate * (calibration_rows + 1)) - 1e-9)
 
 
 def split_sizes(rows: int, rate: float, fraction: float | None) -> tuple[int, int]:
     """Return how many rows go to calibration and to early stopping.
 
-    Calibration gets ``fraction`` of the rows; where none is given, a fifth, or what ``rate`` takes if that
-    is more but at most half of the rows, and never more than :data:`MOST_CALIBRATION_ROWS`. Early stopping
+    Calibration gets ``fraction`` of the rows; where none is given, a fifth, but at most
+    :data:`MOST_CALIBRATION_ROWS`, or what ``rate`` takes if that is more and at most half of the rows. Early stopping
     gets a tenth, at most 1 000.
     """
     if fraction is None:
-        calibration = math.ceil(0.2 * rows)
+        calibration = min(math.ceil(0.2 * rows), MOST_CALIBRATION_ROWS)
         needed = rows_needed(rate)
         if calibration < needed <= rows // 2:
             calibration = needed
-        calibration = min(calibration, MOST_CALIBRATION_ROWS)
     else:
         calibration = math.ceil(fraction * rows)
     stopping = min(max(1, rows // 10), 1000)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import numbers
 from collections.abc import Iterable
 from typing import Any
@@ -60,7 +61,10 @@ def real(
     wanted += _or(words)
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise InvalidParameter(f"{argument} must be {wanted}; got {value!r}.")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # of a whole number too large
+        number = math.inf
     fits = (
         number - number == 0
         and (above is None or number > above)

@@ -134,6 +134,8 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor
         raise ValueError(f"{path} does not exist.") from error
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
+    except MemoryError as error:
+        raise ValueError(f"{path} cannot be read: there is not memory enough for it.") from error
     try:
         tensors = safetensors.torch.load(content)
         length = int.from_bytes(content[:8], "little")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import quick
+from conftest import made, quick
 
 from offmanifold import (
     AE,
@@ -195,6 +196,15 @@ def test_one_column_and_few_rows() -> None:
     assert np.isfinite(few.score_samples([[np.nan, 1.0, 2.0]])).all()
 
 
+def test_a_single_calibration_row_with_a_gap_is_no_sign_of_anything() -> None:
+    rows = np.random.default_rng(0).normal(size=(5, 3))
+    rows[:, 0] = np.nan
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        made(AE).fit(rows)
+    assert not any("have the same score" in str(warning.message) for warning in caught)
+
+
 def test_levelling_takes_quantiles_to_quantiles() -> None:
     """A sum of squares: fewer of them have another mean, spread and shape."""
     rng = torch.Generator().manual_seed(1)
@@ -213,6 +223,8 @@ def test_levelling_takes_quantiles_to_quantiles() -> None:
         for share, most in ((0.1, 0.06), (0.5, 0.08), (0.9, 0.03), (0.95, 0.02)):
             assert abs(float((levelled <= standard.quantile(share)).float().mean()) - share) < most
         assert torch.equal(levels(standard, new), standard)
+        nothing = torch.full((1, 6), torch.nan)
+        assert levels(torch.tensor([1e4]), nothing) == levels.centre
         order = energy(rows).argsort()
         assert (levelled[order].diff() >= 0).all()  # of one pattern the order stays
         # Far beyond what was seen an energy is what it was but for a fixed difference.

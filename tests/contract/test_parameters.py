@@ -35,6 +35,8 @@ COMMON = [
     ({"false_alarm_rate": 0}, ValueError, "false_alarm_rate must be a finite number, above 0, below 1; got 0"),
     ({"false_alarm_rate": "5%"}, TypeError, "false_alarm_rate must be .* got '5%'"),
     ({"calibration_fraction": 1}, ValueError, "calibration_fraction must be"),
+    ({"learning_rate": 10**400}, ValueError, "learning_rate must be a finite number, above 0"),
+    ({"learning_rate": True}, ValueError, "learning_rate must be a finite number, above 0.*; got True"),
     ({"device": "warp"}, ValueError, "device='warp' cannot be used here"),
     ({"device": 0}, TypeError, "device must be 'auto'"),
     ({"precision": "half"}, ValueError, "precision='half' is unknown"),

@@ -40,6 +40,7 @@ def plain(sevens: dict[str, np.ndarray]) -> VAE:
 
 def test_a_hundred_images_of_what_is_not_normal_are_one_argument(plain: VAE, sevens: dict[str, np.ndarray]) -> None:
     told = NegativeVAE(**QUICK, latent_dim=5).fit(sevens["normal"], negatives=sevens["ones"][:100])
+    assert told._negatives is None, "the user's negatives are no part of a model"
     assert told.settings_["negatives"] == {"given": 1.0}
     before, after = (
         auroc(detector.score_samples(sevens["held_out"]), detector.score_samples(sevens["ones"][100:])).value

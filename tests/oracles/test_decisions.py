@@ -83,6 +83,28 @@ def test_split_sizes() -> None:
     assert calibration.split_sizes(20, 0.05, None) == (4, 2)  # nor can half of 20
     assert calibration.split_sizes(10**6, 0.05, None) == (5000, 1000)
     assert calibration.split_sizes(100, 0.05, 0.5) == (50, 10)
+    assert calibration.split_sizes(10**6, 1e-4, None) == (9999, 1000)  # what so small a rate takes
+    assert calibration.split_sizes(38, 0.05, None) == (19, 3)
+    assert calibration.split_sizes(10, 0.05, 0.99) == (8, 1)  # one to learn from
+
+
+def test_rates_that_no_float_is() -> None:
+    for rate in (0.29, 0.57, 0.58):
+        scores = np.arange(99.0)
+        assert (scores < calibration.threshold(scores, rate)).sum() == round(100 * rate) - 1
+
+
+def test_the_range_of_rates_of_few_rows() -> None:
+    """By the smallest of 19 scores, uniform rates have P(> r) = (1 − r)¹⁹."""
+    expected = 1 - 0.975 ** (1 / 19), 1 - 0.025 ** (1 / 19)
+    assert calibration.rate_range(19, 0.05) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("m", "least"), [(5, 0.93), (20, 0.93), (200, 0.93)])
+def test_the_interval_of_the_false_positive_rate_holds(m: int, least: float) -> None:
+    rng, truth = np.random.default_rng(m), norm.sf(3 + norm.ppf(0.05))
+    found = [fpr_at_tpr(-rng.normal(0, 1, 1000), -rng.normal(3, 1, m)) for _ in range(300)]
+    assert np.mean([estimate.low <= truth <= estimate.high for estimate in found]) > least
     assert calibration.rows_needed(0.05) == 19
     assert calibration.smallest_rate(19) == 0.05
 
@@ -130,8 +152,9 @@ def test_measures_name_what_is_wrong(wrong: Any, message: str) -> None:
 
 
 def test_intervals_at_the_edge_have_a_width() -> None:
-    found = fpr_at_tpr(np.full(10, 5.0), np.full(10, 1.0))
+    found = fpr_at_tpr(np.full(10, 5.0), np.full(100, 1.0))
     assert (found.value, found.low) == (0.0, 0.0) and found.high == pytest.approx(proportion(0, 10).high)
+    assert fpr_at_tpr(np.full(10, 5.0), np.full(71, 1.0)).high == 1  # so few bound no threshold
     assert aupr([1.0, 2.0], [-np.inf, 0.0]).value == 1.0
     for n, lowest in ((4, -0.9), (10, 0.9)):
         same = rank_correlation(np.arange(n), np.arange(n))
@@ -204,6 +227,9 @@ def test_the_difference_of_two_aurocs_of_the_same_rows() -> None:
     found = auroc_difference(sharp, noisy)
     assert found.value == pytest.approx(auroc(*sharp).value - auroc(*noisy).value)
     assert auroc_difference(sharp, sharp) == Estimate(0.0, 0.0, 0.0, 0.95)
+    # Both separate these perfectly, and rank them differently.
+    apart = auroc_difference(([3.0, 4, 5], [0.0, 1]), ([5.0, 4, 3], [0.0, 1]))
+    assert apart.value == 0 and apart.low < -0.5 and apart.high > 0.5
     found = [auroc_difference(*draw()) for _ in range(600)]
     assert 0.92 <= np.mean([one.low <= true <= one.high for one in found]) <= 0.98
     # Shared rows make it narrower than two intervals together would be.
@@ -229,6 +255,11 @@ def test_aupr_and_fpr() -> None:
     for estimate in (found, rate):
         assert estimate.low < estimate.value < estimate.high
     assert fpr_at_tpr([5.0] * 10, [1.0] * 10).value == 0
+    assert fpr_at_tpr([1.0, 2, 2, 3], [0.0, 1, 2, 2], tpr=0.5).value == 0.25
+    assert fpr_at_tpr(np.arange(10.0) + 0.5, np.arange(10.0), tpr=0.9).value == 0.8
+    assert fpr_at_tpr(np.arange(5.0), np.arange(5.0), tpr=1e-12).value == 0.2
+    wide, narrow = aupr(normal, odd), aupr(normal, odd, level=0.5)
+    assert wide.low < narrow.low < narrow.value < narrow.high < wide.high
     assert proportion(0, 10).high == pytest.approx(0.3085, abs=1e-4)
 
 

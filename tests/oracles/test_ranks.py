@@ -22,6 +22,7 @@ def test_friedman_by_hand() -> None:
     assert friedman(values) == pytest.approx(np.exp(-4.5 / 2))
     assert friedman(values) == friedmanchisquare(*values.T).pvalue
     assert friedman(np.arange(60).reshape(20, 3)) < 1e-8
+    assert friedman(np.ones((5, 3))) == 1
 
 
 @pytest.mark.parametrize(

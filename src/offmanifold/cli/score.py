@@ -82,8 +82,8 @@ def score(
         typer.echo(
             f"{summary['most_extreme']:,} rows are more extreme than all {len(detector.calibration_scores_):,} "
             f"calibration rows, but among {summary['rows']:,} rows it takes {summary['most_extreme_needed']:,} of "
-            "these before --fdr can call one. Score fewer rows at a time, fit with a larger calibration_fraction, or "
-            "leave --fdr out.",
+            "these, or many nearly so, before --fdr can call one. Score fewer rows at a time, fit with a larger "
+            "calibration_fraction, or leave --fdr out.",
             err=True,
         )
 

@@ -73,7 +73,8 @@ def of_going_back(summary: Mapping[str, Mapping[str, Any]]) -> None:
 
 def of_scores_alike(scores: Float64Array, rows: npt.NDArray[Any]) -> None:
     """Say so where sorted scores of rows that differ are all the same."""
-    if scores[0] == scores[-1] and bool((rows != rows[:1]).any()):
+    differ = not np.array_equal(rows, np.broadcast_to(rows[:1], rows.shape), equal_nan=True)
+    if scores[0] == scores[-1] and differ:
         _warn(
             f"All {len(rows)} calibration rows have the same score, though they differ: this model tells nothing "
             "apart. Train it longer, with another random_state, or with another network."

@@ -226,7 +226,11 @@ class Scorer(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
         return self._terms(self._fitted_rows(X))
 
     def decision_function(self, X: Any) -> Float64Array:
-        """Return ``score_samples(X) − offset_``: negative exactly where :meth:`predict` says −1."""
+        """Return ``score_samples(X) − offset_``: negative exactly where :meth:`predict` says −1.
+
+        Where too few rows calibrate to promise ``false_alarm_rate``, ``offset_`` is −inf, and this +inf for every row:
+        to rank rows take :meth:`score_samples`.
+        """
         return self.score_samples(X) - self.offset_
 
     def predict(self, X: Any) -> npt.NDArray[np.int64]:
@@ -320,11 +324,15 @@ class Scorer(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
         if "module_" in state:  # weights only: modules with parametrisations cannot be pickled
             weights = state.pop("module_").state_dict()
             state["_weights"] = {name: tensor.cpu().numpy() for name, tensor in weights.items()}
+        if (levelling := state.pop("_levelling", None)) is not None:  # which may be on a GPU, too
+            state["_levels"] = {name: tensor.cpu().numpy() for name, tensor in levelling.tensors().items()}
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        weights = state.pop("_weights", None)
+        weights, levels = state.pop("_weights", None), state.pop("_levels", None)
         super().__setstate__(state)
+        if levels is not None:
+            self._levelling = Levelling(**{name: torch.tensor(array) for name, array in levels.items()})
         if weights is not None:
             self._load_weights({name: torch.tensor(np.array(array)) for name, array in weights.items()})
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import brentq
-from scipy.stats import binomtest, norm, rankdata
+from scipy.stats import binom, binomtest, norm, rankdata
 from sklearn.metrics import average_precision_score
 
 from offmanifold.measures.estimates import Estimate
@@ -119,8 +119,8 @@ def auroc_difference(
         if len(one) != len(other):
             raise ValueError(f"others must be of the same {name} as scores; got {len(other):,} and {len(one):,}.")
     value = first.value - second.value
-    if all(np.array_equal(one, other) for one, other in zip(mine, theirs, strict=True)):
-        return Estimate(0.0, 0.0, 0.0, level)
+    if np.array_equal(*(rankdata(np.concatenate(_pair(*pair))) for pair in (scores, others))):
+        return Estimate(0.0, 0.0, 0.0, level)  # not where both separate perfectly: other rows might tell them apart
     # Zero where one of them has no variance, as with a single row or perfect separation.
     variances = [sum(float(part.var()) / max(1, len(part) - 1) for part in parts) for parts in (mine, theirs)]
     covariance = sum(
@@ -146,7 +146,21 @@ def aupr(
 ) -> Estimate:
     """Average precision with the outliers as the positive class, with a bootstrap interval.
 
-    Parameters are those of :func:`fpr_at_tpr`. Of perfect separation the interval has no width: see :func:`auroc`'s.
+    Parameters
+    ----------
+    normal, outliers : (n,) and (m,)
+        Scores, high = normal.
+    level : float
+        Confidence of the interval.
+    draws : int
+        Bootstrap draws, normal rows and outliers resampled apart.
+    random_state : int
+        Seed of the bootstrap.
+
+    Notes
+    -----
+    Of perfect separation the interval has no width (see :func:`auroc`'s), and of a handful of outliers one of 95 %
+    holds the truth in some nine of ten cases.
     """
     low_scores, high_scores = _pair(normal, outliers)
 
@@ -164,8 +178,6 @@ def fpr_at_tpr(
     *,
     tpr: float = 0.95,
     level: float = 0.95,
-    draws: int = 200,
-    random_state: int = 0,
 ) -> Estimate:
     """Share of normal rows called abnormal at the threshold that catches ``tpr`` of the outliers.
 
@@ -177,26 +189,30 @@ def fpr_at_tpr(
         Share of the outliers to be caught.
     level : float
         Confidence of the interval.
-    draws : int
-        Bootstrap draws, normal rows and outliers resampled apart.
-    random_state : int
-        Seed of the bootstrap.
 
     Notes
     -----
-    From the lowest to the highest end of the bootstrap's interval and of the exact binomial one for the normal rows: of
-    scores that hardly overlap most draws of a bootstrap are alike.
+    The threshold is a quantile of few outliers, which lies between two of them, whatever their law (by the binomial of
+    how many are below it); the interval goes from the lower end of the exact binomial one for normal rows at the
+    stricter of these to the upper end at the looser. It holds, and is wide: at 95 % of the outliers, fewer than 72 of
+    them bound no threshold from below, and the upper end is 1.
     """
     real("tpr", tpr, above=0, maximum=1)
+    _check_level(level)
     low_scores, high_scores = _pair(normal, outliers)
+    ordered, m, n = np.sort(high_scores), len(high_scores), len(low_scores)
 
-    def statistic(negatives: Scores, positives: Scores) -> float:
-        threshold = np.sort(positives)[math.floor((1 - tpr) * len(positives) + 1e-9)]
-        return float((negatives >= threshold).mean())
+    def called(threshold: float) -> int:
+        return int((low_scores >= threshold).sum())
 
-    found = _bootstrap(statistic, low_scores, high_scores, level, draws, random_state)
-    exact = proportion(round(found.value * len(low_scores)), len(low_scores), level=level)
-    return Estimate(found.value, min(found.low, exact.low), max(found.high, exact.high), level)
+    below, above = (int(count) for count in binom.ppf([0.5 - level / 2, 0.5 + level / 2], m, 1 - tpr))
+    looser, stricter = (ordered[below - 1] if below else -math.inf), (ordered[above] if above < m else math.inf)
+    return Estimate(
+        called(ordered[min(m - 1, math.floor((1 - tpr) * m + 1e-9))]) / n,
+        proportion(called(stricter), n, level=level).low,
+        proportion(called(looser), n, level=level).high,
+        level,
+    )
 
 
 def proportion(count: int, total: int, *, level: float = 0.95) -> Estimate:

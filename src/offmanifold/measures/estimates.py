@@ -60,7 +60,8 @@ def difference_of_means(values: npt.ArrayLike, others: npt.ArrayLike, *, level: 
 def rank_correlation(values: npt.ArrayLike, others: npt.ArrayLike, *, level: float = 0.95) -> Estimate:
     """Spearman's rank correlation of paired values ``(n,)`` with Fisher's interval; 0 where one of them is constant.
 
-    Of values in the same order, or the opposite, it is that of the next smaller correlation there can be.
+    Of fewer than four pairs nothing is said: 0, from −1 to 1. Of values in the same order, or the opposite, it is that
+    of the next smaller correlation there can be.
     """
     first, second = (np.asarray(sample, dtype=np.float64) for sample in (values, others))
     if len(first) < 4 or np.ptp(first) == 0 or np.ptp(second) == 0:

@@ -25,7 +25,10 @@ def friedman(values: npt.ArrayLike) -> float:
     ----------
     values : (sets, methods)
     """
-    return float(friedmanchisquare(*np.asarray(values, dtype=np.float64).T).pvalue)
+    array = np.asarray(values, dtype=np.float64)
+    if (array == array[:, :1]).all():
+        return 1.0
+    return float(friedmanchisquare(*array.T).pvalue)
 
 
 def nemenyi_difference(methods: int, sets: int, *, level: float = 0.95) -> float:
