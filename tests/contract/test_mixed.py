@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
+import torch
 from conftest import quick
 
-from offmanifold import AE, VAE, MultiscaleDenoiser, OutlierDetector, auroc, diagnose, load
+from offmanifold import AE, VAE, MultiscaleDenoiser, NegativeVAE, OutlierDetector, auroc, diagnose, load
 from offmanifold.data.columns import far_off
 from offmanifold.report.page import write_report
 
@@ -235,3 +236,20 @@ def test_it_is_examined_and_reported(normal: pl.DataFrame, tmp_path: Path) -> No
     assert list(shares) == normal.columns
     write_report(detector, diagnosis, tmp_path / "r.html", title="t", X=frame(100, 2, odd=True), normal=held_out)
     assert "colour" in (tmp_path / "r.html").read_text()
+
+
+def test_errors_of_numbers_are_compared_with_the_variance_of_numbers() -> None:
+    """Cells of categories, whose variance is small, are in neither: an unconditional mean errs by all there is."""
+    rng = np.random.default_rng(0)
+    rows = pl.DataFrame({"a": rng.normal(size=400), "b": rng.normal(size=400)})
+    rows = rows.with_columns(**{name: pl.Series([f"level{i}" for i in rng.integers(0, 8, 400)]) for name in ("c", "d")})
+    detector = NegativeVAE(**quick(NegativeVAE), negatives="adversarial").fit(rows)
+    for parameter in detector.module_.decoder.parameters():
+        parameter.data.zero_()
+    judge = detector._phases(detector.module_, detector.settings_)[0].judge
+    assert judge is not None
+    _, record = judge(torch.from_numpy(detector.prepared(rows)).float(), torch.Generator().manual_seed(0))
+    assert record["relative_error"] == pytest.approx(1, abs=0.05)
+    continued = VAE(**quick(VAE), gamma="continuation").fit(rows)
+    assert continued.settings_["gamma_start"] == pytest.approx(1, rel=0.1)
+    assert VAE(**quick(VAE), gamma="continuation").fit(rows[["c", "d"]]).settings_["gamma_start"] > 0

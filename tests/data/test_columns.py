@@ -14,7 +14,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from offmanifold.data.columns import MOST_LEVELS, NEW, OTHER
+from offmanifold.data.columns import MOST_LEVELS, NEW, OTHER, Column
 from offmanifold.data.inputs import InputSpec, Rows
 from offmanifold.data.tables import Preparation
 from offmanifold.data.transforms import HELD_OUT, Transform
@@ -355,3 +355,30 @@ def test_a_column_that_only_what_judges_tells_apart_stays_as_it_is() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert Transform.choose(values).name == "none"
+
+
+@pytest.mark.parametrize(
+    ("levels", "later"),
+    [
+        (
+            ["1.0", "2.0", None],
+            [["1", "2", None], [1, 2, None], [1.0, 2.0, None]],
+        ),  # pandas writes codes so beside gaps
+        (["True", "False", None], [[True, False, None], ["true", "false", None]]),
+    ],
+)
+def test_levels_written_as_floats_or_words_are_known_otherwise(levels: Any, later: Any) -> None:
+    rows = learned(pl.DataFrame({"x": levels}), columns={"x": "category"})
+    codes = rows.take(slice(None))[:, 0]
+    for cells in later:
+        again = Rows(pl.DataFrame({"x": cells}), rows.spec).take(slice(None))[:, 0]
+        np.testing.assert_array_equal(again, codes)
+
+
+def test_transforms_of_values_near_the_limit_of_floats() -> None:
+    values = 10.0 ** (200 * np.random.default_rng(0).uniform(-1, 1, 400))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        chosen = Transform.choose(values)
+        assert chosen.name != "none" and np.isfinite(chosen.log_slope(values)).all()
+        assert np.isfinite(Transform("signed log").log_slope(np.array([-1e300, 0.0, 1e300]))).all()

@@ -65,3 +65,19 @@ def test_rows_of_a_table_that_do_not_belong() -> None:
     assert moves[0].norm() == pytest.approx(2 * float((rows - rows.mean(0)).square().mean().sqrt()), rel=1e-3)
     constant = torch.zeros(10, 3)
     assert torch.isfinite(outliers.make("displaced", constant, generator)).all()
+
+
+def test_what_is_made_of_pixels_and_cells_to_the_number() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(9, 1, 8, 8, generator=generator)
+    made = {family: outliers.make(family, images, generator) for family in ("inverted", "patches", "noise")}
+    torch.testing.assert_close(made["inverted"], 1 - images)
+    torch.testing.assert_close(made["patches"][:, :, :4, :4], images[:, :, :4, 4:])
+    torch.testing.assert_close(made["patches"][:, :, 4:, 4:], images[:, :, :4, :4])
+    assert 0.07 < made["noise"].var() < 0.1  # of a uniform law 1/12
+    rows = torch.randn(4000, 3, generator=generator) * torch.tensor([1.0, 10.0, 0.1])
+    moved = outliers.make("jittered", rows, generator) - rows
+    torch.testing.assert_close(moved.std(0) / rows.std(0), torch.full((3,), 0.5), rtol=0.05, atol=0)
+    changed = (outliers.make("replaced", rows, generator) != rows).double().mean(0)
+    assert (changed - 1 / 3).abs().max() < 0.05
+    assert not any(torch.equal(outliers._others(rows[:2], generator), rows[:2]) for _ in range(50))

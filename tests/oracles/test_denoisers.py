@@ -269,3 +269,47 @@ def test_a_unet_takes_images_of_any_size_and_is_told_the_noise() -> None:
         rows = torch.randn(2, math.prod(shape))
         found = [denoiser(rows, torch.full((2, 1), sigma)) for sigma in (0.1, 1.0)]
         assert found[0].shape == rows.shape and not torch.equal(*found)
+
+
+def test_missing_cells_take_no_part_in_learned_features() -> None:
+    rng = np.random.default_rng(0)
+    levels = [0.1, 0.5, 2.0]
+    stored = StoredRows(0, 3, levels)
+    stored.store(torch.from_numpy(rng.normal(size=(5, 3))))
+    model = TableModel(DenseDenoiser(3, (16, 16)), levels, stored).double().eval().requires_grad_(False)
+    rows = torch.from_numpy(rng.normal(size=(7, 3)))
+    rows[:4, 1] = torch.nan
+    whole, found = model.completed(rows), model.learned(rows)
+    for i, sigma in enumerate(model.levels.tolist()):
+        noisy = torch.full((7, 1), sigma, dtype=torch.float64)
+        squares = (whole - model.denoiser(whole, noisy)).square() / sigma**2
+        torch.testing.assert_close(found[:4, i], squares[:4, [0, 2]].mean(1))
+        torch.testing.assert_close(found[4:, i], squares[4:].mean(1))
+    evidence = model.evidence(rows)  # the smallest level is smaller than what completion errs by
+    assert (evidence[:4, 0] == -20).all() and (evidence[4:, 0] > -20).all() and (evidence[:, 1:] > -20).all()
+
+
+def test_the_smallest_levels_are_half_the_distance_between_neighbours() -> None:
+    rng, own = np.random.default_rng(0), {"hidden": (8,), "steps": 1, "verbose": False, "random_state": 0}
+    grid = rng.permutation(0.06 * np.arange(300.0))[:, None]
+    detector = MultiscaleDenoiser(scale=None, **own).fit(grid)
+    apart = np.sort(grid[detector.split(300)[2], 0])
+    nearest = np.median(np.minimum(np.diff(apart, prepend=-9), np.diff(apart, append=99)))
+    for name in ("levels", "stored_levels"):
+        assert detector.settings_[name][0] == pytest.approx(nearest / 2, abs=1e-3)
+    one = 0.5 + 0.02 * rng.normal(size=(20, 9, 9))
+    images = np.concatenate([one, *(one + 0.001 * rng.normal(size=one.shape) for _ in range(2))])
+    settings = MultiscaleDenoiser(**own | {"capacity": 0.3, "hidden": "auto"}).fit(images).settings_
+    assert settings["stored_levels"][0] == pytest.approx(0.001 / 0.02 / 2, rel=0.1)
+
+
+def test_noise_in_training_is_log_uniform(plane: Any) -> None:
+    detector = MultiscaleDenoiser(hidden=(8,), steps=1, verbose=False, random_state=0).fit(plane[0])
+    drawn: list[torch.Tensor] = []
+    detector.module_.denoiser.loss = lambda rows, noise, sigma: drawn.append(sigma) or sigma[:, 0]
+    rows = torch.zeros(20_000, 5)
+    detector._phases(detector.module_, detector.settings_)[0].updates[0].loss(rows, torch.Generator().manual_seed(0))
+    low, high = math.log(detector.settings_["levels"][0]), math.log(3.0)
+    logs = drawn[0].log()
+    assert float(logs.mean()) == pytest.approx((low + high) / 2, abs=0.05)
+    assert float(logs.min()) == pytest.approx(low, abs=0.01) and float(logs.max()) == pytest.approx(high, abs=0.01)

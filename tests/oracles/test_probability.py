@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -368,3 +369,30 @@ def test_a_density_integrates_to_one_on_the_grid() -> None:
     assert (np.diff(points[:200, 0]) == 0).all() and (np.diff(points[:200, 1]) > 0).all()
     log_p = -0.5 * ((points - [0.5, 0.0]) ** 2).sum(1)
     assert grids.log_integral(log_p, area) == pytest.approx(math.log(2 * math.pi), abs=1e-5)
+
+
+@pytest.mark.parametrize("rule", [0.3, "learned", "per-dimension", "closed-form"])
+def test_a_gaussian_of_rows_with_gaps_is_that_of_the_cells_seen(rule: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, mean = torch.randn(6, 3, generator=generator), torch.randn(6, 3, generator=generator)
+    x[:, 1] = torch.nan
+    whole, part = Gaussian((3,), rule, start=0.5).eval(), Gaussian((2,), rule, start=0.5).eval()
+    torch.testing.assert_close(whole.log_prob(x, mean), part.log_prob(x[:, [0, 2]], mean[:, [0, 2]]))
+    torch.testing.assert_close(whole.cells(x, mean).sum(1), whole.log_prob(x, mean))
+
+
+def test_gamma_in_closed_form_is_the_mean_over_cells_seen() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, mean = torch.randn(6, 3, generator=generator), torch.randn(6, 3, generator=generator)
+    x[:, 1], x[0, 0] = torch.nan, torch.nan
+    gaussian = Gaussian((3,), "closed-form").train()
+    for _ in range(400):
+        gaussian.log_prob(x, mean)
+    assert gaussian.gamma.item() == pytest.approx((x - mean)[~x.isnan()].square().mean().item(), rel=1e-4)
+
+
+def test_a_cell_between_levels_has_the_mean_of_their_log_probabilities() -> None:
+    mixed, logits = Mixed([Block("category", 3)], [0.0] * 3, [1.0] * 3), torch.tensor([[0.5, -1.0, 2.0]])
+    for scale in (0.25, 0.5):  # completed ones need not sum to one
+        found = mixed.log_prob(scale * torch.tensor([[1.0, 1.0, 0.0]]), logits)
+        torch.testing.assert_close(found, logits.log_softmax(1)[:, :2].mean(1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import pickle
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from offmanifold.detectors import AE, NAE, VAE, OutlierDetector
 from offmanifold.networks import choose
 from offmanifold.training.checkpoints import Checkpointer
-from offmanifold.training.loop import Batches, TrainingDiverged, train
+from offmanifold.training.loop import VALIDATION_BATCH, VALIDATION_SEED, Batches, TrainingDiverged, train
 from offmanifold.training.phases import Optimizer, ParameterGroup, Phase, Unfit, Update
 from offmanifold.training.precision import choose_device, choose_dtype, computing_in
 from offmanifold.training.progress import Progress
@@ -488,3 +489,52 @@ def test_lines_are_of_the_phase_they_name_and_tell_of_its_end(monkeypatch: pytes
     assert "held-out" in told[1] and told[2].startswith("second: step 1 of 8, ") and told[2].endswith("steps/s")
     assert "judged 1" in told[3]
     assert told[-1] == "second: stopped at step 6, no better weights for 4 steps"
+
+
+def test_held_out_rows_are_judged_by_their_mean_under_the_same_noise() -> None:
+    model, rows = nn.Linear(2, 2), torch.randn(700, 2, generator=torch.Generator().manual_seed(0))
+
+    def loss(part: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        noise = torch.empty_like(part).normal_(generator=generator)
+        return (model(part + noise) - part).square().mean(1), {}
+
+    update = Update((ParameterGroup.of("all", model),), loss, Optimizer(1e-12))
+    history = train(model, [Phase("p", (update,), 4, 16, checks=4)], rows, rows, seed=0)
+    generator = torch.Generator().manual_seed(VALIDATION_SEED)
+    with torch.no_grad():
+        expected = torch.cat([loss(part, generator)[0] for part in rows.split(VALIDATION_BATCH)]).mean().item()
+    assert [record["validation"] for record in history] == pytest.approx([expected] * 4, rel=1e-5)
+
+
+def phase_with_losses(model: nn.Module, losses: list[float], judged: list[float], **own: Any) -> Phase:
+    """Return three steps with these losses and judgements."""
+    each, judgement = iter(losses), iter(judged)
+
+    def loss(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        return model(rows).square().flatten() * 0 + next(each), {}
+
+    update = Update((ParameterGroup.of("all", model),), loss, Optimizer(0.1))
+    return Phase("p", (update,), 3, 4, checks=3, judge=lambda rows, generator: (next(judgement), {}), **own)
+
+
+def test_the_last_weights_are_kept_whatever_the_judge_says() -> None:
+    model = nn.Linear(1, 1)
+    phase = phase_with_losses(model, [1.0] * 3, [0.0, 1.0, 2.0], keep="last")
+    assert all(record["kept"] for record in train(model, [phase], torch.ones(8, 1), torch.ones(8, 1), seed=0))
+
+
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_a_judgement_that_is_no_number_ends_training(keep: str) -> None:
+    model = nn.Linear(1, 1)
+    phase = phase_with_losses(model, [1.0] * 3, [1.0, math.nan, 1.0], keep=keep)
+    with pytest.raises(TrainingDiverged, match="at step 2: the loss of the held-out rows is nan"):
+        train(model, [phase], torch.ones(8, 1), torch.ones(8, 1), seed=0)
+
+
+def test_a_loss_explodes_by_what_it_rose_from_its_lowest() -> None:
+    """From −10⁶ by 2 · 10⁴, which is 10⁴ times 1 plus the first loss."""
+    for last, diverges in ((-1e6 + 1.9e4, False), (-1e6 + 2.1e4, True)):
+        model = nn.Linear(1, 1)
+        phase, rows = phase_with_losses(model, [1.0, -1e6, last], [0.0] * 3), torch.ones(8, 1)
+        with pytest.raises(TrainingDiverged, match="the loss rose from -1e") if diverges else contextlib.nullcontext():
+            train(model, [phase], rows, rows, seed=0)

@@ -131,6 +131,10 @@ class Column:
 
     def _codes(self, values: nw.Series[Any]) -> Float64Array:
         known = {level: float(i) for i, level in enumerate(self.levels)}
+        for level, place in list(known.items()):  # as written where the column has gaps, or by another program
+            known.setdefault(_whole(level), place)
+            if level.casefold() in ("true", "false"):
+                known.setdefault(level.casefold(), place)
         new = float(len(self.levels) - self.lumped)
         places = (
             math.nan if text is None else known.get(text, known.get(_whole(text), new)) for text in levels_of(values)

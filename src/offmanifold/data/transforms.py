@@ -75,7 +75,9 @@ class Transform:
     def log_slope(self, values: Float64Array) -> Float64Array:
         """Return the logarithm of the derivative at values."""
         if self.name == "signed log":
-            found: Float64Array = -0.5 * np.log1p(((values - self.centre) / self.unit) ** 2) - np.log(self.unit)
+            with np.errstate(over="ignore"):
+                scaled = np.clip((values - self.centre) / self.unit, -1e300, 1e300)
+            found: Float64Array = -np.log(np.hypot(1, scaled)) - np.log(self.unit)  # squares might overflow
             return found
         if self.name == "quantiles":
             slopes = np.diff(self.normal) / np.diff(self.knots)
@@ -123,9 +125,10 @@ class Transform:
 
     def _log_density(self, learned: Float64Array, judged: Float64Array) -> Float64Array:
         inner = self(learned)
-        spread = max(float(inner.std()), 1e-300)
-        found: Float64Array = norm.logpdf(self(judged), inner.mean(), spread) + self.log_slope(judged)
-        return found
+        size = max(float(np.abs(inner).max()), 1e-300)  # squares stay finite near the float64 limit
+        spread = max(float((inner / size).std()), 1e-300)
+        found: Float64Array = norm.logpdf(self(judged) / size, (inner / size).mean(), spread) - np.log(size)
+        return found + self.log_slope(judged)
 
 
 def _has_gap(widths: Float64Array) -> bool:

@@ -21,6 +21,7 @@ from offmanifold.detectors.variational import VariationalDetector, gamma_metric,
 from offmanifold.detectors.variational_autoencoder import VariationalAutoencoder
 from offmanifold.probability import bounds
 from offmanifold.probability.divergences import kl_between_normals, kl_to_standard_normal
+from offmanifold.probability.likelihoods import Mixed
 from offmanifold.training.phases import Judge, Metrics, Phase, Unfit, Update
 from offmanifold.training.progress import Verbosity
 
@@ -340,16 +341,18 @@ class NegativeVAE(VariationalDetector):
         What has worked once is kept in ``memory``.
         """
         own = sources.generated(model, settings["latent_dim"])
+        # Errors are those of numbers, and so are the variances that they are compared with.
+        numbers = model.likelihood.numeric if isinstance(model.likelihood, Mixed) else slice(None)
         worked = dict.fromkeys(("spread", "error"), False)
 
         def judge(held_out: Tensor, generator: torch.Generator) -> tuple[float, dict[str, float]]:
             rows = held_out[torch.from_numpy(evenly(len(held_out), JUDGED)).to(held_out.device)]
             energies = [model.energies(part) for part in torch.split(rows, 128)]
             loss = sum(float((part["reconstruction"] + part["kl"]).double().sum()) for part in energies)
-            varies = float(rows.var(0, correction=0).mean())
-            spread = float(own(rows, generator).var(0, correction=0).mean()) / max(varies, 1e-12)
+            varies = rows.var(0, correction=0)
+            spread = float(own(rows, generator).var(0, correction=0).mean()) / max(float(varies.mean()), 1e-12)
             errors = [model.expected_errors(part) for part in torch.split(rows, 128)]
-            error = float(torch.cat(errors).mean()) / max(varies, 1e-12)
+            error = float(torch.cat(errors).mean()) / max(float(varies[numbers].mean()), 1e-12)
             if "adversarial" in settings["negatives"]:
                 # What a checkpoint brought back counts too; rolling back forgets it there, but not here.
                 for name in worked:

@@ -152,7 +152,11 @@ class VariationalDetector(LatentMixin, OutlierDetector):
                 + (" after standardisation: set scale=None for columns in [0, 1]." if settings["scale"] else ".")
             )
         if settings["gamma"] == "continuation":
-            settings["gamma_start"] = max(float(seen(rows).var(correction=0)), LOWEST_GAMMA)
+            numbers = rows
+            if isinstance(self._standardiser, Preparation):  # γ is theirs alone
+                kinds = [kind for kind, width, _ in self._standardiser.blocks for _ in range(width)]
+                numbers = rows[:, [i for i, kind in enumerate(kinds) if kind == "number"]]
+            settings["gamma_start"] = max(LOWEST_GAMMA, float(seen(numbers).var(correction=0)))  # none: not NaN
 
     def _energy_terms(self, model: VariationalAutoencoder, rows: Tensor) -> dict[str, Tensor]:
         score = self.settings_["score_by"]
