@@ -382,3 +382,9 @@ def test_transforms_of_values_near_the_limit_of_floats() -> None:
         chosen = Transform.choose(values)
         assert chosen.name != "none" and np.isfinite(chosen.log_slope(values)).all()
         assert np.isfinite(Transform("signed log").log_slope(np.array([-1e300, 0.0, 1e300]))).all()
+
+
+def test_without_a_scale_numbers_and_booleans_stay_as_they_are() -> None:
+    cells = np.column_stack([np.random.default_rng(0).normal(3, 9, 200), np.arange(200) % 2])
+    bare = Preparation.fit(cells, [Column("a"), Column("b", "boolean")], None)
+    np.testing.assert_allclose(bare.transform(cells), cells, rtol=1e-6)

@@ -302,3 +302,13 @@ def test_relaxed_labels_weigh_the_two_concrete_laws() -> None:
     drawn, ratio = normal.relaxed(200_000, torch.Generator().manual_seed(0))
     assert float(-ratio.mean()) == pytest.approx(float(normal.kl), abs=0.01)
     assert float(drawn.mean()) == pytest.approx(0.7, abs=0.01)
+
+
+def test_importance_sampling_completes_rows_as_the_posterior_does() -> None:
+    rows = np.random.default_rng(0).normal(size=(100, 3))
+    rows[:, 1] = rows[:, 0]
+    detector = VAE(latent_dim=1, steps=100, random_state=0, verbose=False).fit(rows)
+    gappy = rows[:20].copy()
+    gappy[:, 0] = np.nan
+    part = next(detector._importance(detector._fitted_rows(gappy), 5, torch.Generator().manual_seed(0)))
+    np.testing.assert_allclose(part.mean.numpy(), detector.posterior(gappy)[0], rtol=1e-4, atol=1e-5)
