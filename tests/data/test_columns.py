@@ -360,10 +360,8 @@ def test_a_column_that_only_what_judges_tells_apart_stays_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("levels", "later"),
     [
-        (
-            ["1.0", "2.0", None],
-            [["1", "2", None], [1, 2, None], [1.0, 2.0, None]],
-        ),  # pandas writes codes so beside gaps
+        # As pandas writes codes beside gaps.
+        (["1.0", "2.0", None], [["1", "2", None], [1, 2, None], [1.0, 2.0, None]]),
         (["True", "False", None], [[True, False, None], ["true", "false", None]]),
     ],
 )

@@ -166,8 +166,8 @@ def table(records: list[Record]) -> str:
     first = records[0]["job"]
     lines = [
         f"MNIST, AUROC of the held-out digit. {first['train_images']:,} training images, {first['test_images']:,} test "
-        "images of each kind at most. Mean over seeds with Student's 95 % interval where there are several. "
-        + watched_by("image"),
+        "images of each kind at most. Mean over seeds with Student's 95 % interval where there are several (kNN and "
+        "PCA do not depend on them); the mean over digits is of seeds that have them all. " + watched_by("image"),
         "",
         "| model | " + " | ".join(f"digit {digit}" for digit in digits) + " | mean | P3's mean of these | seeds |",
         "|---" * (len(digits) + 4) + "|",
