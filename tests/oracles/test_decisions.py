@@ -12,6 +12,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from offmanifold import calibration
 from offmanifold.detectors import AE
+from offmanifold.measures import detection
 from offmanifold.measures.detection import aupr, auroc, auroc_difference, fpr_at_tpr, proportion
 from offmanifold.measures.estimates import Estimate, rank_correlation
 
@@ -268,3 +269,21 @@ def test_measures_refuse_what_is_no_list_of_scores() -> None:
         auroc([1.0], [])
     with pytest.raises(ValueError, match="normal holds NaN"):
         auroc([float("nan")], [1.0])
+
+
+def test_newcombes_ends_are_where_the_value_is_z_deviations_off() -> None:
+    """By Hanley & McNeil's variance at the end itself, both samples counted as their mean size (Newcombe 2006)."""
+    value, n, m, z = 0.9, 1000, 5, norm.ppf(0.975)
+    for end in detection._newcombe(value, n, m, z):
+        first, second = end / (2 - end), 2 * end**2 / (1 + end)
+        size = (n + m) / 2 - 1
+        variance = (end * (1 - end) + size * (first - end**2) + size * (second - end**2)) / (n * m)
+        assert abs(value - end) / math.sqrt(variance) == pytest.approx(z)
+
+
+def test_a_difference_without_a_variance_has_zous_interval_of_independent_ones() -> None:
+    one, two = ([3.0, 4, 5, 6], [0.0, 1, 2]), ([3.0, 1.5, 5, 6], [0.0, 2, 1])
+    first, second, found = auroc(*one), auroc(*two), auroc_difference(one, two)
+    assert first.value == 1  # of no variance by DeLong
+    below = math.hypot(first.value - first.low, second.high - second.value)
+    assert found.low == pytest.approx(first.value - second.value - below)
