@@ -315,3 +315,28 @@ def test_options_that_were_meant_for_another_file(tmp_path: Path) -> None:
     assert open_source(tmp_path / "t.csv", drop=["id", "b"], lenient=("drop",)).load().columns == ["a"]
     with pytest.raises(ValueError, match="no column 'id' to drop"):
         open_source(tmp_path / "t.csv", drop=["id"], lenient=("array",))
+
+
+def test_tables_in_other_encodings_or_with_odd_line_ends_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "wide.csv").write_bytes("a,b\n1,2\n".encode("utf-16"))
+    (tmp_path / "ends.csv").write_bytes(b"a,b\r\r\n1,2\r\r\n3,4\r\r\n")
+    for name, what in (("wide", "is not UTF-8 text"), ("ends", "is of lines with odd ends")):
+        with pytest.raises(ValueError, match=f"{name}.csv {what}. Save it as CSV in UTF-8"):
+            open_source(tmp_path / f"{name}.csv")
+
+
+def test_labels_that_stand_for_missing_ones_are_none(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("x,y,z\n1,0,a\n2,NA,?\n3,1,b\n4,,NA\n")
+    np.testing.assert_array_equal(read_column(tmp_path / "t.csv", "y"), [0, np.nan, 1, np.nan])
+    assert read_column(tmp_path / "t.csv", "z").tolist() == ["a", None, "b", None]
+    assert read_column(tmp_path / "t.csv", "x").tolist() == [1, 2, 3, 4]
+
+
+def test_pictures_lie_as_viewers_show_them(tmp_path: Path) -> None:
+    pixels = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    for number, (orientation, stored) in enumerate([(1, pixels), (3, pixels[::-1, ::-1]), (6, np.rot90(pixels))]):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / f"{number}.png", exif=exif)
+    loaded = open_source(tmp_path).load()
+    assert loaded.shape == (3, 3, 4) and (loaded == pixels).all()

@@ -239,3 +239,20 @@ def test_pixels_a_rounding_error_outside_are_clipped() -> None:
 def test_a_damaged_spec_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="input description"):
         InputSpec.from_json(Rows(NUMBERS).spec.to_json() | change)
+
+
+def test_rows_that_hold_nothing_are_warned_of() -> None:
+    cells = np.random.default_rng(0).normal(size=(30, 2))
+    cells[::3] = np.nan
+    for X in (cells, pd.DataFrame(cells, columns=["a", "b"])):
+        rows = Rows(X)
+        assert any(remark.startswith("10 of the 30 rows of training hold nothing") for remark in rows.remarks(cells))
+    assert not Rows(cells[1::3]).remarks(cells[1::3])
+
+
+def test_large_numbers_that_hardly_differ_stay_within_reach() -> None:
+    """Nanoseconds within a millisecond: by a scale of 1 their cells would run to a million."""
+    rows = np.column_stack([1.7e18 + np.arange(100.0) * 1e4, np.arange(100.0)])
+    assert np.abs(Standardiser.fit(rows).transform(rows)).max() < 3
+    rows[0, 1] = np.nan
+    assert np.abs(np.nan_to_num(Standardiser.fit(rows).transform(rows))).max() < 3

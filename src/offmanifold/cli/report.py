@@ -91,6 +91,8 @@ def fit_again(header: Mapping[str, Any]) -> str:
         text, told = json.dumps(value), json.dumps(usual.get(name))  # a tuple is a list there
         if name not in ("verbose", "device") and text != told:
             words += ["--set", f"{name}={value if isinstance(value, str) else text}"]
+    if hasattr(DETECTORS[header["detector"]], "predict_label"):
+        words += ["--labels", "LABELS"]
     if "given" in header["settings"].get("negatives", ()):
         words += ["--negatives", "NEGATIVES"]
     for column in header["input"].get("ignored", ()):

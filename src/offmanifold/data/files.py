@@ -15,7 +15,7 @@ import narwhals as nw
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from offmanifold import memory
 from offmanifold.data.columns import BLANKS, WIDE
@@ -142,8 +142,22 @@ def read_column(path: str | os.PathLike[str], name: str) -> npt.NDArray[Any]:
         names = frame.collect_schema().names()
         if name not in names:
             raise ValueError(f"{path} has no column {name!r}.{did_you_mean(name, names)}")
-        column = nw.from_native(frame.select(name).collect().to_series(), series_only=True)
+        column = nw.from_native(_known(frame.select(name).collect().to_series()), series_only=True)
         return (column.cast(nw.Float64()) if column.dtype in WIDE else column).to_numpy()
+
+
+def _known(column: pl.Series) -> pl.Series:
+    """Return text without what stands for a missing cell, and as numbers where all others are."""
+    if column.dtype != pl.String():
+        return column
+    cells = pl.col(column.name)
+    known = ~cells.str.strip_chars().str.to_lowercase().is_in(BLANKS)
+    text = column.to_frame().select(pl.when(known).then(cells)).to_series()
+    for dtype in (pl.Int64(), pl.Float64()):
+        numbers = text.cast(dtype, strict=False)
+        if numbers.null_count() == text.null_count() < len(text):
+            return numbers
+    return text
 
 
 class _polars_errors:
@@ -167,6 +181,11 @@ def _scan(path: Path, columns: Sequence[str] | None = None, text: Sequence[str] 
     if path.suffix.lower() == ".parquet":
         return pl.scan_parquet(path, glob=False)
     names = pl.scan_csv(path, infer_schema=False, glob=False).collect_schema().names()
+    with path.open("rb") as file:
+        wide = file.read(2) in (b"\xff\xfe", b"\xfe\xff")
+    if wide or any("\x00" in name or "\r" in name for name in names):
+        what = "not UTF-8 text" if wide or not any("\r" in name for name in names) else "of lines with odd ends"
+        raise ValueError(f"{path} is {what}. Save it as CSV in UTF-8, with ordinary line ends.")
     twice = [name for name in names if re.fullmatch(".*_duplicated_[0-9]+", name)]  # polars' own new names
     if twice:
         raise ValueError(f"{path}: two columns are called {twice[0].rsplit('_duplicated_', 1)[0]!r}. Rename one.")
@@ -326,7 +345,7 @@ class _Folder(Source):
         coloured = []
         for picture in pictures:
             with _picture(picture) as image:
-                sizes.setdefault(image.size, picture)
+                sizes.setdefault(image.size[::-1] if _turned(image) > 4 else image.size, picture)
                 if not _is_grey(image):
                     coloured.append(picture)
         if len(sizes) > 1:
@@ -365,7 +384,8 @@ class _Folder(Source):
                         "on one first (with Pillow: Image.alpha_composite)."
                     )
                 image.info.pop("transparency", None)  # of none of its pixels; Pillow would warn of it
-                arrays.append(np.asarray(image.convert(self._mode), dtype=np.uint8))
+                upright = ImageOps.exif_transpose(image) if _turned(image) != 1 else image
+                arrays.append(np.asarray(upright.convert(self._mode), dtype=np.uint8))
         return np.stack(arrays)
 
 
@@ -380,6 +400,12 @@ def _is_grey(image: Image.Image) -> bool:
         red, green, blue = entries[: len(entries) // 3 * 3].reshape(-1, 3).T
         return bool((red == green).all() and (green == blue).all())
     return image.mode in ("1", "L", "LA")
+
+
+def _turned(image: Image.Image) -> int:
+    """Return a picture's orientation (EXIF), 1 as it is stored; of a PNG only where it stands before the pixels."""
+    told = image.format == "JPEG" or "exif" in image.info
+    return int(image.getexif().get(ExifTags.Base.Orientation, 1)) if told else 1
 
 
 class _picture:

@@ -212,6 +212,15 @@ class Rows:
 
     def remarks(self, training: Float64Array | Float32Array) -> list[str]:
         """Return what a user should know about rows of training, as :meth:`take` gives them, and a frame's columns."""
+        if self.spec.kind == "table" and (empty := int(np.isnan(training).all(1).sum())):
+            told = (
+                f"{empty:,} of the {len(training):,} rows of training hold nothing, as blank lines of a CSV file do: "
+            )
+            told += "nothing is learned from them, and those that calibrate promise another rate. Leave them out."
+            return [told, *self._remarks(training)]
+        return self._remarks(training)
+
+    def _remarks(self, training: Float64Array | Float32Array) -> list[str]:
         if self._frame is None:
             if len(training) > 1 and all(bool((row == training[0]).all()) for row in training[1:]):
                 return ["All rows of training are alike: whatever differs from them at all will be odd."]

@@ -16,6 +16,8 @@ from offmanifold.data.columns import Column
 from offmanifold.data.inputs import Float32Array, Float64Array
 from offmanifold.data.transforms import Transform
 
+# Of so small a standard deviation, beside its largest value, a column counts as constant.
+CONSTANT = 1e-12
 # Beyond a million standard deviations a value counts as a million: squares stay finite in float32.
 FARTHEST = 1e6
 
@@ -27,7 +29,7 @@ class Standardiser:
     Attributes
     ----------
     mean, scale : (d,) float64
-        From the training rows only. A constant column keeps its own unit (scale 1).
+        From the training rows only. A constant column keeps its own unit (scale 1), or what rounding leaves of it.
     """
 
     mean: Float64Array
@@ -42,8 +44,8 @@ class Standardiser:
         size = np.maximum(np.abs(rows).max(axis=0), np.finfo(float).tiny)
         mean = (rows / size).mean(axis=0) * size
         scale = (rows / size).std(axis=0) * size
-        constant = scale <= 1e-12 * size
-        return cls(mean, np.where(constant, 1.0, scale))
+        constant = scale <= CONSTANT * size
+        return cls(mean, np.where(constant, _unit(size), scale))
 
     @classmethod
     def _fit_seen(cls, rows: Float64Array) -> Standardiser:
@@ -53,7 +55,7 @@ class Standardiser:
         size = np.maximum(np.abs(known).max(axis=0), np.finfo(float).tiny)
         mean = (known / size).sum(axis=0) / count
         scale = np.sqrt((np.where(seen, known / size - mean, 0.0) ** 2).sum(axis=0) / count) * size
-        return cls(mean * size, np.where(scale <= 1e-12 * size, 1.0, scale))
+        return cls(mean * size, np.where(scale <= CONSTANT * size, _unit(size), scale))
 
     @classmethod
     def identity(cls, dimensions: int) -> Standardiser:
@@ -74,6 +76,11 @@ class Standardiser:
     def log_slope(self, rows: Float64Array) -> Float64Array:
         """Return log |det| of the derivative at rows ``(n, d)``: ``(n,)``."""
         return np.full(len(rows), -float(np.log(self.scale).sum()))
+
+
+def _unit(size: Float64Array) -> Float64Array:
+    """Return the scale of constant columns: 1, or, of values so large that theirs may differ by more, what they may."""
+    return np.maximum(1.0, CONSTANT * size)
 
 
 # Seconds of a date's cycles, and how many of each the rows of training must span for it to be told.

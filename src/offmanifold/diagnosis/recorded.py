@@ -72,7 +72,8 @@ def scaling(patient: Patient) -> Finding:
     told = f"{len(faint)} of {len(names)} columns hardly count beside the others: {', '.join(faint[:3])}"
     told += " and more." if len(faint) > 3 else "."
     grade = graded(len(faint) / len(names), warn=0.2, fail=0.5)
-    advice = "" if grade == "fine" else "Fit with scale='standard', unless columns are meant to weigh so differently."
+    remedy = "Fit with scale='standard'" if patient.detector.scale is None else "Leave out columns that hardly vary"
+    advice = "" if grade == "fine" else f"{remedy}, unless columns are meant to weigh so differently."
     return Finding("scaling", grade, told, advice=advice, details={"faint": faint})
 
 
