@@ -212,26 +212,27 @@ class Rows:
 
     def remarks(self, training: Float64Array | Float32Array) -> list[str]:
         """Return what a user should know about rows of training, as :meth:`take` gives them, and a frame's columns."""
+        told = []
         if self.spec.kind == "table" and (empty := int(np.isnan(training).all(1).sum())):
-            told = (
-                f"{empty:,} of the {len(training):,} rows of training hold nothing, as blank lines of a CSV file do: "
+            told.append(
+                f"{empty:,} of the {len(training):,} rows of training hold nothing, as blank lines of a CSV file do. "
+                "Nothing is learned from them, and such rows make the promised rate another: leave them out."
             )
-            told += "nothing is learned from them, and those that calibrate promise another rate. Leave them out."
-            return [told, *self._remarks(training)]
-        return self._remarks(training)
+        return told + (self._of_array(training) if self._frame is None else self._of_frame(training))
 
-    def _remarks(self, training: Float64Array | Float32Array) -> list[str]:
-        if self._frame is None:
-            if len(training) > 1 and all(bool((row == training[0]).all()) for row in training[1:]):
-                return ["All rows of training are alike: whatever differs from them at all will be odd."]
-            if self.spec.kind == "image":
-                told = (
-                    "The largest value of these uint8 images is 1. They are read as 0 to 255, so that 1 is nearly "
-                    "black: pass masks as booleans, or multiply them by 255."
-                )
-                return [told] if self._array.dtype == np.uint8 and training.max() == np.float32(1 / 255) else []
-            names = self.spec.columns or range(training.shape[1])
-            return [remark for name, cells in zip(names, training.T, strict=True) if (remark := far_off(name, cells))]
+    def _of_array(self, training: Float64Array | Float32Array) -> list[str]:
+        if len(training) > 1 and all(bool((row == training[0]).all()) for row in training[1:]):
+            return ["All rows of training are alike: whatever differs from them at all will be odd."]
+        if self.spec.kind == "image":
+            told = (
+                "The largest value of these uint8 images is 1. They are read as 0 to 255, so that 1 is nearly "
+                "black: pass masks as booleans, or multiply them by 255."
+            )
+            return [told] if self._array.dtype == np.uint8 and training.max() == np.float32(1 / 255) else []
+        names = self.spec.columns or range(training.shape[1])
+        return [remark for name, cells in zip(names, training.T, strict=True) if (remark := far_off(name, cells))]
+
+    def _of_frame(self, training: Float64Array | Float32Array) -> list[str]:
         columns = self.spec.details or tuple(Column(name) for name in self.spec.columns or ())
         return remarks(columns, training.astype(np.float64, copy=False), self._distinct or [0] * len(columns))
 
