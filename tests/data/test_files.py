@@ -320,7 +320,7 @@ def test_options_that_were_meant_for_another_file(tmp_path: Path) -> None:
 def test_tables_in_other_encodings_or_with_odd_line_ends_are_refused(tmp_path: Path) -> None:
     (tmp_path / "wide.csv").write_bytes("a,b\n1,2\n".encode("utf-16"))
     (tmp_path / "ends.csv").write_bytes(b"a,b\r\r\n1,2\r\r\n3,4\r\r\n")
-    for name, what in (("wide", "is not UTF-8 text"), ("ends", "is of lines with odd ends")):
+    for name, what in (("wide", "is not UTF-8 text"), ("ends", "has lines with odd ends")):
         with pytest.raises(ValueError, match=f"{name}.csv {what}. Save it as CSV in UTF-8"):
             open_source(tmp_path / f"{name}.csv")
 

@@ -150,9 +150,7 @@ def _known(column: pl.Series) -> pl.Series:
     """Return text without what stands for a missing cell, and as numbers where all others are."""
     if column.dtype != pl.String():
         return column
-    cells = pl.col(column.name)
-    known = ~cells.str.strip_chars().str.to_lowercase().is_in(BLANKS)
-    text = column.to_frame().select(pl.when(known).then(cells)).to_series()
+    text = column.to_frame().select(_without_blanks(pl.col(column.name))).to_series()
     for dtype in (pl.Int64(), pl.Float64()):
         numbers = text.cast(dtype, strict=False)
         if numbers.null_count() == text.null_count() < len(text):
@@ -183,9 +181,10 @@ def _scan(path: Path, columns: Sequence[str] | None = None, text: Sequence[str] 
     names = pl.scan_csv(path, infer_schema=False, glob=False).collect_schema().names()
     with path.open("rb") as file:
         wide = file.read(2) in (b"\xff\xfe", b"\xfe\xff")
-    if wide or any("\x00" in name or "\r" in name for name in names):
-        what = "not UTF-8 text" if wide or not any("\r" in name for name in names) else "of lines with odd ends"
-        raise ValueError(f"{path} is {what}. Save it as CSV in UTF-8, with ordinary line ends.")
+    if wide or "\x00" in "".join(names):
+        raise ValueError(f"{path} is not UTF-8 text. Save it as CSV in UTF-8.")
+    if "\r" in "".join(names):
+        raise ValueError(f"{path} has lines with odd ends. Save it as CSV in UTF-8, with ordinary line ends.")
     twice = [name for name in names if re.fullmatch(".*_duplicated_[0-9]+", name)]  # polars' own new names
     if twice:
         raise ValueError(f"{path}: two columns are called {twice[0].rsplit('_duplicated_', 1)[0]!r}. Rename one.")
@@ -207,9 +206,12 @@ def _scan(path: Path, columns: Sequence[str] | None = None, text: Sequence[str] 
     )
     if not numbers:
         return frame
-    cells = pl.col(numbers).str.strip_chars()
-    missing = cells.str.to_lowercase().is_in(BLANKS)
-    return frame.with_columns(pl.when(~missing).then(cells).cast(pl.Float64))
+    return frame.with_columns(_without_blanks(pl.col(numbers).str.strip_chars()).cast(pl.Float64))
+
+
+def _without_blanks(cells: pl.Expr) -> pl.Expr:
+    """Leave out what stands for a missing cell."""
+    return pl.when(~cells.str.strip_chars().str.to_lowercase().is_in(BLANKS)).then(cells)
 
 
 def _check_dates(path: Path, dates: Sequence[str]) -> None:

@@ -13,12 +13,12 @@ from offmanifold import parameters
 from offmanifold.data.inputs import InputSpec
 from offmanifold.detectors.autoencoder import (
     NONE,
-    SCORE_UNITS,
     WIDE,
     Autoencoder,
     check_autoencoder,
     noise_range,
     noised,
+    unit_of,
 )
 from offmanifold.detectors.base import OutlierDetector
 from offmanifold.detectors.configured import Settings, latent_size
@@ -164,7 +164,7 @@ class AE(LatentMixin, OutlierDetector):
     @property
     def score_unit(self) -> str:
         """Minus the mean over dimensions of this."""
-        return SCORE_UNITS[self.settings_["distance"] if hasattr(self, "settings_") else self.distance]
+        return unit_of(self)
 
     def _settings(self, spec: InputSpec) -> Settings:
         table = spec.kind == "table"

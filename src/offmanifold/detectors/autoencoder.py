@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,11 @@ from offmanifold.probability.missing import completed, filled
 WIDE, NONE = (0.05, 3.0), (0.0, 0.0)
 # What a score is minus the mean over dimensions of, by distance.
 SCORE_UNITS = {"squared": "mean squared error", "l1": "mean absolute error", "ssim": "1 − SSIM"}
+
+
+def unit_of(detector: Any) -> str:
+    """Return what a detector's score is minus the mean of: by the distance it was fitted with, if it was."""
+    return SCORE_UNITS[detector.settings_["distance"] if hasattr(detector, "settings_") else detector.distance]
 
 
 class Autoencoder(nn.Module):

@@ -13,7 +13,7 @@ from torch import Tensor
 from offmanifold import parameters
 from offmanifold.data.inputs import InputSpec, evenly
 from offmanifold.detectors import presets
-from offmanifold.detectors.autoencoder import SCORE_UNITS, check_autoencoder, noise_range, noised
+from offmanifold.detectors.autoencoder import check_autoencoder, noise_range, noised, unit_of
 from offmanifold.detectors.base import OutlierDetector
 from offmanifold.detectors.chains import (
     SAMPLING_FACTOR,
@@ -258,7 +258,7 @@ device, precision, random_state, verbose
     @property
     def score_unit(self) -> str:
         """Minus the mean over dimensions of this."""
-        return SCORE_UNITS[self.settings_["distance"] if hasattr(self, "settings_") else self.distance]
+        return unit_of(self)
 
     # --- settings --------------------------------------------------------------------------------------
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -162,14 +161,23 @@ def aupr(
     Of perfect separation the interval has no width (see :func:`auroc`'s), and of a handful of outliers one of 95 %
     holds the truth in some nine of ten cases.
     """
-    low_scores, high_scores = _pair(normal, outliers)
+    _check_level(level)
+    integer("draws", draws)
+    negatives, positives = _pair(normal, outliers)
 
-    def statistic(negatives: Scores, positives: Scores) -> float:
-        labels = np.r_[np.zeros(len(negatives)), np.ones(len(positives))]
-        ranks = rankdata(np.r_[negatives, positives])  # scores may be infinite
+    def average(of_negatives: Scores, of_positives: Scores) -> float:
+        labels = np.r_[np.zeros(len(of_negatives)), np.ones(len(of_positives))]
+        ranks = rankdata(np.r_[of_negatives, of_positives])  # scores may be infinite
         return float(average_precision_score(labels, ranks))
 
-    return _bootstrap(statistic, low_scores, high_scores, level, draws, random_state)
+    rng = np.random.default_rng(random_state)
+
+    def again(part: Scores) -> Scores:
+        return part[rng.integers(len(part), size=len(part))]
+
+    values = [average(again(negatives), again(positives)) for _ in range(draws)]
+    low, high = np.quantile(values, [0.5 - level / 2, 0.5 + level / 2])
+    return Estimate(average(negatives, positives), float(low), float(high), level)
 
 
 def fpr_at_tpr(
@@ -219,28 +227,6 @@ def proportion(count: int, total: int, *, level: float = 0.95) -> Estimate:
     """``count`` of ``total`` with the exact binomial interval of Clopper & Pearson."""
     interval = binomtest(count, total).proportion_ci(level)
     return Estimate(count / total, float(interval.low), float(interval.high), level)
-
-
-def _bootstrap(
-    statistic: Callable[[Scores, Scores], float],
-    negatives: Scores,
-    positives: Scores,
-    level: float,
-    draws: int,
-    random_state: int,
-) -> Estimate:
-    _check_level(level)
-    integer("draws", draws)
-    rng = np.random.default_rng(random_state)
-    values = [
-        statistic(
-            negatives[rng.integers(len(negatives), size=len(negatives))],
-            positives[rng.integers(len(positives), size=len(positives))],
-        )
-        for _ in range(draws)
-    ]
-    low, high = np.quantile(values, [0.5 - level / 2, 0.5 + level / 2])
-    return Estimate(statistic(negatives, positives), float(low), float(high), level)
 
 
 def detection_report(normal: npt.ArrayLike, outliers: npt.ArrayLike) -> dict[str, Any]:
