@@ -420,19 +420,24 @@ def test_the_outliers_may_lie_in_the_array_of_the_same_name(work: Path) -> None:
 
 
 def test_a_column_left_out_is_left_out_of_later_data_and_may_be_kept(work: Path) -> None:
-    named = pl.read_csv(work / "normal.csv").with_columns(name=pl.Series([f"n{i}" for i in range(400)]))
+    named = pl.read_csv(work / "normal.csv").with_columns(pl.Series('the "name"', [f"n{i}" for i in range(400)]))
     named.write_csv(work / "named.csv")
-    run("fit", "named.csv", "--drop", "name", "--drop", "e", *QUICK, "-o", "m.safetensors", cwd=work)
-    assert json.loads(run("inspect", "m.safetensors", "--json", cwd=work).stdout)["columns_left_out"] == ["name", "e"]
-    run("score", "m.safetensors", "named.csv", "--keep", "name", "--keep", "a", "-o", "kept.parquet", cwd=work)
+    run("fit", "named.csv", "--drop", 'the "name"', "--drop", "e", *QUICK, "-o", "m.safetensors", cwd=work)
+    assert json.loads(run("inspect", "m.safetensors", "--json", cwd=work).stdout)["columns_left_out"] == [
+        'the "name"',
+        "e",
+    ]
+    run("score", "m.safetensors", "named.csv", "--keep", 'the "name"', "--keep", "a", "-o", "kept.parquet", cwd=work)
     table = pl.read_parquet(work / "kept.parquet")
-    assert table.columns[:4] == ["row", "name", "a", "score"]
-    assert table.select("name", "a").equals(named.select("name", "a"))
+    assert table.columns[:4] == ["row", 'the "name"', "a", "score"]
+    assert table.select('the "name"', "a").equals(named.select('the "name"', "a"))
     detector = offmanifold.load(work / "m.safetensors")
     np.testing.assert_array_equal(table["score"].to_numpy(), detector.score_samples(named.select(*"abcd")))
     np.testing.assert_array_equal(table["score"].to_numpy(), detector.score_samples(named))
-    other = run("score", "model.safetensors", "named.csv", "--keep", "name", "-o", "other.csv", cwd=work)
-    assert "400 rows" in other.stdout and pl.read_csv(work / "other.csv").columns[1] == "name"
+    other = run("score", "model.safetensors", "named.csv", "--keep", 'the "name"', "-o", "other.csv", cwd=work)
+    assert (
+        "400 rows" in other.stdout and pl.read_csv(work / "other.csv").columns[1] == 'the ""name""'
+    )  # as polars reads it
 
 
 def test_a_config_file_and_what_overrides_it(work: Path) -> None:

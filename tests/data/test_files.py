@@ -325,6 +325,15 @@ def test_tables_in_other_encodings_or_with_odd_line_ends_are_refused(tmp_path: P
             open_source(tmp_path / f"{name}.csv")
 
 
+def test_quotes_within_a_columns_name(tmp_path: Path) -> None:
+    frame = pl.DataFrame({'w "kg"': [1.0, 2.5], 'on "day"': ["2024-12-31", "2025-01-02"], '"': ["a", "b"]})
+    frame.write_csv(tmp_path / "t.csv")
+    opened = open_source(tmp_path / "t.csv", columns=['w "kg"'], text=['"'])
+    assert opened.columns == tuple(frame.columns)
+    assert opened.load().equals(frame.with_columns(pl.col('on "day"').str.to_date()))
+    assert read_column(tmp_path / "t.csv", 'w "kg"').tolist() == [1.0, 2.5]
+
+
 def test_labels_that_stand_for_missing_ones_are_none(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("x,y,z\n1,0,a\n2,NA,?\n3,1,b\n4,,NA\n")
     np.testing.assert_array_equal(read_column(tmp_path / "t.csv", "y"), [0, np.nan, 1, np.nan])

@@ -112,6 +112,7 @@ def _write(
     import polars as pl
 
     from offmanifold import atomic, calibration
+    from offmanifold.data.files import scan_csv
     from offmanifold.detectors.scorer import sum_terms
 
     all_p: list[Any] = []
@@ -137,14 +138,14 @@ def _write(
     # A p-value is a fraction of whole numbers; a hair's breadth keeps p = rate on the right side.
     outlier = (pl.col("p_value") <= limit + 1e-12).alias("outlier")
     order = ["row", *(["file"] if source.files is not None else []), *keep, "score", "p_value", "outlier"]
-    frame_out = pl.scan_csv(draft, schema_overrides=types, glob=False).with_columns(outlier)
+    frame_out = scan_csv(draft, schema_overrides=types).with_columns(outlier)
     frame_out = frame_out.select(*order, *(f"term_{name}" for name in names))
     with atomic.replacing(out) as part:
         if out.suffix.lower() == ".parquet":
             frame_out.sink_parquet(part)
         else:
             frame_out.sink_csv(part)
-    outliers = int(pl.scan_csv(draft, schema_overrides=types, glob=False).select(outlier.sum()).collect().item())
+    outliers = int(scan_csv(draft, schema_overrides=types).select(outlier.sum()).collect().item())
     found = {"rows": rows, "outliers": outliers, "p_value_limit": limit if limit > 0 else None, "scores": str(out)}
     if fdr is None:
         return found

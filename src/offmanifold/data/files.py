@@ -175,10 +175,20 @@ class _polars_errors:
             raise ValueError(f"{self.path} cannot be read as a table: {reason}") from error
 
 
+def scan_csv(path: Path, **options: Any) -> pl.LazyFrame:
+    """Open one CSV file lazily by ``polars.scan_csv``, which leaves the quotes within a column's name doubled."""
+    # A bracket in a file's name is no pattern.
+    return pl.scan_csv(path, glob=False, with_column_names=_without_doubled_quotes, **options)
+
+
+def _without_doubled_quotes(names: list[str]) -> list[str]:
+    return [name.replace('""', '"') for name in names]
+
+
 def _scan(path: Path, columns: Sequence[str] | None = None, text: Sequence[str] = ()) -> pl.LazyFrame:
     if path.suffix.lower() == ".parquet":
         return pl.scan_parquet(path, glob=False)
-    names = pl.scan_csv(path, infer_schema=False, glob=False).collect_schema().names()
+    names = scan_csv(path, infer_schema=False).collect_schema().names()
     with path.open("rb") as file:
         wide = file.read(2) in (b"\xff\xfe", b"\xfe\xff")
     if wide or "\x00" in "".join(names):
@@ -196,13 +206,12 @@ def _scan(path: Path, columns: Sequence[str] | None = None, text: Sequence[str] 
     there = set(names)
     numbers = [name for name in columns or () if name in there]
     as_text = there.intersection([*numbers, *text])
-    frame = pl.scan_csv(
+    frame = scan_csv(
         path,
         schema_overrides=dict.fromkeys(as_text, pl.String()),
         # Types from all rows, not the first hundred: a decimal point may turn up late.
         infer_schema_length=0 if len(as_text) == len(names) else None,
         try_parse_dates=True,
-        glob=False,  # a bracket in a file's name is no pattern
     )
     if not numbers:
         return frame
@@ -216,7 +225,7 @@ def _without_blanks(cells: pl.Expr) -> pl.Expr:
 
 def _check_dates(path: Path, dates: Sequence[str]) -> None:
     """Refuse years of two digits; warn of dates read day first, where nothing tells that they are not month first."""
-    texts = pl.scan_csv(path, infer_schema=False, glob=False).select(dates).head(DATES_READ).collect()
+    texts = scan_csv(path, infer_schema=False).select(dates).head(DATES_READ).collect()
     for name in dates:
         short = texts[name].filter(texts[name].str.contains(NO_CENTURY))
         if len(short):
