@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy.stats import kstest, skew, ttest_ind
+from scipy.stats import chi2, kstest, skew, ttest_ind
 
 from offmanifold.measures.shift import Moments, compared_parts, shift
 
@@ -33,6 +33,24 @@ def test_moments_are_those_of_the_cells_seen() -> None:
 def test_of_one_column_it_is_the_t_test() -> None:
     a, b = RNG.normal(size=(4000, 1)), RNG.normal(0.05, 1, size=(3000, 1))
     assert shift(Moments.of(a), b).p_value == pytest.approx(ttest_ind(a, b).pvalue[0], rel=0.02)
+
+
+def test_of_few_rows_the_spread_is_estimated_too() -> None:
+    """Of N normal rows in all E z² is N/(N − 4) times what it would be were the spread known."""
+    a, b = np.array([[0.0], [1.0], [3.0], [4.0]]), np.array([[2.0], [3.0], [5.0], [6.0]])
+    p_value = shift(Moments(np.array([2.0]), np.array([2.5**0.5]), np.array([4.0])), b).p_value
+    assert p_value == pytest.approx(chi2.sf(2**2 / 2.5 / (1 / 4 + 1 / 4) * (8 - 4) / 8, 1))
+    assert shift(Moments.of(a), b).p_value == pytest.approx(p_value)  # symmetric: without skewness
+
+
+def test_one_in_a_hundred_moves_by_chance_over_all_parts() -> None:
+    known = Moments(np.zeros(10), np.ones(10), np.full(10, 1e9))
+    rows = RNG.normal(size=(100_000, 10))
+    rows = (rows - rows.mean(0)) / rows.std(0)
+    rows[:, 3] += 3.2 / len(rows) ** 0.5  # beyond 2.6, that of one part, and short of 3.3, that of ten
+    assert not len(shift(known, rows).moved)
+    rows[:, 5] -= 3.4 / len(rows) ** 0.5
+    assert shift(known, rows).moved.tolist() == [5]
 
 
 @pytest.mark.parametrize("dimensions", [1, 5, 60, 400])
