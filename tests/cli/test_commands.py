@@ -39,9 +39,9 @@ def run(*arguments: object, cwd: Path, status: int = 0, **options: Any) -> subpr
     return done
 
 
-def complaint(*arguments: object, cwd: Path, status: int) -> str:
+def complaint(*arguments: object, cwd: Path, status: int, **options: Any) -> str:
     """Run what must fail; return the one paragraph that says why."""
-    done = run(*arguments, cwd=cwd, status=status)
+    done = run(*arguments, cwd=cwd, status=status, **options)
     assert "Traceback" not in done.stderr
     return " ".join(done.stderr.replace("│", " ").split())
 
@@ -492,8 +492,8 @@ def offmanifold_data() -> Path:
 def test_a_study_without_data_says_so(tmp_path: Path) -> None:
     assert "fashion-vs-mnist" in run("study", "list", cwd=tmp_path).stdout
     environment = os.environ | {"OFFMANIFOLD_DATA": "/nowhere"}
-    done = run("study", "run", "fashion-vs-mnist", "--scale", "smoke", cwd=tmp_path, env=environment)
-    assert "Skipped: The data folder /nowhere does not exist. Set OFFMANIFOLD_DATA" in done.stderr
+    told = complaint("study", "run", "fashion-vs-mnist", "--scale", "smoke", cwd=tmp_path, env=environment, status=1)
+    assert "3 of 3 jobs failed" in told and "The data folder /nowhere does not exist. Set OFFMANIFOLD_DATA" in told
     assert "There are no results" in complaint("study", "show", "fashion-vs-mnist", cwd=tmp_path, status=1)
     assert "Did you mean 'fashion-vs-mnist'" in complaint("study", "run", "fashion-vs-mnits", cwd=tmp_path, status=2)
     assert "Did you mean 'smoke'" in complaint(

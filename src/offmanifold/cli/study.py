@@ -56,7 +56,7 @@ def run(
     name: NameArgument,
     scale: ScaleOption = "laptop",
     seed: Annotated[
-        list[int] | None, typer.Option("--seed", metavar="N", help="Run this seed alone (repeatable).")
+        list[int] | None, typer.Option("--seed", metavar="N", min=0, help="Run this seed alone (repeatable).")
     ] = None,
     only: Annotated[
         str, typer.Option("--only", metavar="PATTERN", help="Run the jobs with such a name alone: 'nae-*'.")
@@ -77,17 +77,13 @@ def run(
       offmanifold study run fashion-vs-mnist --scale laptop
     """
     study = _find(name, scale)
-    from offmanifold.data.benchmarks import DataMissing
     from offmanifold.studies.core import folder_of, run_study
 
-    try:
-        run_study(
-            study, scale, results=results, seeds=seed, only=only, jobs=jobs, against=_named(against or []),
-            report=common.note,
-        )  # fmt: skip
-    except DataMissing as error:
-        common.note(f"Skipped: {error}")
-        return
+    seeds = list(dict.fromkeys(seed)) if seed else None
+    run_study(
+        study, scale, results=results, seeds=seeds, only=only, jobs=jobs, against=_named(against or []),
+        report=common.note,
+    )  # fmt: skip
     folder = folder_of(study, scale, results)
     typer.echo((folder / "table.md").read_text())
     typer.echo(f"Figure: {folder / 'figure.png'}")

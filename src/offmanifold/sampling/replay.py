@@ -69,17 +69,21 @@ class Replay:
         filled = self.tensors["pushed"].clamp(max=self.capacity)
         index = (torch.rand(n, generator=generator, device=device, dtype=torch.float64) * filled).long()
         anew = (torch.rand(n, generator=generator, device=device) < restart) | (filled == 0)
-        positions = torch.where(anew.view(-1, *[1] * (fresh.ndim - 1)), fresh, self.tensors["positions"][index])
-        return positions, torch.where(anew, torch.zeros_like(self.tensors["ages"][index]), self.tensors["ages"][index])
+        return self._or_fresh(anew, fresh, index)
 
     def newest(self, fresh: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the last ``n`` positions in the order of their pushing, and their ages; ``fresh`` of an empty ring."""
+        """Return the last ``n`` positions in the order of their pushing, and their ages; of those missing ``fresh``."""
         self._check("fresh", fresh)
         n = len(fresh)
         self._check_fit(n)
-        index = (self.tensors["pushed"] - n + torch.arange(n, device=fresh.device)) % self.capacity
-        positions = torch.where(self.tensors["pushed"] == 0, fresh, self.tensors["positions"][index])
-        return positions, self.tensors["ages"][index]
+        order = self.tensors["pushed"] - n + torch.arange(n, device=fresh.device)
+        index, missing = order % self.capacity, order < 0
+        return self._or_fresh(missing, fresh, index)
+
+    def _or_fresh(self, anew: Tensor, fresh: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what lies at ``index`` and its ages, and where it is ``anew`` what is fresh, of age 0."""
+        positions, ages = self.tensors["positions"][index], self.tensors["ages"][index]
+        return torch.where(anew.view(-1, *[1] * (fresh.ndim - 1)), fresh, positions), ages.masked_fill(anew, 0)
 
     def push(self, positions: Tensor, ages: Tensor) -> None:
         """Put chains' ends ``(n, *shape)`` in, over the oldest."""

@@ -40,7 +40,8 @@ def jobs(scale: str, seed: int) -> list[Job]:
 def run(job: Job) -> dict[str, Any]:
     """Train on CIFAR-10 and measure; add how far the complexity of an image alone explains its likelihood."""
     train, test, others = DATA["cifar"](job["train_images"], job["test_images"])
-    others |= benchmarks.others_named(job.get("against", {}), job["test_images"], test)
+    paths = {name: file["path"] for name, file in job.get("against", {}).items()}
+    others |= benchmarks.others_named(paths, job["test_images"], test)
     detector = VAE(**job["parameters"], random_state=job["seed"], verbose=False).fit(train)
     metrics = measured(detector, train, test, others)
     sizes = {
@@ -122,5 +123,6 @@ STUDY = Study(
     run=run,
     table=table,
     figure=figure,
+    detectors=lambda job: [VAE(**job["parameters"])],
     against=True,
 )

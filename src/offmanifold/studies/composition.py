@@ -139,4 +139,5 @@ STUDY = Study(
     run=run,
     table=table,
     figure=figure,
+    detectors=lambda job: [AE(**job["parameters"])],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fnmatch
 import functools
@@ -10,8 +11,10 @@ import json
 import platform
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -21,19 +24,30 @@ import numpy.typing as npt
 import torch
 
 import offmanifold
-from offmanifold import atomic
+from offmanifold import atomic, parameters
 from offmanifold.data.benchmarks import DataMissing
+from offmanifold.data.inputs import InputSpec
+from offmanifold.detectors import DETECTORS, OutlierDetector
 from offmanifold.detectors.chains import families_to_watch
 from offmanifold.measures.estimates import mean_of
 from offmanifold.measures.plain import Components, Neighbours
-from offmanifold.training.loop import TrainingDiverged
 from offmanifold.training.threads import cores, limited_to, share
 
 SCALES = ("smoke", "laptop", "paper")
 SEEDS = {"smoke": (0,), "laptop": (0, 1, 2), "paper": (0, 1, 2)}
+# Data by whose form a digest of settings has every "auto" resolved.
+FORMS = (
+    InputSpec("table", (10,), "columns"), InputSpec("image", (1, 28, 28), "hw"), InputSpec("image", (3, 32, 32), "hwc"),
+)  # fmt: skip
 Job = dict[str, Any]
 Array = npt.NDArray[Any]
 Record = dict[str, Any]
+
+
+def trained(job: Job) -> list[OutlierDetector]:
+    """Return the detector that a job names, untrained, or none."""
+    key = job.get("detector")
+    return [DETECTORS[key](**job["parameters"])] if key else []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +68,8 @@ class Study:
         The default seeds of each scale; all of them are reported.
     against : bool
         Whether jobs may bring further kinds of images, by name, as files or folders under ``"against"``.
+    detectors : job → detectors
+        What a job trains: where their defaults have changed since, it is done again.
     """
 
     name: str
@@ -65,6 +81,7 @@ class Study:
     figure: Callable[[list[Record], Path], None]
     seeds: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=SEEDS.copy)
     against: bool = False
+    detectors: Callable[[Job], Sequence[OutlierDetector]] = trained
 
 
 def digest(array: npt.NDArray[Any]) -> str:
@@ -102,14 +119,17 @@ def run_study(
     jobs : int
         Jobs side by side, each with its share of the cores.
     against : mapping of name → file or folder, optional
-        Further kinds of images to score, for a study that takes them. A job with others than before is done again.
+        Further kinds of images to score, for a study that takes them. A job with others than before, or whose files
+        have changed, is done again.
     report : callable
         Is told about progress.
 
     Raises
     ------
     RuntimeError
-        Once all other jobs are done and the table is written, where training of some diverged.
+        Once all other jobs are done and the table is written, where some failed.
+    DataMissing
+        The same, where the data of some are not here.
     """
     if against and not study.against:
         raise ValueError(f"{study.name} compares fixed kinds of rows; it takes no others (got {', '.join(against)}).")
@@ -118,45 +138,51 @@ def run_study(
     chosen = study.seeds[scale] if seeds is None else seeds
     all_jobs = [job for seed in chosen for job in study.jobs(scale, seed) if fnmatch.fnmatch(job["name"], only)]
     if against:
-        all_jobs = [job | {"against": dict(against)} for job in all_jobs]
+        content = {name: {"path": path, "digest": _digest_of(Path(path))} for name, path in against.items()}
+        all_jobs = [job | {"against": content} for job in all_jobs]
     if not all_jobs:
         names = ", ".join(job["name"] for job in study.jobs(scale, chosen[0]))
         raise ValueError(f"No job of {study.name} at scale {scale} matches {only!r}. They are: {names}.")
-    waiting = [job for job in all_jobs if _finished(folder, job) is None]
+    waiting = [job for job in all_jobs if not _is_finished(study, folder, job)]
     done = len(all_jobs) - len(waiting)
     if done:
         report(f"{done} of {len(all_jobs)} jobs were done before.")
-    diverged: dict[str, TrainingDiverged] = {}
+    failed: dict[str, Exception] = {}
 
     def finish(job: Job, outcome: Callable[[], Record]) -> None:
-        """Tell of a job; one that diverges is a row that is missing, not the end of the others."""
+        """Tell of a job; one that fails is a row that is missing, not the end of the others."""
         nonlocal done
         try:
             told = f"{outcome()['seconds']:.0f} s"
-        except TrainingDiverged as error:
-            diverged[job["name"]], told = error, str(error)
+        except BrokenProcessPool:
+            raise
+        except Exception as error:
+            failed[job["name"]], told = error, f"{type(error).__name__}: {error}"
         done += 1
         report(f"[{done}/{len(all_jobs)}] {job['name']}: {told}")
 
     if jobs == 1:
         for job in waiting:
             report(f"[{done + 1}/{len(all_jobs)}] {job['name']} …")
-            finish(job, functools.partial(_run_one, study.run, job, folder, None))
+            finish(job, functools.partial(_run_one, study.run, job, _defaults(study, job), folder, None))
     elif waiting:
         # Fresh processes: a forked one inherits PyTorch's thread pool in an unusable state.
         with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-            pending: dict[Future[Record], Job] = {
-                pool.submit(_run_one, study.run, job, folder, share(jobs)): job for job in waiting
-            }
+            pending = dict[Future[Record], Job]()
+            for job in waiting:
+                pending[pool.submit(_run_one, study.run, job, _defaults(study, job), folder, share(jobs))] = job
             while pending:
                 for future in wait(pending, return_when=FIRST_COMPLETED).done:
                     finish(pending.pop(future), future.result)
     records = summarise(study, scale, results=results, report=report)
-    if diverged:
-        raise RuntimeError(
-            f"Training of {len(diverged)} of {len(all_jobs)} jobs diverged, and the table is without them: "
-            f"{', '.join(diverged)}. First: {next(iter(diverged.values()))}"
+    if failed:
+        first = next(iter(failed.values()))
+        text = (
+            f"{len(failed)} of {len(all_jobs)} jobs failed, and the table is without them: {', '.join(failed)}. "
+            f"First: {type(first).__name__}: {first}"
         )
+        missing = all(isinstance(error, DataMissing) for error in failed.values())
+        raise (DataMissing if missing else RuntimeError)(text) from first
     return records
 
 
@@ -165,30 +191,40 @@ def summarise(
 ) -> list[Record]:
     """Write table and figure from the result files alone, and return the records.
 
-    Results of jobs that have other settings by now are left out, and ``report`` is told.
+    Results of jobs that have other settings by now are left out, and damaged files; ``report`` is told.
     """
     folder = folder_of(study, scale, results)
-    found = load_records(study, scale, results=results)
-    known = {seed: _jobs_by_name(study, scale, seed) for seed in {record["job"]["seed"] for record in found}}
-    records, outdated = list[Record](), list[Record]()
-    for record in found:
-        (records if _is_current(record["job"], known[record["job"]["seed"]]) else outdated).append(record)
+    again = f"`offmanifold study run {study.name} --scale {scale}` does them again."
+    paths = sorted(folder.glob("*.json"))
+    found = {path: _read(path) for path in paths}
+    damaged = [path.name for path, record in found.items() if record is None]
+    if damaged:
+        report(f"Left out, for they are damaged or no results: {', '.join(damaged)} in {folder}. {again}")
+    seeds = {record["job"]["seed"] for record in found.values() if record}
+    known = {seed: _jobs_by_name(study, scale, seed) for seed in seeds}
+    records, outdated = list[Record](), list[str]()
+    for record in found.values():
+        if record and _is_current(study, record, known[record["job"]["seed"]]):
+            records.append(record)
+        elif record:
+            outdated.append(record["job"]["name"])
     if outdated:
-        report(
-            "Left out, for these jobs have other settings by now: "
-            f"{', '.join(record['job']['name'] for record in outdated)}. "
-            f"`offmanifold study run {study.name} --scale {scale}` does them again."
-        )
+        report(f"Left out, for these jobs have other settings by now: {', '.join(outdated)}. {again}")
     if records:
         atomic.write(folder / "table.md", study.table(records))
         study.figure(records, folder / "figure.png")
     return records
 
 
-def load_records(study: Study, scale: str, *, results: Path = Path("results")) -> list[Record]:
-    """Read the result files of a study, sorted by job name."""
-    folder = folder_of(study, scale, results)
-    return [json.loads(path.read_text()) | {"_folder": str(folder)} for path in sorted(folder.glob("*.json"))]
+def _read(path: Path) -> Record | None:
+    """Return the record of a result file; none where it or the arrays beside it are damaged, or it is another's."""
+    try:
+        record: Record = json.loads(path.read_text())
+        whole = record["job"]["name"] == path.stem and isinstance(record["job"]["seed"], int)
+        arrays = not record["digests"] or zipfile.is_zipfile(path.with_suffix(".npz"))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return record | {"_folder": str(path.parent)} if whole and arrays else None
 
 
 def arrays_of(record: Record) -> dict[str, npt.NDArray[Any]]:
@@ -218,11 +254,11 @@ def baseline_scores(name: str, train: Array, normal: Array, odd: Array) -> tuple
     return plain.score_samples(normal / 255) / unit, plain.score_samples(odd / 255) / unit
 
 
-def shown(values: Sequence[float], *, share: bool = False) -> str:
+def shown(values: Sequence[float], *, share: bool = False, least: float = 0.0) -> str:
     """Return the mean over seeds as tables show it: with its interval where there are several, "–" where none.
 
-    Three decimals, more for small numbers and fewer for large ones. A ``share`` (an AUROC) has three, and an interval
-    within [0, 1], which Student's does not know of.
+    Three decimals, more for small numbers and fewer for large ones. A ``share`` (an AUROC; from ``least`` to 1) has
+    three, and an interval within these bounds, which Student's does not know of.
     """
     if not values:
         return "–"
@@ -230,14 +266,14 @@ def shown(values: Sequence[float], *, share: bool = False) -> str:
     size = abs(mean)
     decimals = 3 if share or 0.1 <= size < 10 or size == 0 else 4 if size < 0.1 else 1 if size < 100 else 0
     if share:
-        low, high = max(0.0, low), min(1.0, high)
+        low, high = np.clip([low, high], least, 1)
     interval = f" [{low:.{decimals}f}, {high:.{decimals}f}]" if len(values) > 1 else ""
     return f"{mean:.{decimals}f}{interval}"
 
 
 def watched_by(kind: str, watch: Sequence[str] | str = "auto") -> str:
     """Return the sentence that says by which made outliers of "image" or "table" data training was watched."""
-    return f"NAE and IGEBM were watched by made outliers: {', '.join(families_to_watch(watch, kind))}."
+    return f"Training against samples was watched by made outliers: {', '.join(families_to_watch(watch, kind))}."
 
 
 def slug(row: str) -> str:
@@ -245,12 +281,38 @@ def slug(row: str) -> str:
     return row.lower().replace("(", "-").replace(")", "")
 
 
-def _finished(folder: Path, job: Job) -> Record | None:
-    path = folder / f"{job['name']}.json"
-    if not path.is_file():
-        return None
-    record: Record = json.loads(path.read_text())
-    return record if record["job"] == _as_stored(job) else None
+def _is_finished(study: Study, folder: Path, job: Job) -> bool:
+    record = _read(folder / f"{job['name']}.json")
+    if record is None:
+        return False
+    done = record["job"] if "against" in job else _without_against(record["job"])
+    return done == _as_stored(job) and record.get("defaults") == _defaults(study, job)
+
+
+def _without_against(job: Job) -> Job:
+    """Return a job without the kinds of images that its user brought."""
+    return {name: value for name, value in job.items() if name != "against"}
+
+
+def _defaults(study: Study, job: Job) -> str:
+    """Return a digest of what a job's detectors are trained by, every "auto" resolved for data of each form."""
+    found = []
+    for detector in study.detectors(job):
+        for spec in FORMS:
+            with contextlib.suppress(parameters.InvalidParameter):  # it is for data of other forms
+                found.append(detector._resolved(spec, 1000))
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _digest_of(path: Path) -> str:
+    """Return a digest of a file, or of the names and files in a folder."""
+    whole = hashlib.sha256()
+    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+        if file.is_file():
+            whole.update(file.name.encode())
+            with file.open("rb") as opened:
+                whole.update(hashlib.file_digest(opened, "sha256").digest())
+    return whole.hexdigest()[:16]
 
 
 def _as_stored(job: Job) -> Job:
@@ -267,13 +329,16 @@ def _jobs_by_name(study: Study, scale: str, seed: int) -> dict[str, Job]:
         return {}
 
 
-def _is_current(job: Job, known: Mapping[str, Job]) -> bool:
+def _is_current(study: Study, record: Record, known: Mapping[str, Job]) -> bool:
     """Say whether a finished job is as the study has it now; one that cannot be named here may be."""
-    own = {name: value for name, value in job.items() if name != "against"}  # that is the user's
-    return known.get(own["name"], own) == own
+    own = _without_against(record["job"])
+    job = known.get(own["name"])
+    return job is None or (job == own and record.get("defaults") == _defaults(study, job))
 
 
-def _run_one(run: Callable[[Job], dict[str, Any]], job: Job, folder: Path, threads: int | None) -> Record:
+def _run_one(
+    run: Callable[[Job], dict[str, Any]], job: Job, defaults: str, folder: Path, threads: int | None
+) -> Record:
     began = time.monotonic()
     with limited_to(threads):
         metrics = run(job)
@@ -283,6 +348,7 @@ def _run_one(run: Callable[[Job], dict[str, Any]], job: Job, folder: Path, threa
             np.savez_compressed(file, **arrays)
     record: Record = {
         "job": job,
+        "defaults": defaults,
         "metrics": metrics,
         "digests": {name: digest(array) for name, array in (arrays or {}).items()},
         "seconds": round(time.monotonic() - began, 2),

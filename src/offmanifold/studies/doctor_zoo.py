@@ -424,4 +424,5 @@ STUDY = Study(
     run=run,
     table=table,
     figure=figure,
+    detectors=lambda job: [ZOO[name].make(10, job["parameters"]) for name in job["members"]],
 )

@@ -131,4 +131,5 @@ STUDY = Study(
     run=run,
     table=table,
     figure=figure,
+    detectors=lambda job: [VAE(**job["parameters"])],
 )

@@ -87,4 +87,5 @@ STUDY = Study(
     run=run,
     table=table,
     figure=figure,
+    detectors=lambda job: [VAE(**job["parameters"])],
 )

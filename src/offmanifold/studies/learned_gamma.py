@@ -123,4 +123,5 @@ STUDY = Study(
     run=run,
     table=table,
     figure=figure,
+    detectors=lambda job: [VAE(**job["parameters"])],
 )

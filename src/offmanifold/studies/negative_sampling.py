@@ -79,15 +79,20 @@ def at_side(images: Pixels, side: int) -> Pixels:
     return means.round().astype(np.uint8)
 
 
+def untrained(row: str, settings: dict[str, Any], **others: Any) -> Any:
+    """Return a detector without negatives ("none"), for given ones ("auxiliary"), or of a source of NegativeVAE."""
+    if row == "none":
+        return VAE(**settings, **others)
+    return NegativeVAE(**settings, negatives="auto" if row == "auxiliary" else row, **others)
+
+
 def fitted(
     row: str, train: Pixels, auxiliary: Pixels | None, settings: dict[str, Any], seed: int
 ) -> VariationalDetector:
-    """Train without negatives ("none"), on given ones ("auxiliary"), or on those of a source of NegativeVAE."""
-    if row == "none":
-        return VAE(**settings, random_state=seed, verbose=False).fit(train)
-    if row == "auxiliary":
-        return NegativeVAE(**settings, random_state=seed, verbose=False).fit(train, negatives=auxiliary)
-    return NegativeVAE(**settings, negatives=row, random_state=seed, verbose=False).fit(train)
+    """Train, with the negatives given if any are."""
+    given = {} if auxiliary is None else {"negatives": auxiliary}
+    detector: VariationalDetector = untrained(row, settings, random_state=seed, verbose=False).fit(train, **given)
+    return detector
 
 
 def compared(detector: VariationalDetector, normal: Pixels, others: Mapping[str, Pixels]) -> dict[str, Any]:

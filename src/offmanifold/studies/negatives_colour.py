@@ -111,4 +111,5 @@ STUDY = Study(
     run=run,
     table=table,
     figure=figure,
+    detectors=lambda job: [negative_sampling.untrained(job["row"], job["parameters"])],
 )

@@ -46,13 +46,16 @@ def _images(row: str, train: Pixels, count: int, seed: int) -> Pixels | None:
     return at_side((held.train if len(held.train) else held.test)[:count], train.shape[1])
 
 
+def _kind(row: str) -> str:
+    return "auxiliary" if row in CANDIDATES else row
+
+
 def run(job: Job) -> dict[str, Any]:
     """Train on Fashion-MNIST with one kind of negatives; without any, rate all of them beforehand."""
     fashion, side, count = benchmarks.images("fashion_mnist"), job["side"], job["test_images"]
     train = at_side(fashion.train[: job["train_images"]], side)
     given = _images(job["row"], train, job["train_images"], job["seed"])
-    row = "auxiliary" if given is not None else job["row"]
-    detector = negative_sampling.fitted(row, train, given, job["parameters"], job["seed"])
+    detector = negative_sampling.fitted(_kind(job["row"]), train, given, job["parameters"], job["seed"])
     normal, odd = (at_side(images[:count], side) for images in (fashion.test, benchmarks.images("mnist").test))
     metrics = negative_sampling.compared(detector, normal, {"MNIST": odd})
     if job["row"] == "none":
@@ -127,4 +130,5 @@ STUDY = Study(
     run=run,
     table=table,
     figure=figure,
+    detectors=lambda job: [negative_sampling.untrained(_kind(job["row"]), job["parameters"])],
 )

@@ -159,4 +159,5 @@ STUDY = Study(
     run=run,
     table=table,
     figure=figure,
+    detectors=lambda job: [cls(**job["parameters"]) for cls in DETECTORS.values()],
 )

@@ -191,8 +191,8 @@ def table(records: list[Record]) -> str:
         f"{first['rows']:,} rows, a tenth of them with labels; {first['restarts']} restarts from random weights and "
         f"as many from the truth, {first['steps']:,} steps (LIN a tenth of the joint ones), the best by training "
         "objective on held-out rows; in the last column in how many data sets it began at the truth. Agreement of "
-        "q(y | x) with the labels: share or correlation. Mean over data sets with Student's 95 % interval where there "
-        "are several.",
+        "q(y | x) with the labels of the rows trained on: share or correlation. Mean over data sets with Student's "
+        "95 % interval where there are several.",
         "",
         "| world | method | p(x) | first cohort | second cohort | KL, nats | first | second | agreement | from truth |",
         "|---|---|---|---|---|---|---|---|---|---|",
@@ -205,7 +205,8 @@ def table(records: list[Record]) -> str:
                 found = [shown([metrics["knn"][name] for metrics in own]) for name in names]
                 cells = [f"{ours} ({theirs:.3f})" for ours, theirs in zip(found, paper, strict=True)]
                 cells += [shown([metrics["kl"][name] for metrics in own]) for name in names]
-                cells.append(shown([metrics["label_agreement"] for metrics in own], share=True))
+                least = 0.0 if WORLDS[world].label == "binary" else -1.0
+                cells.append(shown([metrics["label_agreement"] for metrics in own], share=True, least=least))
                 cells.append(f"{sum(metrics['from_truth'] for metrics in own)} of {len(own)}")
                 lines.append(f"| {world} | {method} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

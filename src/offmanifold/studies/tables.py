@@ -140,6 +140,11 @@ def _make(source: str, columns: int, seed: int, parameters: dict[str, Any]) -> A
     return cls(**parameters, **{key: value for key, value in common.items() if key in known})
 
 
+def _ours(job: Job) -> list[OutlierDetector]:
+    source = ROWS[job["row"]].source
+    return [DETECTORS[source](**job["parameters"])] if source in DETECTORS else []
+
+
 def _score(model: Any, rows: Array) -> Array:
     """Return scores, high = normal."""
     if isinstance(model, Neighbours | OutlierDetector):
@@ -381,5 +386,6 @@ STUDY = Study(
     run=run,
     table=table,
     figure=figure,
+    detectors=_ours,
     seeds={"smoke": (0,), "laptop": (0, 1), "paper": (0, 1, 2, 3, 4)},
 )
