@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
 import os
 import random
@@ -151,6 +152,10 @@ def test_evaluate_by_other_rows_and_by_labels(work: Path) -> None:
     assert by_rows["auroc"]["value"] > 0.9
     text = run("evaluate", "model.safetensors", "normal.csv", "--outliers", "odd.csv", cwd=work).stdout
     assert "AUROC" in text and "false alarms (asked 0.05)" in text
+    for key in ("auroc", "aupr", "fpr_at_95_tpr", "false_alarm_rate", "caught"):
+        assert "{value:.3f} {low:.3f} … {high:.3f}".format(**by_rows[key]) in " ".join(text.replace("│", " ").split())
+    detector = offmanifold.load(work / "model.safetensors")
+    assert by_rows["caught"]["value"] == (detector.predict(pl.read_csv(work / "odd.csv")) == -1).mean()
     signs = pl.read_parquet(work / "both.parquet").with_columns(bad=1 - 2 * pl.col("bad"))
     signs.write_csv(work / "signs.csv")
     assert (
@@ -234,18 +239,23 @@ def test_explain_draws_pictures(tmp_path: Path, digits: Any) -> None:
     np.save(tmp_path / "normal.npy", images[:200])
     folder = tmp_path / "new"
     folder.mkdir()
-    for name, image in (("usual.png", images[200]), ("odd.png", 255 - images[201])):
+    for name, image in (("usual.png", images[200]), ("row odd.png", 255 - images[201])):
         Image.fromarray(image).save(folder / name)
     run("fit", "normal.npy", "--set", "steps=30", "--set", "random_state=0", cwd=tmp_path)
     told = run("explain", "model.safetensors", "new", "--worst", 1, cwd=tmp_path).stdout
-    assert "odd.png" in told and "usual.png" not in told and "Wrote explanation.png" in told
+    assert "row odd.png" in told and "usual.png" not in told and "Wrote explanation.png" in told
     with Image.open(tmp_path / "explanation.png") as sheet:
         assert sheet.width > sheet.height > 100
     again = ("explain", "model.safetensors", "new", "--json")
     assert "explanation.png exists" in complaint(*again, cwd=tmp_path, status=2)
     found = json.loads(run(*again, "--row", 0, "--out", "why.png", cwd=tmp_path).stdout)
     assert found["pictures"] == "why.png" and (tmp_path / "why.png").exists()
-    assert set(found["rows"][0]) == {"row", "score", "p_value", "beside_columns"}
+    assert set(found["rows"][0]) == {"row", "file", "score", "p_value", "beside_columns", "found_normal"}
+    both = json.loads(run(*again, "--out", "why.png", "--overwrite", cwd=tmp_path).stdout)["rows"]
+    assert [(one["row"], one["file"]) for one in both] == [(0, "row odd.png"), (1, "usual.png")]
+    detector = offmanifold.load(tmp_path / "model.safetensors")
+    p_values = detector.p_values(np.stack([np.asarray(Image.open(folder / one["file"])) for one in both]))
+    assert [one["p_value"] for one in both] == p_values.tolist() and p_values[0] < p_values[1]
 
 
 def test_a_table_of_all_kinds(tmp_path: Path) -> None:
@@ -487,6 +497,31 @@ def offmanifold_data() -> Path:
     from offmanifold.data.benchmarks import data_folder
 
     return data_folder().resolve()
+
+
+def test_a_discovery_rate_that_calibration_rows_cannot_support(work: Path) -> None:
+    told = run("score", "model.safetensors", "odd.csv", "--fdr", 0.01, "-o", "few.csv", cwd=work).stderr
+    assert "80 calibration rows can call none by --fdr 0.01, however many rows are scored: that takes 99." in told
+
+
+def test_what_would_be_lost_or_ignored_is_refused(work: Path) -> None:
+    before = (work / "odd.csv").read_bytes()
+    again = ("score", "model.safetensors", "odd.csv", "--out", "./odd.csv", "--overwrite")
+    assert "--out would replace odd.csv, the rows to score" in complaint(*again, cwd=work, status=2)
+    assert (work / "odd.csv").read_bytes() == before
+    for command, option in itertools.product(("inspect", "diagnose", "report"), ("--array", "--drop")):
+        told = complaint(command, "model.safetensors", option, "x", cwd=work, status=2)
+        assert f"{option} says how to read data, and there are none" in told
+
+
+def test_file_names_that_are_no_text(work: Path) -> None:
+    name = os.fsdecode(b"new\xff.csv")
+    try:
+        (work / name).write_bytes((work / "odd.csv").read_bytes())
+    except OSError:
+        pytest.skip("this file system has none")
+    told = complaint("score", "model.safetensors", name, "-o", "named.csv", cwd=work, status=1)
+    assert "is not UTF-8 text. Rename the file." in told
 
 
 def test_a_study_without_data_says_so(tmp_path: Path) -> None:

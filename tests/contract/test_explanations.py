@@ -140,12 +140,17 @@ def test_however_extreme_a_cell_it_is_named(value: float, plane: Any) -> None:
 
 def test_cells_are_shown_with_digits_that_tell_them_apart() -> None:
     day = datetime.datetime(2024, 1, 5, 4)
-    assert cell_and_normal(1_700_000_010.0, 1_700_000_000.0) == ("1700000010", "1700000000")
-    assert cell_and_normal(1.5, 2.25) == ("1.5", "2.25")
-    assert cell_and_normal(1.5, 1.5) == ("1.5", "") == cell_and_normal(1.5, np.nan)
-    assert cell_and_normal(None, 2.0) == ("", "2")
-    assert cell_and_normal(day, day + datetime.timedelta(microseconds=221_907)) == ("2024-01-05 04:00:00", "")
-    assert cell_and_normal("red", "blue") == ("red", "blue")
+    assert cell_and_normal(1_700_000_010.0, 1_700_000_000.0) == ("1700000010", "1700000000", [])
+    assert cell_and_normal(1.5, 2.25) == ("1.5", "2.25", [])
+    assert cell_and_normal(1.5, 1.5) == ("1.5", "", []) == cell_and_normal(1.5, np.nan)
+    assert cell_and_normal(None, 2.0) == ("", "2", [])
+    assert cell_and_normal(day, day + datetime.timedelta(microseconds=221_907)) == ("2024-01-05 04:00:00", "", [])
+    assert cell_and_normal("red", "blue") == ("red", "blue", [])
+    # What is usual as well, for a drift of a millionth may be what is odd.
+    usual = ["100000.1", "100000.45"]
+    assert cell_and_normal(100000.9, 100000.42, (100000.1, 100000.45)) == ("100000.9", "100000.42", usual)
+    assert cell_and_normal(2.00000001, 2.00000002, (-1.5, 4.0)) == ("2.00000001", "2.00000002", ["-1.5", "4"])
+    assert cell_and_normal(1.70035e12 + 1, 1.7e12) == ("1700350000001", "1700000000000", [])
 
 
 def test_few_calibration_rows_do_not_make_every_row_ordinary(plane: Any) -> None:

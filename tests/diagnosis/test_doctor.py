@@ -387,7 +387,7 @@ def test_images_that_moved_are_told_by_patch(digits: Any) -> None:
     moved = rows[600:1000].copy()
     moved[:, :2, :2] = 1
     finding = diagnose(detector, moved, budget="1h")["drift"]
-    assert finding.verdict == "warn" and finding.details["moved"][0] == "the patch in row 1, column 1"
+    assert finding.verdict == "warn" and finding.details["moved"][0] == "patch 1, 1 of 4 × 4"
 
 
 def test_files_of_before_moments_were_kept_know_of_no_drift(honest: OutlierDetector, world: Any) -> None:

@@ -259,9 +259,17 @@ def test_aupr_and_fpr() -> None:
     assert fpr_at_tpr([1.0, 2, 2, 3], [0.0, 1, 2, 2], tpr=0.5).value == 0.25
     assert fpr_at_tpr(np.arange(10.0) + 0.5, np.arange(10.0), tpr=0.9).value == 0.8
     assert fpr_at_tpr(np.arange(5.0), np.arange(5.0), tpr=1e-12).value == 0.2
+    handful = aupr(normal, odd[:4])
+    assert (handful.low, handful.high) == (0, 1) and 0 < aupr(normal, odd[:5]).low < aupr(normal, odd[:5]).high < 1
     wide, narrow = aupr(normal, odd), aupr(normal, odd, level=0.5)
     assert wide.low < narrow.low < narrow.value < narrow.high < wide.high
     assert proportion(0, 10).high == pytest.approx(0.3085, abs=1e-4)
+
+
+def test_estimates_are_shown_with_digits_that_say_something() -> None:
+    assert str(Estimate(0.5, 0.25, 0.75)) == "0.500 [0.250, 0.750]" and str(Estimate(0, 0, 0)) == "0.000 [0.000, 0.000]"
+    assert str(Estimate(-0.00012, -0.0004, 0.00002)) == "-0.000120 [-0.000400, 0.000020]"
+    assert str(Estimate(0.0, -np.inf, np.inf)) == "0.000 [-inf, inf]" and str(Estimate(-0.0004, -1, 1))[:5] == "0.000"
 
 
 def test_measures_refuse_what_is_no_list_of_scores() -> None:

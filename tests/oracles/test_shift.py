@@ -128,6 +128,21 @@ def test_the_size_is_in_standard_deviations_and_its_interval_holds() -> None:
     assert inside >= 88 and np.mean(sizes) == pytest.approx(truth, rel=0.05)
 
 
+def test_the_size_is_the_same_however_many_rows_tell_it() -> None:
+    """Tails of normal laws end at z = 37, which a standard deviation of 20 000 rows exceeds."""
+    for rows in (2_000, 20_000, 200_000):
+        found = shift(Moments.of(RNG.normal(size=(rows, 1))), RNG.normal(1, 1, size=(rows, 1)))
+        assert found.size.low <= found.size.value <= found.size.high
+        assert found.size.value == pytest.approx(1, abs=0.1)
+
+
+def test_gaps_are_in_the_standard_deviations_of_what_is_known() -> None:
+    known = Moments(np.zeros(3), np.array([1.0, 1.0, 0.0]), np.full(3, 2000.0))
+    new = RNG.normal(3, [6.0, 1.0, 1.0], size=(2000, 3))
+    np.testing.assert_allclose(shift(known, new).gaps[:2], new.mean(0)[:2], rtol=1e-12)
+    assert abs(shift(known, new).gaps[2]) == pytest.approx(3 / 0.5**0.5, rel=0.1)  # of a constant one: of all rows
+
+
 def test_columns_that_are_constant_or_empty() -> None:
     known = np.tile([1.0, 2.0, np.nan, 0.0], (50, 1))
     known[:, 3] = RNG.normal(size=50)

@@ -40,7 +40,7 @@ class Page(HTMLParser):
         self.open.append(tag)
 
     def handle_data(self, data: str) -> None:
-        self.titled += bool(self.open and self.open[-1] == "title" and "svg" in self.open and data.strip())
+        self.titled += bool(self.open[-2:] == ["svg", "title"] and data.strip())
 
     def handle_endtag(self, tag: str) -> None:
         while self.open and self.open.pop() != tag:
@@ -93,7 +93,7 @@ def test_a_page_says_what_was_found(pages: dict[str, Path]) -> None:
     assert images.count('class="row"') == 8 and images.count("<img") >= 3 * 8 and "&lt;b&gt;.png" in images
     for page in (table, images):
         assert "These rows beside those of training" in page and "farther from the training rows" in page
-    assert "– more than chance" in table and re.search(r">row \d, column \d<", images)
+    assert "– more than chance" in table and re.search(r">patch \d, \d of 4 × 4<", images)
     assert "normal rows were looked at" in table and "calibration rows of the model" in images
     assert "not examined" in colour and "<code>--normal</code>" in colour and "Synthetic outliers" not in colour
 

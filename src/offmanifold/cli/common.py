@@ -109,6 +109,13 @@ def check_output(path: Path, overwrite: bool, suffixes: tuple[str, ...]) -> None
         raise ValueError(f"The folder {folder} of --out cannot be written to.")
 
 
+def check_has_data(data: Path | None, array: str | None, drop: list[str] | None) -> None:
+    """Refuse options that say how to read data where none are given."""
+    for option, value in (("--array", array), ("--drop", drop)):
+        if value and data is None:
+            raise UsageError(f"{option} says how to read data, and there are none. Give some, or leave it out.")
+
+
 def load_model(path: Path) -> OutlierDetector:
     """Load a model file."""
     from offmanifold.storage import load

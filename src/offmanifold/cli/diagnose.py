@@ -54,6 +54,7 @@ def diagnose(
     from offmanifold import diagnosis
     from offmanifold.training.threads import limited_to
 
+    common.check_has_data(data, array, drop)
     detector = common.load_model(model)
     rows = None if data is None else common.open_for(detector, data, array, drop).load()
     with limited_to(threads), common.telling() as report:

@@ -66,7 +66,11 @@ def explain(
     with limited_to(threads):
         places, explanation = _explained(detector, rows, worst, row or [])
     found = _told(detector, places, explanation, top)
-    names = [source.files[place] if source.files else f"row {place}" for place in places]
+    if source.files:
+        names = [source.files[place] for place in places]
+        found = [{"row": one["row"], "file": name, **one} for one, name in zip(found, names, strict=True)]
+    else:
+        names = [f"row {place}" for place in places]
     if pictured:
         from offmanifold.report.pictures import explained, write_sheet
 
@@ -78,10 +82,7 @@ def explain(
         })  # fmt: skip
         return
     columns = ["row", f"score ({detector.score_unit})", "p-value"]
-    shown = [
-        [name.removeprefix("row "), f"{one['score']:.4g}", f"{one['p_value']:.3g}"]
-        for name, one in zip(names, found, strict=True)
-    ]
+    shown = [[one.get("file", f"{one['row']}"), f"{one['score']:.4g}", f"{one['p_value']:.3g}"] for one in found]
     if not pictured:
         columns.append("because of")
         shown = [[*cells, "\n".join(_lines(one))] for cells, one in zip(shown, found, strict=True)]
@@ -113,22 +114,22 @@ def _told(detector: OutlierDetector, places: Any, explanation: Explanation, top:
         one: dict[str, Any] = {"row": int(place), "score": float(explanation.score[i]), "p_value": float(p[i])}
         if detector.spec_.kind == "table":
             one["because"] = [reason._asdict() for reason in explanation.top(i, top)]
-        told.append({**one, "beside_columns": explanation.beside(i)})
+        told.append({**one, "beside_columns": explanation.beside(i), "found_normal": bool(explanation.ordinary[i])})
     return told
 
 
 def _lines(one: dict[str, Any]) -> list[str]:
     beside = (f"{name}: {value:+.3g}" for name, value in one["beside_columns"].items())
     because = [_because(reason) for reason in one["because"]] or ["no column"]
-    return [*because, *beside]
+    return [*because, *beside, *([] if one["found_normal"] else ["no row nearby that the model calls ordinary"])]
 
 
 def _because(one: dict[str, Any]) -> str:
-    from offmanifold.detectors.explanations import cell, cell_and_normal
+    from offmanifold.detectors.explanations import cell_and_normal
 
-    found, normal = cell_and_normal(one["value"], one["nearest_normal"])
+    found, normal, usual = cell_and_normal(one["value"], one["nearest_normal"], one["usual"] or ())
     told = [f"normal: {normal}"] if normal else []
-    if one["usual"]:
-        told.append("usual: {} to {}".format(*map(cell, one["usual"])))
+    if usual:
+        told.append("usual: {} to {}".format(*usual))
     brackets = f" ({'; '.join(told)})" if told else ""
     return f"{one['column']} = {found or 'missing'}{brackets}: {one['contribution']:+.3g}"

@@ -35,6 +35,7 @@ def inspect(
 
       offmanifold inspect model.safetensors --data held-out.csv
     """
+    common.check_has_data(data, array, drop)
     detector = common.load_model(model)
     from offmanifold.storage import read
 

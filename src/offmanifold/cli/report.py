@@ -46,6 +46,7 @@ def report(
       offmanifold report model.safetensors
     """
     common.check_output(out, overwrite, (".html",))
+    common.check_has_data(data or normal, array, drop)
     from offmanifold.data.inputs import Rows
     from offmanifold.diagnosis import diagnose
     from offmanifold.report.page import write_report

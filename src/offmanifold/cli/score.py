@@ -64,9 +64,12 @@ def score(
     common.check_output(out, overwrite, (".csv", ".parquet"))
     if fdr is not None and not 0 < fdr < 1:
         raise common.UsageError(f"--fdr must lie between 0 and 1; got {fdr:g}.")
+    from offmanifold import calibration
     from offmanifold.training.threads import limited_to
 
     detector = common.load_model(model)
+    if data.exists() and out.exists() and data.samefile(out):
+        raise common.UsageError(f"--out would replace {data}, the rows to score. Give another.")
     kept = list(dict.fromkeys(keep or ()))
     source = common.open_for(detector, data, array, drop, keep=kept)
     _check_kept(kept, source)
@@ -78,12 +81,20 @@ def score(
         false = f"false-alarm rate {detector.false_alarm_rate:g}"
         rule = false if fdr is None else f"at most {fdr:.3g} of them false on average"
         typer.echo(f"{summary['outliers']:,} of {summary['rows']:,} rows called outliers ({rule}). Wrote {out}.")
-    if fdr is not None and not summary["outliers"] and 0 < summary["most_extreme"] < summary["most_extreme_needed"]:
+    known = len(detector.calibration_scores_)
+    if fdr is not None and summary["most_extreme"] and calibration.smallest_rate(known) > fdr:
         typer.echo(
-            f"{summary['most_extreme']:,} rows are more extreme than all {len(detector.calibration_scores_):,} "
-            f"calibration rows, but among {summary['rows']:,} rows it takes {summary['most_extreme_needed']:,} of "
-            "these, or many nearly so, before --fdr can call one. Score fewer rows at a time, fit with a larger "
-            "calibration_fraction, or leave --fdr out.",
+            f"{known:,} calibration rows can call none by --fdr {fdr:g}, however many rows are scored: that takes "
+            f"{calibration.rows_needed(fdr):,}. Fit with more rows or a larger calibration_fraction, or leave --fdr "
+            "out.",
+            err=True,
+        )
+    elif fdr is not None and not summary["outliers"] and 0 < summary["most_extreme"] < summary["most_extreme_needed"]:
+        typer.echo(
+            f"{summary['most_extreme']:,} rows are more extreme than all {known:,} calibration rows, but among "
+            f"{summary['rows']:,} rows it takes {summary['most_extreme_needed']:,} of these, or many nearly so, before "
+            "--fdr can call one. Score fewer rows at a time, fit with a larger calibration_fraction, or leave --fdr "
+            "out.",
             err=True,
         )
 

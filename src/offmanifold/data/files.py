@@ -107,7 +107,7 @@ def open_source(
     ValueError
         Saying what is wrong with the file: missing, of another type, damaged, without pictures, …
     """
-    path = Path(path)
+    path = _named(Path(path))
     if not path.exists():
         raise ValueError(f"{path} does not exist.")
     if "array" not in lenient and array is not None and path.suffix.lower() != ".npz":
@@ -126,6 +126,15 @@ def open_source(
     if drop and "drop" not in lenient:
         raise ValueError(f"--drop names columns of a .csv or .parquet file; {path} has none.")
     return source
+
+
+def _named(path: Path) -> Path:
+    """Refuse a file whose name is no text: neither tables nor pictures of it could be written."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"The name {str(path)!r} is not UTF-8 text. Rename the file.") from error
+    return path
 
 
 def read_column(path: str | os.PathLike[str], name: str) -> npt.NDArray[Any]:
@@ -349,7 +358,7 @@ class _Folder(Source):
 
     def __init__(self, path: Path, colour: bool) -> None:
         super().__init__(path)
-        pictures = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in PICTURES)
+        pictures = sorted(_named(entry) for entry in path.iterdir() if entry.suffix.lower() in PICTURES)
         if not pictures:
             raise ValueError(f"{path} holds no pictures ({', '.join(PICTURES)}).")
         sizes: dict[tuple[int, int], Path] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -35,7 +36,7 @@ PASS, IMAGE_PASS = 32, 16
 # where in the pass it stands.
 FEWEST_COLUMNS = 16
 # Whole numbers below it are shown with all their digits.
-WHOLE = 1e12
+WHOLE = 2.0**53
 # A column is named from this share of the worst column's contribution on.
 LEAST = 0.01
 # Between these quantiles a column's value is usual.
@@ -153,16 +154,22 @@ def cell(value: Any, digits: int = 6) -> str:
     return str(value).removesuffix(" 00:00:00")
 
 
-def cell_and_normal(value: Any, normal: Any) -> tuple[str, str]:
-    """Show a cell and what it is in the nearest normal row, with digits that tell them apart; no more if it is that."""
-    found, other = cell(value), cell(normal)
+def cell_and_normal(value: Any, normal: Any, usual: tuple[Any, ...] = ()) -> tuple[str, str, list[str]]:
+    """Show a cell, what it is in the nearest normal row, and what it usually is; no normal one if it is that.
+
+    With digits of a hundredth of how far they lie apart, six at least, and so many that the first two differ.
+    """
+    known = [other for other in (value, normal, *usual) if isinstance(other, float) and math.isfinite(other)]
+    apart, size = (max(known) - min(known), max(map(abs, known))) if known else (0.0, 0.0)
+    digits = min(max(6, math.ceil(math.log10(size / apart)) + 2), 17) if apart > 0 else 6
+    ends = [cell(end, digits) for end in usual]
+    found, other = cell(value, digits), cell(normal, digits)
     if value == normal or not other:
-        return found, ""
-    for digits in range(7, 18):
-        if found != other:
-            break
+        return found, "", ends
+    while found == other and digits < 17:
+        digits += 1
         found, other = cell(value, digits), cell(normal, digits)
-    return found, other if found != other else ""
+    return found, other if found != other else "", ends
 
 
 def _plain(value: Any) -> Any:

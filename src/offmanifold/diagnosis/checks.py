@@ -80,7 +80,9 @@ def calibration(patient: Patient) -> Finding:
         "asked": rate, "alarms": alarms.to_json(), "p_of_so_many_alarms": excess, "p_stranger": too_small,
         "p_more_normal": too_large, "smallest_rate": smallest_rate(len(known)),
     }  # fmt: skip
-    told = f"{alarms.value:.1%} false alarms [{alarms.low:.1%}, {alarms.high:.1%}] where {rate:.1%} were asked for."
+    told = (
+        f"{alarms.value:.1%} false alarms [{alarms.low:.1%}, {alarms.high:.1%}] where {100 * rate:.3g}% were asked for."
+    )
     advice = ""
     grade: Grade = "fine"
     if min(excess, too_small) < 0.001:
@@ -147,7 +149,10 @@ def red_team(patient: Patient) -> Finding:
         grade = "fail" if means["detector"] < means["kNN"] - 0.15 or grade == "fail" else "warn"
         advice = "Nearest neighbours see more: train for longer, try another detector, or use them instead."
     elif grade != "fine":
-        advice = "Try another detector, or more rows: plain methods do no better here."
+        plain = (
+            "principal components see more" if means["PCA"] > means["detector"] + 0.05 else "plain methods see no more"
+        )
+        advice = f"Try another detector, or more rows; {plain} here."
     return Finding("red team", grade, told, number, "mean AUROC over families", advice, details)
 
 
@@ -314,9 +319,7 @@ def _parts(patient: Patient) -> Mapping[str, Any]:
         }
     rows, columns = (np.arange(size) * 4 // size for size in shape[1:])
     return {
-        f"the patch in row {i + 1}, column {j + 1} of 4 × 4": (rows[:, None] == i) & (columns == j)
-        for i in range(4)
-        for j in range(4)
+        f"patch {i + 1}, {j + 1} of 4 × 4": (rows[:, None] == i) & (columns == j) for i in range(4) for j in range(4)
     }
 
 

@@ -56,7 +56,7 @@ class Comparison:
 
     @property
     def gaps(self) -> dict[str, float]:
-        """How far the mean of each column, or patch, lies from the training rows' in standard deviations.
+        """How far the mean of each column, or patch, lies from the training rows', in their standard deviations.
 
         Of a column that has become several cells, and of a patch's channels, the farthest counts. The farthest first.
         """
@@ -81,7 +81,7 @@ def compare(detector: OutlierDetector, blocks: Iterable[npt.NDArray[Any]]) -> Co
         parts.append(compared_parts(detector._prepare(block)))
         missing, cells = missing + int(np.isnan(block).sum()), cells + block.size
     if detector.spec_.kind == "image":
-        patches = [f"the patch in row {1 + i // PATCHES}, column {1 + i % PATCHES}" for i in range(PATCHES**2)]
+        patches = [f"patch {1 + i // PATCHES}, {1 + i % PATCHES} of {PATCHES} × {PATCHES}" for i in range(PATCHES**2)]
         names = patches * detector.spec_.shape[0]
     else:
         names = cell_names(detector)

@@ -15,6 +15,8 @@ from offmanifold.measures.estimates import Estimate
 from offmanifold.parameters import integer, real
 
 Scores = npt.NDArray[np.float64]
+# Outliers below which a bootstrap of them says nothing.
+FEWEST_FOR_BOOTSTRAP = 5
 
 
 def _pair(normal: npt.ArrayLike, outliers: npt.ArrayLike) -> tuple[Scores, Scores]:
@@ -158,8 +160,9 @@ def aupr(
 
     Notes
     -----
-    Of perfect separation the interval has no width (see :func:`auroc`'s), and of a handful of outliers one of 95 %
-    holds the truth in some nine of ten cases.
+    Of perfect separation the interval has no width (see :func:`auroc`'s), and of five to ten outliers one of 95 % holds
+    the truth in some nine of ten cases. Of fewer than five a bootstrap tells next to nothing (one of a single outlier
+    held it in three of ten): the interval is then [0, 1].
     """
     _check_level(level)
     integer("draws", draws)
@@ -176,7 +179,8 @@ def aupr(
         return part[rng.integers(len(part), size=len(part))]
 
     values = [average(again(negatives), again(positives)) for _ in range(draws)]
-    low, high = np.quantile(values, [0.5 - level / 2, 0.5 + level / 2])
+    few = len(positives) < FEWEST_FOR_BOOTSTRAP
+    low, high = (0.0, 1.0) if few else np.quantile(values, [0.5 - level / 2, 0.5 + level / 2])
     return Estimate(average(negatives, positives), float(low), float(high), level)
 
 

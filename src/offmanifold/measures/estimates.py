@@ -28,7 +28,11 @@ class Estimate:
     level: float = 0.95
 
     def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        size = max((abs(end) for end in (self.value, self.low, self.high) if math.isfinite(end)), default=1.0)
+        # Three decimals, or three digits of what is smaller than a tenth.
+        decimals = 3 if size >= 0.1 or size == 0 else min(2 - math.floor(math.log10(size)), 12)
+        value, low, high = (f"{round(end, decimals) + 0.0:.{decimals}f}" for end in (self.value, self.low, self.high))
+        return f"{value} [{low}, {high}]"
 
     def to_json(self) -> dict[str, float]:
         """Return a dict of plain floats."""

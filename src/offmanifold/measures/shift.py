@@ -70,13 +70,14 @@ class Shift:
     Attributes
     ----------
     size : Estimate
-        Root mean square over the parts, in standard deviations, beyond what chance gives.
+        Root mean square over the parts, in standard deviations of all rows, beyond what chance gives.
     p_value : float
         Of means so far apart if both came from the same place.
     moved : (m,) int
         The parts whose means differ beyond chance (1 % over all of them), the farthest first.
     gaps : (k,) float64
-        How far each part's mean lies from the others', in standard deviations; 0 where that is not known.
+        How far each part's mean lies from the others', in the others' standard deviations (in those of all rows where
+        the others have none); 0 where that is not known.
     """
 
     size: Estimate
@@ -105,8 +106,9 @@ def shift(known: Moments, rows: npt.NDArray[Any]) -> Shift:
     chance = 1 / known.count[told] + 1 / new.count[told]
     # Spreads are estimated: of N normal rows in all, z² would be N/(N − 4) on average.
     z = gap[told] / np.sqrt(chance) * np.sqrt(np.maximum(both[told] - 4, 1) / both[told])
-    z = _as_normal(z, _skewness(known, new, unit)[told])
+    # Whatever the law, z² is 1 on average; the tails are for what is called chance.
     total, k = float(z @ z), len(z)
+    normal = _as_normal(z, _skewness(known, new, unit)[told])
     spread = np.where(new.spread > 0, new.spread, 1)[told]
     standard: Any = np.nan_to_num((rows[:, told] - new.mean[told]) / spread)
     n = len(standard)
@@ -118,7 +120,7 @@ def shift(known: Moments, rows: npt.NDArray[Any]) -> Shift:
         (float((gram**2).sum()) / n**2 - k**2 / free) * free**2 / ((free - 1) * (free + 2)) if n > 2 else float(k**2)
     )
     squared = max(squared, float(k))
-    p_value = float(gamma.sf(total, k**2 / (2 * squared), scale=2 * squared / k))
+    p_value = float(gamma.sf(normal @ normal, k**2 / (2 * squared), scale=2 * squared / k))
     # Var Σ z² = 2 tr C² + 4 μᵀCμ where the z have means μ.
     drawn = float(np.square(standard @ z).sum()) / n - squared
     root = math.sqrt(total)  # whose error hardly depends on itself
@@ -129,7 +131,9 @@ def shift(known: Moments, rows: npt.NDArray[Any]) -> Shift:
     limit = float(norm.isf(0.005 / k))
     places = np.flatnonzero(told)
     order = np.argsort(-np.abs(z))
-    return Shift(size, p_value, places[order[np.abs(z)[order] > limit]], np.where(told, gap, 0.0))
+    own = np.where(known.spread > 0, np.maximum(known.spread, ROUNDING * np.abs(known.mean)), unit)
+    gaps = np.where(told, (new.mean - known.mean) / own, 0.0)
+    return Shift(size, p_value, places[order[np.abs(normal)[order] > limit]], gaps)
 
 
 def _skewness(known: Moments, new: Moments, unit: Float64Array) -> Float64Array:

@@ -6,6 +6,7 @@ Every chart has a ``<title>``, which screen readers say; text from the user's da
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ from markupsafe import Markup
 Array = npt.NDArray[Any]
 WIDTH, HEIGHT, BARS_WIDTH = 480.0, 210.0, 560.0
 LEFT, RIGHT, TOP, BOTTOM = 52.0, 14.0, 12.0, 40.0
+# A histogram reaches beyond the normal rows by so many times their range.
+MOST_RANGE = 4.0
 
 
 class Axes:
@@ -83,11 +86,19 @@ class Axes:
 
 
 def histogram(title: str, groups: Sequence[tuple[str, Array]], threshold: float, label: str) -> Markup:
-    """Draw the scores of several groups of rows (class, scores) and the threshold."""
+    """Draw the scores of several groups of rows (class, scores) and the threshold.
+
+    The first group, the normal rows, sets the scale: what lies farther off than MOST_RANGE times its range is in the
+    outermost bar, and counted beside it.
+    """
     pooled = np.concatenate([scores for _, scores in groups])
     low, high = (float(end) for end in np.quantile(pooled, [0.01, 0.999]))
+    own = [float(end) for end in np.quantile(groups[0][1], [0.01, 0.999])]
     if np.isfinite(threshold):
         low, high = min(low, threshold), max(high, threshold)
+        own.append(threshold)
+    reach = MOST_RANGE * (max(own) - min(own) or 1.0)
+    low, high = max(low, min(own) - reach), min(high, max(own) + reach)
     edges = np.linspace(*_open((low, high)), 41)
     counts = [np.histogram(scores.clip(*edges[[0, -1]]), edges)[0] / len(scores) * 100 for _, scores in groups]
     axes = Axes(title, (edges[0], edges[-1]), (0.0, max(float(c.max()) for c in counts) * 1.05), (label, "rows (%)"))
@@ -95,6 +106,9 @@ def histogram(title: str, groups: Sequence[tuple[str, Array]], threshold: float,
         axes.steps(edges, count, kind)
     if np.isfinite(threshold):
         axes.upright(threshold, "threshold")
+    below = sum(int((scores < edges[0]).sum()) for _, scores in groups)
+    if below:
+        axes.parts.append(_text(LEFT + 4, TOP + 24, f"← {below:,} lower", "start"))
     return axes.svg()
 
 
@@ -124,7 +138,10 @@ def calibration(title: str, p_values: Array, band: float) -> Markup:
 
 
 def bars(title: str, values: Sequence[tuple[str, float, str]]) -> Markup:
-    """Draw bars to the left of zero in one colour and to the right in another: (name, value, text) each."""
+    """Draw bars to the left of zero in one colour and to the right in another: (name, value, text) each.
+
+    What is too long is cut in its middle, and whole where the pointer rests on it.
+    """
     most = max([abs(value) for _, value, _ in values] + [1e-300])
     row, name_width, room = 22.0, 150.0, 110.0
     height = row * len(values) + 6
@@ -136,15 +153,40 @@ def bars(title: str, values: Sequence[tuple[str, float, str]]) -> Markup:
     for i, (name, value, text) in enumerate(values):
         width = min(abs(value) / most, 1.0) * reach
         y = 4 + i * row
-        shown = name if len(name) < 21 else name[:19] + "…"
-        parts.append(_text(name_width - 6, y + 13, shown, "end"))
+        parts.append(Markup("<g><title>{}: {}</title>").format(name, text))
+        parts.append(_text(name_width - 6, y + 13, cut(name, 20), "end"))
         parts.append(
             Markup('<rect class="{}" x="{:.1f}" y="{}" width="{:.1f}" height="15"/>').format(
                 "odd" if value < 0 else "normal", zero - width if value < 0 else zero, y, max(width, 1.0)
             )
         )
-        parts.append(_text(name_width + 2 * room + 6, y + 13, text if len(text) < 28 else text[:26] + "…", "start"))
+        halves = [cut(half, 27) for half in text.split(" → ")] if width_of(text) > 27 else [text]
+        lower = 13 if len(halves) == 1 else 7
+        for half, begins in zip(halves, ("", "→ "), strict=False):
+            parts.append(_text(name_width + 2 * room + 6, y + lower, begins + half, "start", "small" * (lower < 13)))
+            lower += 11
+        parts.append(Markup("</g>"))
     return Markup("").join([*parts, Markup("</svg>")])
+
+
+def width_of(text: str) -> int:
+    """Return how many letters' width a text takes: a Chinese one that of two."""
+    return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
+
+
+def cut(text: str, most: int) -> str:
+    """Leave out of a text's middle what is wider than ``most`` letters."""
+    if width_of(text) <= most:
+        return text
+    begin, end = "", ""
+    for first, last in zip(text, reversed(text), strict=True):
+        if width_of(begin + first + end) + 1 > most:
+            break
+        begin += first
+        if width_of(begin + last + end) + 1 > most:
+            break
+        end = last + end
+    return f"{begin}…{end}"
 
 
 def dots(title: str, rows: Sequence[tuple[str, dict[str, float]]]) -> Markup:

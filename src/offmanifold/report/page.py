@@ -109,13 +109,14 @@ def _judged(detector: OutlierDetector, X: Any, names: list[str] | None) -> dict[
             "word": "" if scores[place] < detector.offset_ else " – not called an outlier",
             "bars": _columns(explanation, i, name) if table else None,
             "pictures": [] if table else [_picture(name, picture) for picture in shown_by_row[i]],
+            "far": not explanation.ordinary[i],
         })  # fmt: skip
     drawn = scores[evenly(len(scores), DRAWN)]
     return {
         "headline": f"{called:,} of {len(scores):,} rows do not belong",
         "told": (
-            f"At a false-alarm rate of {detector.false_alarm_rate:.3g}: of so many normal rows about "
-            f"{detector.false_alarm_rate * len(scores):,.0f} would be called abnormal, too."
+            f"At a false-alarm rate of {detector.false_alarm_rate:.3g}: of so many normal rows "
+            f"{_about(detector.false_alarm_rate * len(scores))} would be called abnormal, too."
             if np.isfinite(detector.offset_)
             else "There are too few calibration rows for this false-alarm rate: no row can be called an outlier."
         ),
@@ -139,22 +140,28 @@ def _compared(detector: OutlierDetector, X: Any) -> dict[str, Any] | None:
     found = compare(detector, blocks)
     if found is None:
         return None
-    told = f"{len(rows):,} rows" + (f", {found.missing:.1%} of their cells missing. " if found.missing else ". ")
+    missing = "less than 0.1%" if found.missing < 0.001 else f"{found.missing:.1%}"
+    told = f"{len(rows):,} rows" + (f", {missing} of their cells missing. " if found.missing else ". ")
     told += found.told
     if found.certain:
         told += " Outliers among them do that as well as a change in all of them."
     moved = set(found.moved)
     values = [
-        (name.removeprefix("the patch in "), gap, f"{gap:+.2f}" + (" – more than chance" if name in moved else ""))
+        (name, gap, f"{gap:+.2f}" + (" – more than chance" if name in moved else ""))
         for name, gap in list(found.gaps.items())[:PARTS]
     ]
     return {"told": told, "bars": charts.bars("Means of these rows, in standard deviations of training", values)}
 
 
+def _about(count: float) -> str:
+    """Return how many rows are to be expected, in words."""
+    return "fewer than 1" if count < 0.95 else f"about {count:,.0f}"
+
+
 def _columns(explanation: Explanation, i: int, name: str) -> Markup:
     values = []
     for reason in explanation.top(i, COLUMNS):
-        found, normal = cell_and_normal(reason.value, reason.nearest_normal)
+        found, normal, _ = cell_and_normal(reason.value, reason.nearest_normal)
         text = f"{found or 'missing'} → {normal}" if normal else found or "missing"
         values.append((reason.column, reason.contribution, text))
     values += [(name, value, f"{value:+.4g}") for name, value in explanation.beside(i).items()]
@@ -193,8 +200,8 @@ def _charts(detector: OutlierDetector, diagnosis: Diagnosis, normal: Any) -> lis
         found += _training(phase, records)
     kl = detector.fit_report_.get("latents", {}).get("kl")
     if kl:
-        values = [(f"latent {i + 1}", value, f"{value:.3f}") for i, value in enumerate(kl[:12])]
-        caption = f"Nats that each latent carries about a row, the largest {len(values)} of {len(kl)}."
+        values = [(f"{i + 1}.", value, f"{value:.3f}") for i, value in enumerate(kl[:12])]
+        caption = f"Nats that each latent carries about a row: {len(values)} of {len(kl)} latents, the largest first."
         found.append({"title": "Latents", "svg": charts.bars("KL of each latent", values), "caption": caption})
     return found
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from offmanifold.data.inputs import Float64Array
 from offmanifold.detectors.base import OutlierDetector
 from offmanifold.detectors.explanations import Explanation
+from offmanifold.report.charts import cut
 from offmanifold.report.figures import new_figure, write_figure
 
 Pixels = npt.NDArray[np.uint8]
@@ -24,6 +25,8 @@ KEY = (
 )
 # Inches of a picture's side on a sheet.
 SIDE = 1.5
+# Letters of a picture's name that are shown.
+NAME_LETTERS = 22
 # Letters of the key that an inch holds, and inches of a line of it.
 KEY_LETTERS, LINE = 16, 0.15
 
@@ -71,7 +74,8 @@ def write_sheet(path: Path, rows: Sequence[list[Picture]], names: Sequence[str])
             cell.spines[:].set_visible(False)
             if caption in pixels:
                 cell.imshow(pixels[caption], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8, parse_math=False)
+        shown = "\n".join(cut(text, NAME_LETTERS) for text in name.split("\n"))
+        line[0].set_ylabel(shown, rotation=0, ha="right", va="center", fontsize=8, parse_math=False)
     for cell, caption in zip(axes[0], captions, strict=True):
         cell.set_title(caption, fontsize=9)
     figure.supxlabel(key, fontsize=8)
