@@ -30,14 +30,18 @@ def choice(argument: str, value: Any, options: Iterable[str]) -> str:
     return value
 
 
-def integer(argument: str, value: Any, *, minimum: int = 1, words: Iterable[str] = ()) -> int:
-    """Return ``value`` as an int of at least ``minimum``; an error names the ``words`` that are allowed beside it."""
-    wanted = f"{argument} must be an integer of at least {minimum}{_or(words)}"
+def integer(
+    argument: str, value: Any, *, minimum: int = 1, maximum: int | None = None, words: Iterable[str] = ()
+) -> int:
+    """Return ``value`` as an int within bounds; an error names the ``words`` that are allowed beside it."""
+    most = "" if maximum is None else f" and at most {maximum}"
+    wanted = f"{argument} must be an integer of at least {minimum}{most}{_or(words)}"
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise InvalidParameter(f"{wanted}; got {value!r}.")
-    if value < minimum:
-        raise InvalidParameter(f"{wanted}; got {value}.")
-    return int(value)
+    found = int(value)
+    if found < minimum or (maximum is not None and found > maximum):
+        raise InvalidParameter(f"{wanted}; got {found}.")
+    return found
 
 
 def real(

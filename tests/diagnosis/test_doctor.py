@@ -575,6 +575,8 @@ def test_findings_add_up_to_a_verdict() -> None:
     assert verdict == "distrust" and probability is not None and probability < 0.2 and weighing[0] == "calibration"
     # What pushed the other way is not told.
     assert weighing == ("calibration",)
+    moved = combine(examined(0.5, 0.95, 1.0))
+    assert moved[0] == "care" and moved[1] is not None and moved[1] < 0.2 and "drift" in moved[2]
     for grades in ({"calibration": "warn"}, {"training": "warn"}):
         assert combine(examined(0.1, 0.95, 0.0, **grades))[2] == tuple(grades)
     one_check = [*examined(0.1, 0.95, 0.0), finding("stability", "fail")]

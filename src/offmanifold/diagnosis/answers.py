@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -78,6 +79,8 @@ def grew_without_reason(detector: OutlierDetector) -> bool:
 
 def _capacity(score: Mapping[str, Any], unit: str, *, searchable: bool) -> str:
     gap, spread = score["gap"], score["spread"]
+    if not (spread > 0 and math.isfinite(gap["low"]) and math.isfinite(gap["high"])):
+        return "there are too few held-out rows to say whether the network is too large."
     told = (
         f"training rows score {gap['value']:+.4g} against held-out ones [{gap['low']:.4g}, {gap['high']:.4g}] ({unit}; "
         f"the held-out scores' standard deviation is {spread:.4g})"

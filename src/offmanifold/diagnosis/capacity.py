@@ -176,8 +176,14 @@ def suggest_capacity(
             f"suggest_capacity fits without labels, and so would size a model of another task; got detector="
             f"{type(detector).__name__}. Compare sizes by predict_label on rows held out, or search with VAE."
         )
+    if own.get("score_by") in ("kl", "reconstruction"):
+        raise ValueError(
+            f"suggest_capacity compares bounds on log p(x); score_by={own['score_by']!r} is a part of one, which falls "
+            "or rises with the latents by itself. Search with score_by='elbo'; the sizes are right for the other, too."
+        )
     rows = Rows(X, owner=type(detector).__name__, columns=columns)
-    latent_dims = _increasing("latent_dims", latent_dims or _latent_dims(rows), parameters.integer)
+    latent_dims = _latent_dims(rows) if latent_dims is None else latent_dims
+    latent_dims = _increasing("latent_dims", latent_dims, parameters.integer)
     widths = _increasing("widths", widths, lambda name, value: parameters.real(name, value, above=0))
     state = None if state is None else Path(state)
     stored = _read(state)
@@ -209,6 +215,8 @@ def _latent_dims(rows: Rows) -> list[int]:
 
 
 def _increasing(name: str, values: Sequence[Any], check: Callable[[str, Any], Any]) -> list[Any]:
+    if isinstance(values, str) or not isinstance(values, Sequence | np.ndarray):
+        raise parameters.InvalidParameter(f"{name} must be a list of sizes; got {values!r}.")
     checked = [check(f"{name}[{i}]", value) for i, value in enumerate(values)]
     if not checked or any(later <= earlier for earlier, later in itertools.pairwise(checked)):
         raise ValueError(f"{name} must increase; got {list(values)!r}.")

@@ -158,8 +158,19 @@ def red_team(patient: Patient) -> Finding:
 
 def agreement(patient: Patient) -> Finding:
     """Does it find the same normal rows unusual as nearest neighbours do?"""
-    number = rank_correlation(patient.scores, patient.neighbours.score_samples(patient.normal))
-    told = f"Rank correlation with nearest neighbours' scores of normal rows: {number.value:+.2f}."
+    known = {row.tobytes() for row in patient.reference + 0.0}
+    # A copy of a row of the reference lies at distance 0, whatever it is like.
+    new = np.array([row.tobytes() not in known for row in patient.normal + 0.0])
+    copies = f" {(~new).sum():,} of {len(new):,} are copies of others, and left out." if not new.all() else ""
+    told = f"There is nothing to rank: rows, or their scores, are alike.{copies}"
+    nothing = Finding("agreement", "not applicable", told)
+    if new.sum() < FEWEST // 2:
+        return nothing
+    scores, neighbours = patient.scores[new], patient.neighbours.score_samples(patient.normal[new])
+    if not (np.ptp(scores) and np.ptp(neighbours)):
+        return nothing
+    number = rank_correlation(scores, neighbours)
+    told = f"Rank correlation with nearest neighbours' scores of normal rows: {number.value:+.2f}.{copies}"
     grade = graded(number.value, warn=0.3, fail=0.0)
     advice = "" if grade == "fine" else "Look at rows on which both disagree; use neighbours beside it."
     return Finding("agreement", grade, told, number, "rank correlation", advice)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
-from offmanifold.diagnosis.findings import Finding, Grade, Verdict, left_out
+from offmanifold.diagnosis.findings import FEWEST_TO_TRUST, Finding, Grade, Verdict, left_out
 
 Findings = Mapping[str, Finding]
 
@@ -86,10 +86,10 @@ def verdict_of(grades: Mapping[str, Grade], probability: float) -> Verdict:
     return "care" if wanting or probability > CARE or "fail" in grades.values() else "trust"
 
 
-def combine(findings: Sequence[Finding]) -> tuple[Verdict, float | None, tuple[str, ...]]:
+def combine(findings: Sequence[Finding], rows: int = FEWEST_TO_TRUST) -> tuple[Verdict, float | None, tuple[str, ...]]:
     """Return verdict, probability of failure (None where too little was examined), and what weighs most.
 
-    Where the budget left out a check that the verdict rests on, it is "care" at best.
+    Where the budget left out a check that the verdict rests on, or few ``rows`` were looked at, it is "care" at best.
     """
     grades = {finding.check: finding.verdict for finding in findings}
     decisive = [name for name in DECISIVE if grades.get(name) == "fail"]
@@ -104,11 +104,12 @@ def combine(findings: Sequence[Finding]) -> tuple[Verdict, float | None, tuple[s
     probability = 1 / (1 + math.exp(-(BIAS + sum(pushes.values()))))
     failed = [name for name, grade in grades.items() if grade == "fail"]
     verdict = verdict_of(grades, probability)
-    if verdict == "trust" and left_out(findings):
+    few = rows < FEWEST_TO_TRUST
+    if verdict == "trust" and (few or left_out(findings)):
         verdict = "care"
     named = {"distrust": decisive, "care": [*failed, *wanting], "trust": []}[verdict]
     # Only what pushed towards the verdict is told, checks that failed before those that did not.
     towards = {name: -push if verdict == "trust" else push for name, push in pushes.items()}
     order = sorted(towards, key=lambda name: (grades[TERMS[name].check] != "fail", -towards[name]))
     named += [TERMS[name].check for name in order if towards[name] > 0]
-    return verdict, probability, tuple(dict.fromkeys(named))[:2]
+    return verdict, None if few else probability, tuple(dict.fromkeys(named))[:2]

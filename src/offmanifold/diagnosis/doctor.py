@@ -31,7 +31,7 @@ def diagnose(
     budget: str | float = "auto",
     checks: Collection[str] | None = None,
     random_state: int = 0,
-    report: Callable[[str], None] = lambda text: None,
+    report: Callable[[str], None] | None = None,
 ) -> Diagnosis:
     """Examine a fitted detector without a single outlier.
 
@@ -43,7 +43,7 @@ def diagnose(
         Normal rows, best ones that it was not trained on: half of them become the reference of the plain methods
         beside it. Without them the calibration rows stored with the detector are looked at, which cannot tell whether
         its false-alarm rate holds on rows that come now. Where none are stored (``store_rows=False``) only what was
-        recorded at the fit is examined, and the verdict is "care" at best.
+        recorded at the fit is examined. Of these, and of fewer than 60 rows, the verdict is "care" at best.
     budget : str or float
         Seconds, or text such as "90s", "2min", "1h". Checks that no longer fit are "not examined", and where the
         verdict rests on one of them it is "care" at best. "auto" is a quarter of the training time, 10 seconds at least
@@ -52,7 +52,7 @@ def diagnose(
         The names of those to make; all unless told.
     random_state : int
         The same one gives the same diagnosis, unless the budget runs out.
-    report : callable
+    report : callable, optional
         Is told about progress.
 
     Returns
@@ -64,7 +64,15 @@ def diagnose(
     ValueError, TypeError
         For rows that the detector does not take, or a budget that cannot be read.
     """
+    if not isinstance(detector, OutlierDetector):
+        raise TypeError(
+            f"diagnose looks into detectors of this library; got {type(detector).__name__}. Of a pipeline give the "
+            "last step, and rows as the steps before it transform them."
+        )
     check_is_fitted(detector, "module_")
+    random_state = parameters.integer("random_state", random_state, minimum=0, maximum=2**32 - 1)
+    if isinstance(checks, str):
+        raise parameters.InvalidParameter(f"checks must be a list of names; got {checks!r}.")
     names = [check.name for check in CHECKS]
     wanted = {parameters.choice("checks", name, names) for name in (names if checks is None else checks)}
     began = time.monotonic()
@@ -89,11 +97,12 @@ def diagnose(
                 f"budget: give more, such as budget='{spent + check.takes(detector) + 5:.0f}s'."
             )
         if reason is None:
-            report(check.question)
+            if report is not None:
+                report(check.question)
             findings.append(check.run(patient))
         else:
             findings.append(Finding(check.name, "not examined", reason, details=dict(details)))
-    verdict, probability, weighing = combine(findings)
+    verdict, probability, weighing = combine(findings, patient.count)
     took = time.monotonic() - began
     looked_at = patient.count, patient.given, patient.stored
     return Diagnosis(verdict, probability, tuple(findings), weighing, took, *looked_at)
@@ -109,7 +118,7 @@ def _seconds(budget: str | float, detector: OutlierDetector) -> float:
         except ValueError:
             value = 0.0
     else:
-        value = float(budget) if isinstance(budget, numbers.Real) else 0.0
+        value = float(budget) if isinstance(budget, numbers.Real) and not isinstance(budget, bool) else 0.0
     if not value > 0:
         raise parameters.InvalidParameter(
             f"budget must be 'auto', seconds above 0, or text such as '90s', '2min', '1h'; got {budget!r}."

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from offmanifold import parameters
@@ -109,7 +110,10 @@ def rate_negatives(
     ValueError
         For candidates of another shape, or too few rows: 12 normal ones, 4 of each set.
     """
-    parameters.integer("random_state", random_state, minimum=0)
+    check_is_fitted(detector, "module_")
+    random_state = parameters.integer("random_state", random_state, minimum=0, maximum=2**32 - 1)
+    if not isinstance(candidates, Mapping):
+        raise TypeError(f"candidates must map names to sets of rows; got {type(candidates).__name__}.")
     if not candidates:
         raise ValueError("candidates is empty: give at least one set of rows by name.")
     patient = Patient(detector, X_normal, most=MOST_ROWS, seed=random_state)
@@ -121,9 +125,10 @@ def rate_negatives(
     found = []
     for name, values in candidates.items():
         rows = named(f"candidates[{name!r}]", partial(Rows, values, detector.spec_, "the detector"))
-        if len(rows) < 4:
-            raise ValueError(f"candidates[{name!r}] has {len(rows)} rows; at least 4 are needed.")
         given = rows.take(evenly(len(rows), MOST_ROWS)).astype(np.float64)
+        given = given[~np.isnan(given.reshape(len(given), -1)).all(1)]  # of a row without any cell nothing is learned
+        if len(given) < 4:
+            raise ValueError(f"candidates[{name!r}] has {len(given)} rows that hold anything; at least 4 are needed.")
         given = given[np.random.default_rng(random_state).permutation(len(given))]
         block = np.nan_to_num(patient.scaler.transform(given))
         half = len(block) // 2

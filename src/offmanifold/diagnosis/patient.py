@@ -79,8 +79,14 @@ class Patient:
         return torch.Generator().manual_seed(self.seed)
 
     def users(self, rows: Any) -> Any:
-        """Return standardised rows as a user knows them: ``(n, *shape)``, a frame where not all columns are numbers."""
-        return self.detector.spec_.present(self.scaler.inverse(np.asarray(rows, dtype=np.float64)))
+        """Return standardised rows as a user knows them: ``(n, *shape)``, a frame where not all columns are numbers.
+
+        A column that is empty in all rows given is so here: its mean, 0, may be like nothing that was trained on.
+        """
+        block = self.scaler.inverse(np.asarray(rows, dtype=np.float64))
+        if not self.is_image and self.count:
+            block[:, np.isnan(self.rows).all(0)] = np.nan
+        return self.detector.spec_.present(block)
 
     def score(self, rows: Any) -> Float64Array:
         """Return the detector's scores of standardised rows; what is not finite counts as most abnormal."""
@@ -207,7 +213,7 @@ class Patient:
     @property
     def units(self) -> Tensor:
         """How much one of our standard deviations is in what the network takes: 1, or a column's own."""
-        if self.is_image or self.detector._standardiser is not None:
+        if self.is_image or self.detector.settings_["scale"] is not None:
             return torch.ones(())
         return torch.from_numpy(self.scaler.scale).float()
 

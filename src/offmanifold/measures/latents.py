@@ -22,6 +22,8 @@ from offmanifold.probability.latents import prior_sample
 Array = npt.NDArray[np.float64]
 # A latent that says less than this about a row is not used (nats).
 ACTIVE = 0.01
+# Rows that MMD, of two samples and their halves, takes.
+FEWEST = 4
 
 
 class HasCodes(Protocol):
@@ -198,8 +200,8 @@ def aggregate_mmd(
         codes = np.asarray(detector.transform(X))  # whatever set_output says
     codes = codes[random.permutation(len(codes))[:most_rows]]
     size = min(block, len(codes) // 2)
-    if size < 2:
-        raise ValueError(f"aggregate_mmd needs at least 4 rows; got {len(codes)}.")
+    if size < FEWEST // 2:
+        raise ValueError(f"aggregate_mmd needs at least {FEWEST} rows; got {len(codes)}.")
     generator = torch.Generator().manual_seed(int(random.randint(2**31 - 1)))
     bandwidth = (2.0 * (codes.shape[1] if prior == "euclidean" else 1.0)) ** 0.5
     values = []
@@ -231,6 +233,9 @@ def latent_report(
         ``high``) and ``latents`` (lists of :class:`LatentInformation`'s fields and the number ``active``), as far as
         they apply.
     """
+    rows = len(detector._fitted_rows(X))
+    if rows < FEWEST:
+        raise ValueError(f"X has {rows} rows; to measure a model on takes at least {FEWEST}.")
     report: dict[str, Any] = {}
     if hasattr(detector, "reconstruction_errors"):
         report["reconstruction_error"] = reconstruction_error(detector, X).to_json()
