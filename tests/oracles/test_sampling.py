@@ -300,6 +300,11 @@ def test_the_ring_keeps_the_newest_and_draws_them_all() -> None:
             ring.push(wrong, torch.zeros(4))
         with pytest.raises(ValueError, match="fresh must be"):
             ring.draw(generator(), wrong, restart=0.0)
+    # What was never pushed is none of the newest.
+    part = Replay(10, (1,), torch.device("cpu"))
+    part.push(torch.arange(3.0)[:, None], torch.full((3,), 4.0))
+    newest, ages = part.newest(torch.full((5, 1), 7.0))
+    assert newest.flatten().tolist() == [7, 7, 0, 1, 2] and ages.tolist() == [0, 0, 4, 4, 4]
     exact = Replay(6, (1,), torch.device("cpu"), torch.float64)
     exact.push(torch.full((2, 1), 1 / 3, dtype=torch.float64), torch.zeros(2))
     assert exact.draw(generator(), torch.zeros(4, 1, dtype=torch.float64), 0.0)[0].eq(1 / 3).all()
@@ -342,6 +347,13 @@ def test_starts() -> None:
     # What is remembered is where the chains on z ended.
     assert torch.equal(start.decode(start.replay.tensors["positions"][:8]), begun)
     assert {"replay_age", "latent_drift", "latent_noise"} == set(metrics)
+    # And there the next ones begin, a step older.
+    again = OnManifold(start.decode, start.energy, start.kernel, 0, start.fresh, start.replay, restart=0.0)
+    for age in (1, 2):
+        begun, metrics = again.begin(generator(age), rows)
+        assert all(any(torch.equal(b, 2 * z) for z in start.replay.tensors["positions"][:8]) for b in begun)
+        assert age <= 2 and 1 <= metrics["replay_age"] <= age
+    assert start.replay.tensors["ages"][:24].tolist().count(1) == 8 and start.replay.tensors["ages"].max() >= 2
 
 
 def test_what_a_run_tells_are_means_over_its_steps() -> None:

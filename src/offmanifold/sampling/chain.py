@@ -211,9 +211,9 @@ def run(
     generator : torch.Generator
         On the chains' device.
     start : (n, *shape) or State
-        Positions, which are brought into the space first, or the state that an earlier run ended in: four steps and
-        four more are eight steps, bit for bit. NaN stays NaN, and adjusted chains stay where the energy is NaN:
-        nothing looks, for that would wait for the device.
+        Positions, which are brought into the space first, or the state that an earlier run ended in, which is taken as
+        it is: four steps and four more are eight steps, bit for bit. NaN stays NaN, and adjusted chains stay where the
+        energy is NaN: nothing looks, for that would wait for the device.
     energy : callable
         ``(n, *shape) → (n,)``.
     kernel : Kernel
@@ -255,10 +255,7 @@ def run(
         raise ValueError(f"On the sphere start must be (n, k) with k ≥ 2; got shape {tuple(position.shape)}.")
     if position.ndim < 2 or len(position) == 0:
         raise ValueError(f"start must be (n, *shape) with n ≥ 1; got shape {tuple(position.shape)}.")
-    if isinstance(start, State) and (start.step or start.gradient is not None):
-        state = start  # where a run ended
-    else:
-        state = State(kernel.space.enter(position.detach()))
+    state = start if isinstance(start, State) else State(kernel.space.enter(position.detach()))
     with parametrize.cached():
         for _ in range(steps):
             state, info = step(generator, state, energy, kernel)
