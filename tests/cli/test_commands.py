@@ -24,7 +24,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import offmanifold
-from offmanifold import measures, storage
+from offmanifold import AE, calibration, measures, storage
+from offmanifold.cli import common
 from offmanifold.cli.main import app, main
 from offmanifold.detectors import DETECTORS
 
@@ -137,6 +138,7 @@ def test_score_with_false_discovery_control(work: Path) -> None:
     expected = offmanifold.false_discoveries(table["p_value"].to_numpy(), 0.1)
     np.testing.assert_array_equal(table["outlier"].to_numpy(), expected)
     assert shown["outliers"] == expected.sum() > 0
+    assert shown["most_extreme_needed"] == calibration.discoverable(500, 80, 0.1)
     assert shown["rows"] == len(table) == 500
 
 
@@ -168,6 +170,7 @@ def test_inspect(work: Path) -> None:
     facts = json.loads(run("inspect", "model.safetensors", "--json", cwd=work).stdout)
     assert facts["columns"] == list("abcde")
     assert facts["calibration"]["rows"] == 80
+    assert facts["calibration"]["rate_in_95_of_100_fits"] == list(calibration.rate_range(80, 0.05))
     assert facts["history"][-1]["step"] == 60
     assert "a table of 5 columns" in run("inspect", "model.safetensors", cwd=work).stdout
 
@@ -497,6 +500,25 @@ def offmanifold_data() -> Path:
     from offmanifold.data.benchmarks import data_folder
 
     return data_folder().resolve()
+
+
+def test_pictures_scored_in_chunks_keep_their_names(
+    tmp_path: Path, digits: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    images = (digits[0] * 255).astype(np.uint8)
+    AE(steps=5, hidden=(8,), random_state=0, verbose=False).fit(images[:100]).save(tmp_path / "m.safetensors")
+    (tmp_path / "new").mkdir()
+    for i, image in enumerate(images[100:105]):
+        Image.fromarray(image).save(tmp_path / "new" / f"{i}.png")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(common, "CHUNK_BYTES", 8 * 64 * 2)
+    monkeypatch.setattr("sys.argv", ["offmanifold", "score", "m.safetensors", "new", "-o", "s.parquet"])
+    with pytest.raises(SystemExit) as done:
+        main()
+    assert done.value.code in (0, None)
+    table, detector = pl.read_parquet("s.parquet"), offmanifold.load("m.safetensors")
+    assert table["file"].to_list() == [f"{i}.png" for i in range(5)]
+    np.testing.assert_allclose(table["score"].to_numpy(), detector.score_samples(images[100:105]), rtol=1e-6)
 
 
 def test_a_discovery_rate_that_calibration_rows_cannot_support(work: Path) -> None:

@@ -183,6 +183,12 @@ def test_a_shift_too_small_to_matter_is_none() -> None:
     assert large.certain and "farther from the training rows'" in large.told
 
 
+def test_of_a_columns_cells_the_farthest_is_told() -> None:
+    known = Moments(np.zeros(3), np.ones(3), np.full(3, 1e6))
+    rows = np.array([1.0, -2.0, 0.5]) + np.array([[1.0], [-1.0]]).repeat(50, 0)
+    assert Comparison(shift(known, rows), ["a", "a", "b"], 0.0).gaps == {"a": -2.0, "b": 0.5}
+
+
 def record(**own: Any) -> Any:
     """Return a patient of whose training something is recorded."""
     detector = types.SimpleNamespace(
