@@ -179,7 +179,7 @@ def suggest_capacity(
     if own.get("score_by") in ("kl", "reconstruction"):
         raise ValueError(
             f"suggest_capacity compares bounds on log p(x); score_by={own['score_by']!r} is a part of one, which falls "
-            "or rises with the latents by itself. Search with score_by='elbo'; the sizes are right for the other, too."
+            "or rises with the latents by itself. Search with score_by='elbo'."
         )
     rows = Rows(X, owner=type(detector).__name__, columns=columns)
     latent_dims = _latent_dims(rows) if latent_dims is None else latent_dims

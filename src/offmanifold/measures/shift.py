@@ -70,14 +70,14 @@ class Shift:
     Attributes
     ----------
     size : Estimate
-        Root mean square over the parts, in standard deviations of all rows, beyond what chance gives.
+        Root mean square over the parts, in standard deviations (both sides' pooled), beyond what chance gives.
     p_value : float
         Of means so far apart if both came from the same place.
     moved : (m,) int
         The parts whose means differ beyond chance (1 % over all of them), the farthest first.
     gaps : (k,) float64
-        How far each part's mean lies from the others', in the others' standard deviations (in those of all rows where
-        the others have none); 0 where that is not known.
+        How far each part's mean lies from the others', in the others' standard deviations (pooled ones where the others
+        have none); 0 where that is not known.
     """
 
     size: Estimate

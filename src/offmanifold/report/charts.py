@@ -89,7 +89,7 @@ def histogram(title: str, groups: Sequence[tuple[str, Array]], threshold: float,
     """Draw the scores of several groups of rows (class, scores) and the threshold.
 
     The first group, the normal rows, sets the scale: what lies farther off than MOST_RANGE times its range is in the
-    outermost bar, and counted beside it.
+    outermost bars, and what is lower is counted.
     """
     pooled = np.concatenate([scores for _, scores in groups])
     low, high = (float(end) for end in np.quantile(pooled, [0.01, 0.999]))
