@@ -327,7 +327,7 @@ def test_labels_that_say_little_or_nothing(plane: Any) -> None:
     assert detector.sample(4, y="odd", random_state=0).shape == (4, 5)
     assert detector.counterfactual(rows[:3], "even").shape == (3, 5)
     for ask in (lambda: detector.sample(2, y="neither"), lambda: detector.counterfactual(rows[:3], "neither")):
-        with pytest.raises(ValueError, match="y=neither: training saw no such label. It saw even, odd"):
+        with pytest.raises(ValueError, match="y='neither': training saw no such label. It saw 'even', 'odd'"):
             ask()
     numbers = np.where(np.arange(len(rows)) < 100, rows[:, 0] / 3, np.nan)
     continuous = SemiSupervisedVAE(**settings).fit(rows, numbers)
@@ -384,3 +384,10 @@ def test_what_cannot_be_labels(y: Any, complaint: str, plane: Any) -> None:
     if complaint == "infinite":
         with pytest.raises(ValueError, match="takes numbers; y holds 'a'"):
             SemiSupervisedVAE(labels="continuous", verbose=False).fit(plane[0], ["a"] * len(plane[0]))
+
+
+def test_a_fit_that_fails_early_keeps_no_negatives(plane: Any) -> None:
+    detector = NegativeVAE(hidden=(10**6, 10**6), verbose=False)
+    with pytest.raises(ValueError, match="A network of"):
+        detector.fit(plane[0], negatives=plane[1])
+    assert detector._negatives is None

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import multivariate_normal
+from sklearn.base import clone
 
 from offmanifold import VAE, NegativeVAE, SemiSupervisedVAE
-from offmanifold.detectors.labels import LabelPosterior, Labels
+from offmanifold.detectors.labels import LabelPosterior, Labels, read
 from offmanifold.detectors.training_bounds import settled
-from offmanifold.detectors.variational_autoencoder import VariationalAutoencoder
+from offmanifold.detectors.variational_autoencoder import Draws, VariationalAutoencoder
 from offmanifold.probability import bounds
 from offmanifold.probability.likelihoods import Gaussian
 
@@ -209,11 +210,17 @@ def test_the_gap_of_labels_counts_too(kind: str, line: np.ndarray, monkeypatch: 
     y = np.where(np.arange(len(line)) < len(line) // 2, line[:, 0] > 0 if kind == "discrete" else line[:, 0], -1.0)
     detector = SemiSupervisedVAE(labels=kind, steps=200, random_state=0, verbose=False).fit(line, y)
     gaps = detector.posterior_gaps(line)
-    expected = detector.log_likelihood(line) - detector.scores(line)["elbo"]
+    # Of 300 rows scored by eight draws that all share the ELBO is off by as much as the gap is.
+    many = clone(detector).set_params(samples=1000).fit(line, y)
+    expected = detector.log_likelihood(line) - many.scores(line)["elbo"]
     assert gaps.mean() == pytest.approx(expected.mean(), abs=0.1)
+    assert gaps.min() > -1e-6  # by Jensen's inequality, for both bounds are of the same draws
     assert detector.posterior_gaps(line, samples=10, most_rows=7).shape == (7,)
+    # Whatever scores are computed from.
+    few = clone(detector).set_params(samples=1).fit(line, y)
+    np.testing.assert_allclose(few.posterior_gaps(line), gaps, atol=1e-5)
     if kind == "discrete":  # continuous labels are drawn like codes
-        monkeypatch.setattr(SemiSupervisedVAE, "_elbos", VAE._elbos)
+        monkeypatch.setattr(Draws, "elbo", property(lambda draws: draws.log_weights.mean(0)))
         of_codes_alone = detector.posterior_gaps(line)
         assert gaps.mean() > of_codes_alone.mean() + 0.1
 
@@ -312,3 +319,38 @@ def test_importance_sampling_completes_rows_as_the_posterior_does() -> None:
     gappy[:, 0] = np.nan
     part = next(detector._importance(detector._fitted_rows(gappy), 5, torch.Generator().manual_seed(0)))
     np.testing.assert_allclose(part.mean.numpy(), detector.posterior(gappy)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_labels_of_every_row_leave_no_part_untrained(line: np.ndarray) -> None:
+    """q(z | x) is in the bound of unlabelled rows alone, and rows are scored by it."""
+    y = (line[:, 0] > 0).astype(int)
+    some = np.where(np.arange(len(line)) % 2, y, -1)
+    own: dict[str, Any] = {"steps": 200, "random_state": 0, "verbose": False}
+    whole, half = (SemiSupervisedVAE(**own).fit(line, labels) for labels in (y, some))
+    fresh = SemiSupervisedVAE(**own | {"steps": 1}).fit(line, y)
+    moved = [
+        float((a - b).abs().max())
+        for a, b in zip(whole.module_.encoder.parameters(), fresh.module_.encoder.parameters(), strict=True)
+    ]
+    assert min(moved) > 1e-3
+    assert whole.scores(line)["elbo"].mean() > half.scores(line)["elbo"].mean() - 0.3
+    # And the labels go through fit_predict as well.
+    assert (whole.predict(line) == SemiSupervisedVAE(**own).fit_predict(line, y)).all()
+
+
+@pytest.mark.parametrize("kind", ["discrete", "continuous"])
+def test_labels_that_no_row_to_learn_from_has_are_named(kind: str, line: np.ndarray) -> None:
+    detector = SemiSupervisedVAE(labels=kind, steps=2, random_state=0, verbose=False)
+    *_, training = detector.split(len(line))
+    outside = np.setdiff1d(np.arange(len(line)), training)
+    y = np.full(len(line), np.nan)
+    y[outside] = outside % 2
+    told = "'any'" if kind == "continuous" else "0.0, 1.0|0, 1"
+    with pytest.warns(UserWarning, match=f"No row to learn from has a label of ({told.strip(chr(39))})"):
+        detector.fit(line, y)
+
+
+@pytest.mark.parametrize("y", [5, "abc", {"a": 1}])
+def test_what_are_no_labels_is_said(y: Any) -> None:
+    with pytest.raises(ValueError, match="y must hold a label for each row; got"):
+        read(y)

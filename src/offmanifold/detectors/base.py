@@ -229,22 +229,21 @@ class OutlierDetector(Scorer, abc.ABC):
         self._settle(data, settings)
         calibrating = rows.take(for_calibration)  # a bad value among them is better found now than after training
         others = () if negatives is None else (held_out, self._prepare(calibrating))
-        self._take_negatives(negatives, data, others)
-
-        self._check_memory(self._network_spec, settings)
-        model = self._new_module(self._network_spec, settings, seed)
-        dtype = choose_dtype(self.precision, model, self._device)
-        checkpointer = None
-        if path is not None:
-            beside = () if self._negatives is None else (self._negatives,)
-            # What "auto" came to: on another machine it may come to something else, and the run to other weights.
-            here = {"device": self._device.type, "precision": str(dtype).removeprefix("torch.")}
-            decisive = {"detector": self.key, **settings, **here}
-            known = int(self.random_state) if isinstance(self.random_state, int | np.integer) else None
-            digest = fingerprint(data, held_out, *beside)
-            checkpointer = Checkpointer(path, decisive, digest, seed, checkpoint_every, known)
         complete = missing_cells(data) is None and missing_cells(held_out) is None
         try:
+            self._take_negatives(negatives, data, others)
+            self._check_memory(self._network_spec, settings)
+            model = self._new_module(self._network_spec, settings, seed)
+            dtype = choose_dtype(self.precision, model, self._device)
+            checkpointer = None
+            if path is not None:
+                beside = () if self._negatives is None else (self._negatives,)
+                # What "auto" came to: on another machine it may come to something else, and the run to other weights.
+                here = {"device": self._device.type, "precision": str(dtype).removeprefix("torch.")}
+                decisive = {"detector": self.key, **settings, **here}
+                known = int(self.random_state) if isinstance(self.random_state, int | np.integer) else None
+                digest = fingerprint(data, held_out, *beside)
+                checkpointer = Checkpointer(path, decisive, digest, seed, checkpoint_every, known)
             with limited_to(self._threads(model, settings)), nothing_missing(complete):
                 self.history_: History = train(
                     model,
@@ -377,9 +376,10 @@ class OutlierDetector(Scorer, abc.ABC):
                 f"{type(self).__name__} learns from complete rows, and in every one of the {which} a cell is missing. "
                 f"Fill them{instead}."
             )
+        others = " AE, VAE and MultiscaleDenoiser learn from such rows, too." if instead else ""
         warnings.warn(
             f"{type(self).__name__} learns from complete rows alone: {int(gaps.sum()):,} of {len(rows):,} {which}, in "
-            "which a cell is missing, are left out. AE, VAE and MultiscaleDenoiser learn from such rows, too.",
+            f"which a cell is missing, are left out.{others}",
             UserWarning,
             stacklevel=3,
         )

@@ -111,6 +111,10 @@ class Explanation:
     usual: Mapping[str, tuple[Any, Any]] = dataclasses.field(default_factory=dict)
     ordinary: npt.NDArray[np.bool_] = dataclasses.field(default_factory=lambda: np.zeros(0, np.bool_))
 
+    def __repr__(self) -> str:
+        kind = f"{self.contributions.shape[1]} columns" if self.contributions.ndim == 2 else "pixels"
+        return f"Explanation({len(self.score)} rows, {kind}: score, contributions, nearest, …; see top(row))"
+
     def top(self, row: int, count: int = 3) -> list[Reason]:
         """Return the columns of a table that speak against ``row``, worst first and ``count`` at most.
 

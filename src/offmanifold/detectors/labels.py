@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -92,9 +93,9 @@ class Labels:
             if values.dtype.kind not in "biuf" or not np.isfinite(values).all():
                 raise ValueError(f"y must be a finite number, or one for each row; got {y!r}.")
             return torch.from_numpy(((values - self.mean) / self.scale).astype(np.float32))[:, None]
-        unseen = sorted({str(value) for value in values.tolist() if value not in self.classes})
+        unseen = sorted({repr(value) for value in values.tolist() if value not in self.classes})
         if unseen:
-            known = ", ".join(map(str, self.classes))
+            known = ", ".join(map(repr, self.classes))
             raise ValueError(f"y={', '.join(unseen)}: training saw no such label. It saw {known}.")
         places = [self.classes.index(value) for value in values.tolist()]
         return torch.eye(self.width)[places]
@@ -120,6 +121,9 @@ def read(y: Any) -> npt.NDArray[Any]:
         For labels that are neither text, numbers nor booleans, or text and numbers at once; for infinite ones.
     """
     # Lists go through objects: NumPy would make text of numbers that stand beside it.
+    if isinstance(y, str | Mapping) or not isinstance(y, Iterable):
+        raise ValueError(f"y must hold a label for each row; got {type(y).__name__}.")
+    y = y.detach() if isinstance(y, Tensor) else y
     values = np.asarray(y if hasattr(y, "__array__") else np.array(list(y), dtype=object))
     if values.dtype.kind == "b":
         return values.astype(np.int64)

@@ -104,8 +104,9 @@ class SemiSupervisedAutoencoder(VariationalAutoencoder):
         draws, told, posterior = self._points(rows, noise)
         if self.labels.kind == "discrete":
             found = self.by_class(rows, draws.codes)
-            expected = (found * posterior.log_q.T.exp()).sum(1).mean(0)
-            return draws._replace(log_likelihoods=torch.logsumexp(found + posterior.log_p[:, None], 1)), expected
+            expected = (found * posterior.log_q.T.exp()).sum(1)
+            summed = torch.logsumexp(found + posterior.log_p[:, None], 1)
+            return draws._replace(log_likelihoods=summed, lower=expected - posterior.kl), expected.mean(0)
         found = self.likelihoods(rows, draws.codes, told)
         ratio = torch.stack([posterior.prior_log_prob(y) - posterior.log_prob(y) for y in told])
         return draws._replace(log_likelihoods=found + ratio), found.mean(0)
@@ -123,8 +124,8 @@ class SemiSupervisedAutoencoder(VariationalAutoencoder):
 
     def _over_scores(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return weights, codes and labels of the points that the ELBO's expectation is taken over."""
-        (*_, codes, _), told, posterior = self._points(rows, self._scoring_noise(rows))
-        samples = len(codes)
+        draws, told, posterior = self._points(rows, self._scoring_noise(rows))
+        codes, samples = draws.codes, len(draws.codes)
         if self.labels.kind == "continuous":
             return torch.full((samples, len(rows)), 1 / samples, device=rows.device), codes, told
         classes = self._classes(len(rows), codes)

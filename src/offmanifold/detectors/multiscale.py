@@ -171,7 +171,7 @@ random_state, verbose
             raise parameters.InvalidParameter("network='unet' takes images; the data are a table. Use 'resmlp'.")
         if self.hidden == "auto" and settings["network"] == "resmlp":
             settings["hidden"] = [256, 256, 256]
-        if len(set(settings["hidden"])) > 1:
+        if len(set(settings["hidden"])) != 1 and settings["network"] == "resmlp":
             raise parameters.InvalidParameter(
                 f"hidden must be of one width, once for each block; got {tuple(settings['hidden'])}."
             )

@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from offmanifold import parameters
-from offmanifold.data.inputs import Float64Array, InputSpec, Rows
+from offmanifold.data.inputs import Float64Array, InputSpec
 from offmanifold.detectors.configured import Settings
 from offmanifold.detectors.labels import Labels, kind_of, missing, read
 from offmanifold.detectors.m2 import SemiSupervisedAutoencoder
@@ -41,7 +41,9 @@ class SemiSupervisedVAE(VariationalDetector):
     """Variational autoencoder with labels, of which most may be missing (Kingma et al., 2014, M2; P2 §1).
 
     ``fit(X, y)`` takes normal rows with a label each, −1, NaN or None where it is missing: their class, or a number.
-    What a row is like beside its label goes into z. Rows that are unlikely, whatever their label, do not belong.
+    What a row is like beside its label goes into z. Rows that are unlikely, whatever their label, do not belong. Where
+    every row has a label, the bound of rows without one is added for all: q(z | x), by which rows are scored, is in no
+    other.
 
     Parameters
     ----------
@@ -175,7 +177,8 @@ class SemiSupervisedVAE(VariationalDetector):
             raise ValueError(f"y must hold one label for each of the {rows} rows; got shape {values.shape}.")
         if self.labels == "continuous" and values.dtype.kind == "O" and not missing(values).all():
             raise ValueError(f"labels='continuous' takes numbers; y holds {values[~missing(values)][0]!r}.")
-        if bool(missing(values).all()):
+        self._labels_given = not bool(missing(values).all())
+        if not self._labels_given:
             warnings.warn(
                 "y holds no label: the model is a mixture of two classes that mean nothing. Give some labels, or use "
                 "VAE.",
@@ -195,7 +198,23 @@ class SemiSupervisedVAE(VariationalDetector):
         return found.encode(values)
 
     def _settle(self, rows: Tensor, settings: Settings) -> None:
-        super()._settle(self._split(rows)[0], settings)
+        flat, told, known = self._split(rows)
+        super()._settle(flat, settings)
+        labels = Labels.from_json(settings["labels"])
+        # What was learned of labels is of all rows to learn from; those with gaps may have been left out since.
+        unlearned = (
+            [repr(value) for value, count in zip(labels.classes, told[known].sum(0).tolist(), strict=True) if not count]
+            if labels.kind == "discrete"
+            else [] if bool(known.any()) else ["any"]
+        )  # fmt: skip
+        if unlearned and self._labels_given:
+            warnings.warn(
+                f"No row to learn from has a label of {', '.join(unlearned)}: those that have fell to stopping or "
+                "calibration, or have gaps, and what the model says of such labels means nothing. Give more labels.",
+                UserWarning,
+                stacklevel=3,
+            )
+        settings["all_labelled"] = bool(known.all())
 
     def _split(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return rows, labels and whether they are known, of what training sees."""
@@ -270,7 +289,10 @@ class SemiSupervisedVAE(VariationalDetector):
             each = learning / len(rows)  # rows with and without labels are parts of one step
             total = rows.new_zeros(len(rows))
             metrics: Metrics = {}
-            here = (~known).nonzero().flatten()
+            # q(z | x), by which rows are scored, is trained by U(x) alone: where all have labels they have that, too.
+            for_all = settings["all_labelled"]
+            each = each / 2 if for_all else each
+            here = (known if for_all else ~known).nonzero().flatten()
             if len(here):
                 bound = unlabelled(rows[here], generator, each * len(here))
                 total = total.index_put((here,), -bound)
@@ -279,7 +301,7 @@ class SemiSupervisedVAE(VariationalDetector):
             if len(here):
                 bound, log_q = labelled(rows[here], told[here], generator, each * len(here))
                 value = settings["labelled_weight"] * bound + settings["classifier_weight"] * log_q
-                total = total.index_put((here,), -value)
+                total = total.index_put((here,), -value, accumulate=True)
                 metrics |= {"labelled_bound": bound.detach().mean(), "label_log_prob": log_q.detach().mean()}
             return total / self._network_spec.dimensions, metrics | gamma_metric(model.likelihood)
 
@@ -294,14 +316,9 @@ class SemiSupervisedVAE(VariationalDetector):
             updates.insert(0, Update((groups[0],), alone, optimizer, repeats=MOST_REPEATS, repeat_until=enough))
         return [Phase("semi-supervised-vae", tuple(updates), settings["steps"], settings["batch_size"])]
 
-    def _elbos(self, rows: Rows, index: npt.NDArray[np.intp] | None, of_draws: Float64Array) -> Float64Array:
-        """Return the unlabelled bound ``(n,)``: q(y | x) draws too, and its divergence is part of what is lost."""
-
-        def unlabelled(model: SemiSupervisedAutoencoder, part: Tensor) -> Tensor:
-            terms = model.energies(part)
-            return -(terms["reconstruction"] + terms["kl"])
-
-        return joined(self._through(unlabelled, rows, index))
+    def fit_predict(self, X: Any, y: Any = None, **options: Any) -> npt.NDArray[np.int64]:
+        """Fit to rows and labels, and say which of these rows do not belong: −1, others 1."""
+        return self.fit(X, y, **options).predict(X)
 
     def predict_proba(self, X: Any) -> Float64Array:
         """Return q(y | x) of each class: ``(n, classes)``, in the order of ``classes_``; missing cells as completed.

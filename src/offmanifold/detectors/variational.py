@@ -208,20 +208,14 @@ class VariationalDetector(LatentMixin, OutlierDetector):
 
         :meth:`log_likelihood` minus the ELBO of the same draws: not below 0, and in expectation below the KL, towards
         which it rises with ``samples``. Of all rows, or of ``most_rows`` of them, evenly spread. Of a model with labels
-        it is the divergence of q(y | x) q(z | x), and the ELBO is an estimate of its own.
+        it is the divergence of q(y | x) q(z | x).
         """
         parameters.integer("samples", samples, minimum=2)
         rows, generator = self._fitted_rows(X), self._generator(random_state)
         index = None if most_rows is None else evenly(len(rows), parameters.integer("most_rows", most_rows))
         # Draws of their own for each row: errors of draws that all share would not average out over rows.
         draws = self._importance(rows, samples, generator, index, shared=False)
-        weights = (part.log_weights.double() for part in draws)
-        both = joined(torch.stack([bounds.iwae(own), own.mean(0)], 1) for own in weights)
-        return both[:, 0] - self._elbos(rows, index, both[:, 1])
-
-    def _elbos(self, rows: Rows, index: npt.NDArray[np.intp] | None, of_draws: Float64Array) -> Float64Array:
-        """Return the ELBO of rows ``(n,)``: what their draws of z have, where z is all that q draws."""
-        return of_draws
+        return joined(bounds.iwae(part.log_weights.double()) - part.elbo for part in draws)
 
     def posterior_samples(
         self, X: Any, n: int = 1, *, samples: int = 1000, random_state: int | np.random.RandomState | None = 0
@@ -266,7 +260,9 @@ class VariationalDetector(LatentMixin, OutlierDetector):
                 codes = torch.cat([some.codes for some in draws])
                 log_likelihoods = torch.cat([some.log_likelihoods for some in draws])
                 used = torch.cat([some.noise for some in draws])
-                yield Draws(draws[0].mean, draws[0].log_std, used, codes, log_likelihoods)
+                lower = [some.lower for some in draws if some.lower is not None]
+                joint = torch.cat(lower) if lower else None
+                yield Draws(draws[0].mean, draws[0].log_std, used, codes, log_likelihoods, joint)
 
     # --- the latent space ------------------------------------------------------------------------------
 

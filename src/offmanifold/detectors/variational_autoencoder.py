@@ -26,6 +26,8 @@ class Draws(NamedTuple):
         codes = mean + std · noise.
     log_likelihoods : (samples, n)
         log p(x | z), in nats.
+    lower : (samples, n), optional
+        What stands for them in the ELBO, where q draws more than z: labels.
     """
 
     mean: Tensor
@@ -33,6 +35,7 @@ class Draws(NamedTuple):
     noise: Tensor
     codes: Tensor
     log_likelihoods: Tensor
+    lower: Tensor | None = None
 
     @property
     def kl(self) -> Tensor:
@@ -43,6 +46,12 @@ class Draws(NamedTuple):
     def log_weights(self) -> Tensor:
         """log p(x, z) − log q(z | x): ``(samples, n)`` nats."""
         return bounds.gaussian_log_weights(self.log_likelihoods, self.codes, self.noise, self.log_std)
+
+    @property
+    def elbo(self) -> Tensor:
+        """The ELBO by these draws alone ``(n,)`` float64: not above the importance-weighted bound of the same."""
+        weights = self.log_weights.double()
+        return (weights if self.lower is None else weights - self.log_likelihoods + self.lower).mean(0)
 
 
 class VariationalAutoencoder(nn.Module):
