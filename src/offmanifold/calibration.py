@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import beta
+from scipy.stats import beta, betabinom
 
 from offmanifold.parameters import real
 
@@ -73,6 +73,15 @@ def rate_range(rows: int, rate: float, level: float = 0.95) -> tuple[float, floa
     k = may_be_called(rows, rate)
     low, high = beta.ppf([0.5 - level / 2, 0.5 + level / 2], k, rows + 1 - k) if k else (0.0, 0.0)
     return float(low), float(high)
+
+
+def p_of_alarms(count: int, rows: int, calibration_rows: int, rate: float) -> float:
+    """Return the probability that ``count`` or more of ``rows`` exchangeable rows are called abnormal at ``rate``.
+
+    Given the calibration rows, a model's false-alarm rate follows a beta law: see :func:`rate_range`.
+    """
+    k = may_be_called(calibration_rows, rate)
+    return float(betabinom.sf(count - 1, rows, k, calibration_rows + 1 - k)) if k else 1.0
 
 
 def false_discoveries(p: npt.ArrayLike, rate: float) -> npt.NDArray[np.bool_]:

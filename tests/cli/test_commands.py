@@ -521,6 +521,12 @@ def test_pictures_scored_in_chunks_keep_their_names(
     np.testing.assert_allclose(table["score"].to_numpy(), detector.score_samples(images[100:105]), rtol=1e-6)
 
 
+def test_more_outliers_than_were_asked_for_are_a_word_worth(work: Path) -> None:
+    told = run("score", "model.safetensors", "odd.csv", "-o", "many.csv", cwd=work).stderr
+    assert "So many are not 0.05 of normal rows" in told and "offmanifold report model.safetensors odd.csv" in told
+    assert "So many" not in run("score", "model.safetensors", "normal.csv", "-o", "usual.csv", cwd=work).stderr
+
+
 def test_a_discovery_rate_that_calibration_rows_cannot_support(work: Path) -> None:
     told = run("score", "model.safetensors", "odd.csv", "--fdr", 0.01, "-o", "few.csv", cwd=work).stderr
     assert "80 calibration rows can call none by --fdr 0.01, however many rows are scored: that takes 99." in told

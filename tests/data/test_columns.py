@@ -199,6 +199,12 @@ def test_columns_that_say_nothing_are_named() -> None:
         (remark,) = [text for text in told if f"'{name}'" in text]
         assert word in remark and f"--drop {name}" in remark
     assert len(told) == 5
+    # Dates that rise from row to row are a clock; in any order they may come again.
+    days = pl.datetime_range(pl.datetime(2024, 1, 1), pl.datetime(2024, 1, 3), "1h", eager=True)
+    for order, count in ((np.arange(len(days)), 1), (rng.permutation(len(days)), 0)):
+        dated = learned(pl.DataFrame({"at": days[order], "x": rng.normal(size=len(days))}))
+        told = dated.remarks(dated.take(slice(None)))
+        assert len(told) == count and all("'at' is a clock" in text and "--drop at" in text for text in told)
     # One cell that is no number makes a category of a column of numbers.
     slip = learned(pl.DataFrame({"x": ["foo", *(f"{value:.3f}" for value in rng.normal(size=n - 1))]}))
     (remark,) = slip.remarks(slip.take(slice(None)))

@@ -183,6 +183,19 @@ def test_a_shift_too_small_to_matter_is_none() -> None:
     assert large.certain and "farther from the training rows'" in large.told
 
 
+def test_what_a_notebook_shows_is_one_line(honest: Any, world: Any) -> None:
+    found = diagnose(honest, world(80, 2), checks=["drift"])
+    assert repr(found) == f"Diagnosis({found.verdict!r}, 1 findings; print it to read them)"
+    told = repr(honest.explain(world(3, 3)))
+    assert told == "Explanation(3 rows, 6 columns: score, contributions, nearest, …; see top(row))"
+
+
+def test_what_is_not_asked_of_tables_is_not_left_out(honest: Any, world: Any) -> None:
+    found = diagnose(honest, world(80, 2), budget=1e-6)
+    assert found["complexity"].verdict == "not applicable" and found["red team"].verdict == "not examined"
+    assert "complexity" not in found.sentence
+
+
 def test_of_a_columns_cells_the_farthest_is_told() -> None:
     known = Moments(np.zeros(3), np.ones(3), np.full(3, 1e6))
     rows = np.array([1.0, -2.0, 0.5]) + np.array([[1.0], [-1.0]]).repeat(50, 0)

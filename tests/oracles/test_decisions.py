@@ -11,6 +11,7 @@ from scipy.stats import binom, norm
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from offmanifold import calibration
+from offmanifold.calibration import p_of_alarms
 from offmanifold.detectors import AE
 from offmanifold.measures import detection
 from offmanifold.measures.detection import aupr, auroc, auroc_difference, fpr_at_tpr, proportion
@@ -264,6 +265,17 @@ def test_aupr_and_fpr() -> None:
     wide, narrow = aupr(normal, odd), aupr(normal, odd, level=0.5)
     assert wide.low < narrow.low < narrow.value < narrow.high < wide.high
     assert proportion(0, 10).high == pytest.approx(0.3085, abs=1e-4)
+
+
+def test_the_probability_of_so_many_alarms() -> None:
+    """Of exchangeable rows, by simulation: with few calibration rows it is far from the binomial one."""
+    rng = np.random.default_rng(0)
+    known, fresh = rng.normal(size=(20_000, 39)), rng.normal(size=(20_000, 50))
+    threshold = np.sort(known, 1)[:, 1:2]  # p-values of at most 2/40
+    counts = (fresh <= threshold).sum(1)
+    for count in (1, 5, 10):
+        assert p_of_alarms(count, 50, 39, 0.05) == pytest.approx((counts >= count).mean(), abs=0.012)
+    assert p_of_alarms(0, 50, 39, 0.05) == 1 and p_of_alarms(3, 50, 5, 0.05) == 1
 
 
 def test_estimates_are_shown_with_digits_that_say_something() -> None:

@@ -103,6 +103,9 @@ def test_a_page_holds_the_numbers_of_its_rows(tmp_path: Path, plane: Any) -> Non
     for i, place in enumerate(places):
         (reason, *_) = explanation.top(i, 6)
         assert f"<title>{reason.column}: {reason.value:.6g} → " in text.split(f"row {place}: what columns add")[1]
+    assert "But these rows are not like those of training" not in text
+    write_report(detector, diagnose(detector, checks=["training"]), tmp_path / "page.html", X=plane[0][:60] + 1)
+    assert "that rate was for rows that are." in (tmp_path / "page.html").read_text()
     # The first bar is of rows far below the threshold, where no calibration row is.
     normal, odd = (points(text.split("<svg")[1], kind) for kind in ("normal", "odd"))
     assert odd[1, 1] < odd[0, 1] and normal[1, 1] == normal[0, 1]

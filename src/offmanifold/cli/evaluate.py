@@ -87,7 +87,11 @@ def evaluate(
             ("outliers caught", "caught"),
         )
     ]
-    common.table(f"{len(normal):,} normal rows, {len(odd):,} outliers", ["", "value", "95 % interval"], rows)
+    common.table(
+        f"{len(normal):,} normal rows, {len(odd):,} outlier{'s' if len(odd) > 1 else ''}",
+        ["", "value", "95 % interval"],
+        rows,
+    )
 
 
 def _report(detector: Any, normal: npt.NDArray[np.float64], odd: npt.NDArray[np.float64]) -> dict[str, Any]:
@@ -109,10 +113,13 @@ def _read_labels(data: Path, column: str) -> npt.NDArray[np.bool_]:
     values = read_column(data, column)
     if values.ndim != 1:
         raise ValueError(f"The labels {column!r} must be one column; got shape {values.shape}.")
-    kinds = set(np.unique(values).tolist()) if values.dtype.kind in "biuf" else {"text"}
+    kinds = set(np.unique(values).tolist()) if values.dtype.kind in "biuf" else set(map(repr, values.tolist()))
     if kinds <= {0, 1}:
         return values.astype(bool)
     if kinds <= {-1, 1}:
         return np.asarray(values == -1)
     shown = sorted(map(str, kinds))[:5]
-    raise ValueError(f"Labels must be 0 and 1, or 1 and -1 for outliers; column {column!r} has {', '.join(shown)} ….")
+    raise ValueError(
+        f"Labels must be 0 and 1, or 1 and -1 for outliers; column {column!r} has {', '.join(shown)}"
+        + (" and others." if len(kinds) > len(shown) else ".")
+    )

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from offmanifold.data.files import Source
     from offmanifold.detectors import OutlierDetector
 
+# So many times as many outliers as were asked for, and not by such a chance, are worth a word.
+NOTABLE, CERTAIN = 3, 1e-6
 # What the scores' own columns are called, beside their terms.
 OWN = ("row", "file", "score", "p_value", "outlier")
 
@@ -79,9 +81,17 @@ def score(
         common.print_json(summary)
     else:
         false = f"false-alarm rate {detector.false_alarm_rate:g}"
-        rule = false if fdr is None else f"at most {fdr:.3g} of them false on average"
+        rule = false if fdr is None else f"at most {100 * fdr:.3g}% of them false on average"
         typer.echo(f"{summary['outliers']:,} of {summary['rows']:,} rows called outliers ({rule}). Wrote {out}.")
-    known = len(detector.calibration_scores_)
+    known, rate = len(detector.calibration_scores_), detector.false_alarm_rate
+    called = summary["outliers"]
+    so_many = calibration.p_of_alarms(called, summary["rows"], known, rate)
+    if fdr is None and called > NOTABLE * rate * summary["rows"] and so_many < CERTAIN:
+        typer.echo(
+            f"So many are not {rate:g} of normal rows: either many are odd, or rows have changed and the rate no "
+            f"longer holds. `offmanifold report {model} {data}` shows which columns have moved.",
+            err=True,
+        )
     if fdr is not None and summary["most_extreme"] and calibration.smallest_rate(known) > fdr:
         typer.echo(
             f"{known:,} calibration rows can call none by --fdr {fdr:g}, however many rows are scored: that takes "

@@ -80,10 +80,13 @@ def run(
     from offmanifold.studies.core import folder_of, run_study
 
     seeds = list(dict.fromkeys(seed)) if seed else None
-    run_study(
-        study, scale, results=results, seeds=seeds, only=only, jobs=jobs, against=_named(against or []),
-        report=common.note,
-    )  # fmt: skip
+    try:
+        run_study(
+            study, scale, results=results, seeds=seeds, only=only, jobs=jobs, against=_named(against or []),
+            report=common.note,
+        )  # fmt: skip
+    except KeyboardInterrupt as stopped:
+        raise common.Stopped("Interrupted. The same command goes on with the jobs that are not done yet.") from stopped
     folder = folder_of(study, scale, results)
     typer.echo((folder / "table.md").read_text())
     typer.echo(f"Figure: {folder / 'figure.png'}")

@@ -383,6 +383,12 @@ def remarks(columns: Sequence[Column], rows: Float64Array, distinct: Sequence[in
                 f"Column {name!r} is constant in the rows of training: nothing is learned from it, and only a large "
                 f"change of it, in its own unit, is noticed. Leave it out (--drop {name}) unless that is what you want."
             )
+        elif column.kind == "date" and len(there) >= FEWEST_TO_IDENTIFY and (np.diff(there) >= 0).all():
+            told.append(
+                f"Column {name!r} is a clock: it rises from row to row, so that every later row lies beyond all that "
+                f"was learned, and is the more abnormal for it. Leave it out (--drop {name}), unless later rows are "
+                "of the same time."
+            )
         elif column.kind == "number" and (remark := far_off(name, there)):
             told.append(remark)
         elif column.lumped:

@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import betabinom, ks_2samp
+from scipy.stats import ks_2samp
 from sklearn.base import clone
 
-from offmanifold.calibration import may_be_called, p_values, smallest_rate, threshold
+from offmanifold.calibration import p_of_alarms, p_values, smallest_rate, threshold
 from offmanifold.data import outliers
 from offmanifold.detectors.base import OutlierDetector
 from offmanifold.diagnosis.findings import Finding, Grade, graded, other_than, to_json
@@ -48,6 +48,8 @@ class Check(NamedTuple):
     run : Patient → Finding
     needs_new_rows : bool
         Rows, and such that the detector was not calibrated with.
+    of_images : bool
+        Only: of tables it says so, whatever is left of the budget.
     takes : detector → seconds
         What it will take, where that is known to be long: it is not begun unless as much is left of the budget.
     """
@@ -57,6 +59,7 @@ class Check(NamedTuple):
     needs_rows: bool
     run: Callable[[Patient], Finding]
     needs_new_rows: bool = False
+    of_images: bool = False
     takes: Callable[[OutlierDetector], float] = lambda detector: 0.0
 
 
@@ -73,9 +76,7 @@ def calibration(patient: Patient) -> Finding:
         )
     rate, count = detector.false_alarm_rate, int((p_values(known, scores) <= detector.false_alarm_rate).sum())
     alarms = proportion(count, len(scores))
-    # Given the calibration rows, the false-alarm rate of exchangeable ones follows a beta law.
-    allowed = may_be_called(len(known), rate)
-    excess = float(betabinom.sf(count - 1, len(scores), allowed, len(known) + 1 - allowed)) if allowed else 1.0
+    excess = p_of_alarms(count, len(scores), len(known), rate)
     details: dict[str, Any] = {
         "asked": rate, "alarms": alarms.to_json(), "p_of_so_many_alarms": excess, "p_stranger": too_small,
         "p_more_normal": too_large, "smallest_rate": smallest_rate(len(known)),
@@ -379,7 +380,7 @@ CHECKS = (
     Check("agreement", "Does it agree with neighbours?", True, agreement),
     Check("identity", "Does it copy whatever comes?", True, identity),
     Check("stability", "Does one part decide everything?", True, stability),
-    Check("complexity", "Does it measure complexity alone?", True, complexity),
+    Check("complexity", "Does it measure complexity alone?", True, complexity, of_images=True),
     Check("attack", "Can it be fooled?", True, attack),
     Check("manifold", "Is what it makes up near the data?", True, manifold),
     Check("refits", "Would another fit say the same?", True, refits, takes=_refits_take),

@@ -88,6 +88,8 @@ def diagnose(
             reason = "It needs normal rows that the model was neither trained nor calibrated with: give some."
         elif check.needs_rows and patient.count < FEWEST:
             reason = f"It needs at least {FEWEST} normal rows; got {patient.count}."
+        elif check.of_images and not patient.is_image:
+            pass  # it takes no time to say so
         elif check.needs_rows and (spent := time.monotonic() - began) + check.takes(detector) > seconds:
             details = OVER_BUDGET
             reason = (

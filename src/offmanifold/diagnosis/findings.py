@@ -111,6 +111,9 @@ class Diagnosis:
     given: int
     stored: bool
 
+    def __repr__(self) -> str:
+        return f"Diagnosis({self.verdict!r}, {len(self.findings)} findings; print it to read them)"
+
     def __getitem__(self, check: str) -> Finding:
         """Return the finding of a check by its name."""
         for finding in self.findings:

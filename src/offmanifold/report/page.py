@@ -80,12 +80,18 @@ def write_report(
         f"{detector.key} on {detector.spec_.describe()}; {rows['training']:,} rows to learn from, {rows['stopping']:,} "
         f"to stop by, {rows['calibration']:,} to calibrate with."
     )
+    judged = None if X is None else _judged(detector, X, names)
+    compared = None if X is None else _compared(detector, X)
+    if judged and compared and compared["certain"]:
+        judged["told"] += (
+            " But these rows are not like those of training (see below), and that rate was for rows that are."
+        )
     text = environment.get_template("report.html.j2").render(
         title=title,
         diagnosis=diagnosis,
         summary=summary,
-        judged=None if X is None else _judged(detector, X, names),
-        compared=None if X is None else _compared(detector, X),
+        judged=judged,
+        compared=compared,
         charts=_charts(detector, diagnosis, normal),
         facts=facts or {},
     )
@@ -150,7 +156,11 @@ def _compared(detector: OutlierDetector, X: Any) -> dict[str, Any] | None:
         (name, gap, f"{gap:+.2f}" + (" – more than chance" if name in moved else ""))
         for name, gap in list(found.gaps.items())[:PARTS]
     ]
-    return {"told": told, "bars": charts.bars("Means of these rows, in standard deviations of training", values)}
+    return {
+        "certain": found.certain,
+        "told": told,
+        "bars": charts.bars("Means of these rows, in standard deviations of training", values),
+    }
 
 
 def _about(count: float) -> str:
