@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from offmanifold import VAE, NegativeVAE, SemiSupervisedVAE
+from offmanifold import VAE, WAE, NegativeVAE, SemiSupervisedVAE
+from offmanifold.detectors import negatives
 from offmanifold.probability import bounds
-from offmanifold.probability.divergences import kl_to_standard_normal
+from offmanifold.probability.divergences import kl_to_standard_normal, mmd
 
 LINE = np.random.default_rng(0).normal(size=(100, 3))
 OWN: dict[str, Any] = {"latent_dim": 2, "steps": 2, "random_state": 0, "verbose": False}
@@ -40,6 +41,36 @@ def test_a_vaes_loss_is_its_bound_a_dimension(bound: str) -> None:
     (slope,) = torch.autograd.grad(nats.sum(), drawn.codes)
     recorded: Any = metrics["gradient_norm/latent"]
     torch.testing.assert_close(recorded(), slope.sum(0).norm(dim=1).mean())
+
+
+@pytest.mark.parametrize("weight", [0.0, 7.0])
+def test_a_waes_loss_is_its_error_and_the_discrepancy_of_its_codes(weight: float) -> None:
+    detector = WAE(mmd_weight=weight, **OWN).fit(LINE)
+    model, rows = detector.module_, torch.from_numpy(detector.prepared(LINE[:8])).float()
+    values, _ = detector._phases(model, detector.settings_)[0].updates[0].loss(rows, generator())
+    codes = model.encode(rows)
+    drawn = torch.randn(8, 2, generator=generator())
+    errors = (rows - model.decode(codes)).square().mean(1)
+    torch.testing.assert_close(values, errors + weight * mmd(codes, drawn, kernel=detector.settings_["kernel"]))
+
+
+@pytest.mark.parametrize("negative_loss", ["prior", "eubo"])
+def test_negatives_count_by_their_weights(negative_loss: str) -> None:
+    """In each update what they add is in proportion; and given ones are drawn from all there are."""
+
+    def values(weight: float) -> list[Tensor]:
+        own = detector.settings_ | {"negatives": {"random": weight}, "negative_bounds": [-1.5, 1.5]}
+        return [update.loss(rows, generator())[0] for update in detector._phases(model, own)[0].updates]
+
+    detector = NegativeVAE(negatives="random", negative_loss=negative_loss, **OWN).fit(LINE)
+    model, rows = detector.module_, torch.from_numpy(detector.prepared(LINE[:8])).float()
+    added = [[b - a for a, b in zip(values(0.0), values(weight), strict=True)] for weight in (1.0, 3.0)]
+    for once, thrice in zip(*added, strict=True):
+        torch.testing.assert_close(thrice, 3 * once)
+    assert added[0][0].abs().max() > 0 and (added[0][1].abs().max() > 0) == (negative_loss == "eubo")
+    pool = torch.arange(5.0)[:, None]
+    drawn = negatives.given(pool)(torch.zeros(1000, 1), generator())
+    assert set(drawn.flatten().tolist()) == {0, 1, 2, 3, 4}
 
 
 def test_the_upper_bound_of_negatives_falls_as_far_as_its_floor() -> None:

@@ -350,6 +350,36 @@ def test_labels_that_no_row_to_learn_from_has_are_named(kind: str, line: np.ndar
         detector.fit(line, y)
 
 
+def test_numbers_as_labels_come_back_in_their_own_units() -> None:
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(2100, 1))  # three passes
+    rows = np.concatenate([z, -z, rng.normal(size=(2100, 1))], 1) + 0.05 * rng.normal(size=(2100, 3))
+    y = 1000 + 50 * z[:, 0]
+    detector = SemiSupervisedVAE(labels="continuous", steps=600, random_state=0, verbose=False).fit(rows, y)
+    told = detector.predict_label(rows)
+    assert np.abs(told - y).mean() < 25 and np.corrcoef(told, y)[0, 1] > 0.9
+    labels = detector.labels_
+    assert labels.one(labels.mean + labels.scale, 2).flatten().tolist() == pytest.approx([1, 1], abs=1e-5)
+    # Each row has its own label, in whatever pass it is.
+    wanted = np.where(np.arange(2100) % 2, 950.0, 1050.0)
+    changed = detector.counterfactual(rows, wanted)
+    pieces = [detector.counterfactual(rows[i : i + 100], wanted[i : i + 100]) for i in range(0, 2100, 100)]
+    np.testing.assert_allclose(changed, np.concatenate(pieces), rtol=1e-5, atol=1e-5)
+    assert (changed[0::2, 0].mean() - changed[1::2, 0].mean()) > 1
+
+
+def test_a_classes_frequency_is_that_of_the_rows_learned_from() -> None:
+    y, training = np.array([0, 0, 0, 1, 1, 1, 1, -1]), np.array([0, 1, 2, 3, 7])
+    labels = Labels.learn(y, "discrete", training)
+    assert labels.classes == (0, 1) and labels.frequencies == pytest.approx([4 / 6, 2 / 6])
+    detector = SemiSupervisedVAE(steps=1, random_state=0, verbose=False).fit(
+        np.random.default_rng(0).normal(size=(100, 3)), np.arange(100) % 10 == 0
+    )
+    drawn = detector._drawn_labels(torch.zeros(20_000, 2), torch.Generator().manual_seed(0)).mean(0)
+    wanted = np.array(detector.labels_.frequencies)
+    assert np.abs(drawn.numpy() - wanted).max() < 4 * math.sqrt(wanted[0] * wanted[1] / 20_000)
+
+
 @pytest.mark.parametrize("y", [5, "abc", {"a": 1}])
 def test_what_are_no_labels_is_said(y: Any) -> None:
     with pytest.raises(ValueError, match="y must hold a label for each row; got"):
