@@ -621,7 +621,7 @@ def test_every_help_has_an_example_and_needs_no_torch(command: list[str], tmp_pa
         (["fit", "normal.csv", "--columns", "bad.toml"], 2, "bad.toml is not valid JSON"),
         (["fit", "normal.csv", "--columns", "list.json"], 2, "list.json must hold names of columns and their kinds"),
         (["fit", "normal.csv", "--columns", "kinds.json"], 2, r"columns\['a'\]='nominal' is unknown"),
-        (["fit", "ragged.csv"], 1, "ragged.csv cannot be read as a table"),
+        (["fit", "ragged.csv"], 1, "ragged.csv has a row with more cells than its first line has names"),
         (["fit", "endless.csv"], 1, r"infinity \(inf\) in column 'b'"),
         (["fit", "header.csv"], 1, "header.csv holds no rows"),
         (["fit", "blank.csv"], 1, "Every cell of every row to learn from is missing"),

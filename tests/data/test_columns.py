@@ -199,6 +199,14 @@ def test_columns_that_say_nothing_are_named() -> None:
         (remark,) = [text for text in told if f"'{name}'" in text]
         assert word in remark and f"--drop {name}" in remark
     assert len(told) == 5
+    # Numbers that were not understood are no identifiers, however many there are.
+    for cells, word in (
+        ([f"{value:.3f}".replace(".", ",") for value in rng.normal(size=150)], "with a decimal comma, such as"),
+        (["-", "-", *(f"{value:.3f}" for value in rng.normal(size=150))], "is text for '-', and all its other values"),
+    ):
+        sensor = learned(pl.DataFrame({"x": cells}))
+        (remark,) = sensor.remarks(sensor.take(slice(None)))
+        assert word in remark and "identifier" not in remark
     # Dates that rise from row to row are a clock; in any order they may come again.
     days = pl.datetime_range(pl.datetime(2024, 1, 1), pl.datetime(2024, 1, 3), "1h", eager=True)
     for order, count in ((np.arange(len(days)), 1), (rng.permutation(len(days)), 0)):

@@ -275,7 +275,7 @@ def test_tables_on_the_command_line(plane: Any, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     (tmp_path / "odd.csv").write_text((tmp_path / "odd.csv").read_text().replace("-0.", "?0.", 1))
     done = run(app, [*common, "-q", "--negatives", odd])
-    assert "odd.csv cannot be read as a table" in str(done.exception)
+    assert "in column 'c', which holds numbers. Mend the cells" in str(done.exception)
     labelled = frame.with_columns(
         kind=pl.when(pl.col("id") < 100).then(pl.lit("x")).when(pl.col("id") < 200).then(pl.lit("y"))
     )

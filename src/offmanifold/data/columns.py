@@ -9,8 +9,8 @@ import functools
 import math
 import numbers
 import zoneinfo
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, get_args
 
 import narwhals as nw
 import numpy as np
@@ -341,20 +341,48 @@ def _kind(frame: nw.DataFrame[Any], name: str, dtype: Any) -> str | None:
     return "category" if all(isinstance(value, str | numbers.Real | datetime.date) for value in there) else None
 
 
-def with_levels(column: Column, values: nw.Series[Any]) -> tuple[Column, int]:
-    """Return a category with the levels that rows of training have, of too many the frequent ones; and their number."""
+class Levels(NamedTuple):
+    """What a category's levels are, before the rarer ones count as one.
+
+    Attributes
+    ----------
+    total : int
+    blank : str or None
+        One that may stand for a missing number, where all others are numbers.
+    comma : str or None
+        A number with a decimal comma, where all others are numbers, with one or without.
+    """
+
+    total: int = 0
+    blank: str | None = None
+    comma: str | None = None
+
+    @classmethod
+    def of(cls, texts: Collection[str]) -> Self:
+        """Look at them."""
+        blanks = [text for text in texts if text.strip().casefold() in BLANKS]
+        others = [text for text in texts if text not in blanks]
+        if len(others) < 2 or not all(_is_number(text.replace(",", ".", 1)) for text in others):
+            return cls(len(texts))
+        comma = next((text for text in others if "," in text), None)
+        return cls(len(texts), blanks[0] if blanks and comma is None else None, comma)
+
+
+def with_levels(column: Column, values: nw.Series[Any]) -> tuple[Column, Levels]:
+    """Return a category with the levels that rows of training have, of too many the frequent ones; and what all are."""
     if column.kind != "category":
-        return column, 0
+        return column, Levels()
     counts = collections.Counter(text for text in levels_of(values) if text is not None)
+    found = Levels.of(counts)
     if len(counts) <= MOST_LEVELS:
-        return dataclasses.replace(column, levels=tuple(sorted(counts))), len(counts)
+        return dataclasses.replace(column, levels=tuple(sorted(counts))), found
     order = sorted(counts, key=lambda text: (-counts[text], text))
     kept = sorted(text for text in order[: MOST_LEVELS - 1] if counts[text] > 1)
-    return dataclasses.replace(column, levels=(*kept, OTHER), lumped=True), len(counts)
+    return dataclasses.replace(column, levels=(*kept, OTHER), lumped=True), found
 
 
-def remarks(columns: Sequence[Column], rows: Float64Array, distinct: Sequence[int]) -> list[str]:
-    """Return what a user should know about columns, from rows of training ``(n, d)`` and their numbers of levels."""
+def remarks(columns: Sequence[Column], rows: Float64Array, levels: Sequence[Levels]) -> list[str]:
+    """Return what a user should know about columns, from rows of training ``(n, d)`` and what levels there were."""
     told = []
     for i, column in enumerate(columns):
         cells = rows[:, i]
@@ -362,14 +390,20 @@ def remarks(columns: Sequence[Column], rows: Float64Array, distinct: Sequence[in
         name = column.name
         if not len(there):
             told.append(f"Column {name!r} is empty in the rows of training: leave it out (--drop {name}).")
-        elif column.kind == "category" and (blank := _blank_of_numbers(column)):
+        elif levels[i].comma is not None:
+            told.append(
+                f"Column {name!r} is text, and all of it numbers, some with a decimal comma, such as "
+                f"{levels[i].comma!r}: it is taken for a category. Write them with a point."
+            )
+        elif levels[i].blank is not None:
+            blank = levels[i].blank
             told.append(
                 f"Column {name!r} is text for {blank!r}, and all its other values are numbers: it is taken for a "
                 f"category. If {blank!r} stands for a missing number, say that it is a number (columns={{{name!r}: "
                 "'number'}, on the command line --columns)."
             )
         elif _counts(column, there, len(rows)) or (
-            column.kind == "category" and len(there) >= FEWEST_TO_IDENTIFY and distinct[i] > 0.9 * len(there)
+            column.kind == "category" and len(there) >= FEWEST_TO_IDENTIFY and levels[i].total > 0.9 * len(there)
         ):
             told.append(
                 f"Column {name!r} is a category with a level for each row, though most of them are numbers: is one of "
@@ -393,7 +427,7 @@ def remarks(columns: Sequence[Column], rows: Float64Array, distinct: Sequence[in
             told.append(remark)
         elif column.lumped:
             told.append(
-                f"Column {name!r} has {distinct[i]:,} levels in the rows of training: the {len(column.levels) - 1} "
+                f"Column {name!r} has {levels[i].total:,} levels in the rows of training: the {len(column.levels) - 1} "
                 "most frequent are kept, and all others, new ones too, count as one. Group its levels, or leave it out "
                 f"(--drop {name})."
             )
@@ -441,13 +475,6 @@ def _is_number(level: str) -> bool:
         return math.isfinite(float(level))
     except ValueError:
         return False
-
-
-def _blank_of_numbers(column: Column) -> str | None:
-    """Return the level of a category that may stand for a missing number, where all others are numbers."""
-    blanks = [level for level in column.levels if level.strip().casefold() in BLANKS]
-    others = [level for level in column.levels if level not in (*blanks, OTHER)]
-    return blanks[0] if blanks and len(others) > 1 and all(map(_is_number, others)) else None
 
 
 def _mostly_numbers(column: Column) -> bool:

@@ -28,6 +28,7 @@ FORMATS = ("PNG", "JPEG")
 DAY_OR_MONTH, DATES_READ = r"^\s*(\d{1,2})[./-](\d{1,2})[./-]\d{4}", 10_000
 # A date of three short numbers: its year, whichever that is, lacks the century.
 NO_CENTURY = r"^\s*\d{1,3}[./-]\d{1,3}[./-]\d{1,3}(\D|$)"
+NOT_UTF_8 = "is not UTF-8 text. Save it as CSV in UTF-8."
 SUFFIXES = (".csv", ".parquet", ".npy", ".npz")
 
 
@@ -181,7 +182,24 @@ class _polars_errors:
             raise ValueError(f"{self.path} is empty.") from error
         if isinstance(error, pl.exceptions.PolarsError):
             reason = str(error).strip().splitlines()[0]
-            raise ValueError(f"{self.path} cannot be read as a table: {reason}") from error
+            raise ValueError(f"{self.path} {_explained(reason)}") from error
+
+
+def _explained(reason: str) -> str:
+    """Say what polars' own words for a fault of a file mean."""
+    if "utf-8" in reason:
+        return NOT_UTF_8
+    if "more fields than defined" in reason:
+        return (
+            "has a row with more cells than its first line has names. A comma within a cell, as in 1,5, needs quotes "
+            "around the cell; where cells are separated by something else, use commas instead."
+        )
+    if found := re.search(r"conversion from `str` to `f64` failed in column '(.*)' for .* values: \[(.*)\]", reason):
+        return (
+            f"has {found[2]} in column {found[1]!r}, which holds numbers. Mend the cells, or leave them empty where "
+            "the number is missing."
+        )
+    return f"cannot be read as a table: {reason}"
 
 
 def scan_csv(path: Path, **options: Any) -> pl.LazyFrame:
@@ -200,8 +218,8 @@ def _scan(path: Path, columns: Sequence[str] | None = None, text: Sequence[str] 
     names = scan_csv(path, infer_schema=False).collect_schema().names()
     with path.open("rb") as file:
         wide = file.read(2) in (b"\xff\xfe", b"\xfe\xff")
-    if wide or "\x00" in "".join(names):
-        raise ValueError(f"{path} is not UTF-8 text. Save it as CSV in UTF-8.")
+    if wide or "\x00" in "".join(names) or "\ufffd" in "".join(names):
+        raise ValueError(f"{path} {NOT_UTF_8}")
     if "\r" in "".join(names):
         raise ValueError(f"{path} has lines with odd ends. Save it as CSV in UTF-8, with ordinary line ends.")
     twice = [name for name in names if re.fullmatch(".*_duplicated_[0-9]+", name)]  # polars' own new names

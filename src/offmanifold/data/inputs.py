@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse
 
-from offmanifold.data.columns import IGNORED, WIDE, Column, far_off, guess, remarks, with_levels
+from offmanifold.data.columns import IGNORED, WIDE, Column, Levels, far_off, guess, remarks, with_levels
 
 Float64Array: TypeAlias = npt.NDArray[np.float64]
 Float32Array: TypeAlias = npt.NDArray[np.float32]
@@ -162,7 +162,7 @@ class Rows:
         columns: Mapping[str, str] | None = None,
     ) -> None:
         self.asked = columns
-        self._distinct: list[int] = []
+        self._levels: list[Levels] = []
         self._plain = False
         self._frame: nw.DataFrame[Any] | None = None
         self._array: npt.NDArray[Any] = np.empty(0)
@@ -208,7 +208,7 @@ class Rows:
         part = self._frame[training.tolist(), :]
         learned = [with_levels(column, part[column.name]) for column in self.spec.details]
         self.spec = dataclasses.replace(self.spec, details=tuple(column for column, _ in learned))
-        self._distinct = [distinct for _, distinct in learned]
+        self._levels = [levels for _, levels in learned]
 
     def remarks(self, training: Float64Array | Float32Array) -> list[str]:
         """Return what a user should know about rows of training, as :meth:`take` gives them, and a frame's columns."""
@@ -234,7 +234,7 @@ class Rows:
 
     def _of_frame(self, training: Float64Array | Float32Array) -> list[str]:
         columns = self.spec.details or tuple(Column(name) for name in self.spec.columns or ())
-        return remarks(columns, training.astype(np.float64, copy=False), self._distinct or [0] * len(columns))
+        return remarks(columns, training.astype(np.float64, copy=False), self._levels or [Levels()] * len(columns))
 
     def take(self, index: slice | npt.NDArray[np.intp]) -> Float64Array | Float32Array:
         """Return rows in canonical form: float64 ``(m, d)``, NaN where missing, or float32 ``(m, C, H, W)`` in [0, 1].
