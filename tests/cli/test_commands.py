@@ -548,7 +548,7 @@ def test_file_names_that_are_no_text(work: Path) -> None:
         (work / name).write_bytes((work / "odd.csv").read_bytes())
     except OSError:
         pytest.skip("this file system has none")
-    told = complaint("score", "model.safetensors", name, "-o", "named.csv", cwd=work, status=1)
+    told = complaint("score", "model.safetensors", name, "-o", "of-no-text.csv", cwd=work, status=1)
     assert "is not UTF-8 text. Rename the file." in told
 
 

@@ -503,7 +503,7 @@ def test_what_the_budget_left_out_is_not_trusted(
     assert whole.verdict == "trust" and "left out" not in whole.sentence
     some = examined_until("red team")
     assert some.verdict == "care" and some.failure_probability is not None
-    assert some.sentence.endswith(" The budget left out agreement, identity, stability, complexity.")
+    assert some.sentence.endswith(" The budget left out agreement, identity, stability.")
     # The search was not made in the zoo either, and the last two never fail.
     enough = examined_until("complexity")
     assert [one.check for one in enough.findings if one.verdict == "not examined"] == ["attack", "manifold", "refits"]

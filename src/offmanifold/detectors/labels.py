@@ -121,7 +121,7 @@ def read(y: Any) -> npt.NDArray[Any]:
         For labels that are neither text, numbers nor booleans, or text and numbers at once; for infinite ones.
     """
     # Lists go through objects: NumPy would make text of numbers that stand beside it.
-    if isinstance(y, str | Mapping) or not isinstance(y, Iterable):
+    if isinstance(y, str | Mapping) or not (isinstance(y, Iterable) or hasattr(y, "__array__")):
         raise ValueError(f"y must hold a label for each row; got {type(y).__name__}.")
     y = y.detach() if isinstance(y, Tensor) else y
     values = np.asarray(y if hasattr(y, "__array__") else np.array(list(y), dtype=object))
