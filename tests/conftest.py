@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from offmanifold.data.benchmarks import DataMissing, data_folder
-from offmanifold.detectors import DETECTORS, OutlierDetector
+from offmanifold.detectors import AE, DETECTORS, OutlierDetector
 
 QUICK: dict[str, Any] = {"steps": 60, "hidden": (32,), "verbose": False, "random_state": 0}
 # For those detectors that have them.
@@ -55,6 +56,30 @@ def plane() -> tuple[np.ndarray, np.ndarray]:
     normal = rng.normal(size=(400, 2)) @ basis + 0.05 * rng.normal(size=(400, 5))
     outliers = rng.normal(size=(100, 5)) * 6
     return normal, outliers
+
+
+@pytest.fixture(scope="session")
+def world() -> Callable[[int, int], np.ndarray]:
+    """Rows on a curved surface of two dimensions in six, as many and as random as one likes."""
+    basis = np.random.default_rng(0).normal(size=(2, 4))
+
+    def draw(n: int, seed: int) -> np.ndarray:
+        rng = np.random.default_rng(seed)
+        z = rng.normal(size=(n, 2))
+        return np.concatenate([z, np.tanh(z @ basis)], 1) + 0.05 * rng.normal(size=(n, 6))
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def honest(world: Callable[[int, int], np.ndarray]) -> OutlierDetector:
+    """An autoencoder that has learned it."""
+    return trained(AE).fit(world(1000, 1))
+
+
+def trained(cls: type[OutlierDetector], **own: Any) -> Any:
+    """Return a detector that learns a world, with its ``own`` hyper-parameters."""
+    return cls(**{"random_state": 0, "verbose": False, "steps": 300, **own})
 
 
 @pytest.fixture(scope="session")

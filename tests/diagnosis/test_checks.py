@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
-from conftest import quick
+from conftest import quick, trained
 from scipy.stats import norm
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -30,31 +29,9 @@ EXAMINED = ("training", "latents", "calibration", "drift", "red team", "agreemen
 Array = np.ndarray
 
 
-@pytest.fixture(scope="module")
-def world() -> Callable[[int, int], Array]:
-    """Rows on a curved surface of two dimensions in six."""
-    basis = np.random.default_rng(0).normal(size=(2, 4))
-
-    def draw(n: int, seed: int) -> Array:
-        rng = np.random.default_rng(seed)
-        z = rng.normal(size=(n, 2))
-        return np.concatenate([z, np.tanh(z @ basis)], 1) + 0.05 * rng.normal(size=(n, 6))
-
-    return draw
-
-
-def made(cls: type[OutlierDetector], **own: Any) -> Any:
-    return cls(**{"random_state": 0, "verbose": False, "steps": 300, **own})
-
-
-@pytest.fixture(scope="module")
-def honest(world: Any) -> Any:
-    return made(AE).fit(world(1000, 1))
-
-
 def test_few_rows_are_no_reason_for_trust(honest: Any, world: Any) -> None:
     """On twenty rows an untrained detector was trusted in four of these twelve trials."""
-    untrained = made(AE, steps=1).fit(world(1000, 1))
+    untrained = trained(AE, steps=1).fit(world(1000, 1))
     for seed in range(300, 312):
         found = diagnose(untrained, world(20, seed), checks=EXAMINED)
         assert found.verdict != "trust" and found.failure_probability is None
@@ -67,7 +44,7 @@ def test_few_rows_are_no_reason_for_trust(honest: Any, world: Any) -> None:
 @pytest.mark.parametrize("cls", [AE, VAE])
 def test_a_column_that_is_empty_now_is_not_the_detectors_fault(cls: type[OutlierDetector], world: Any) -> None:
     """Far from 0, which the missing cells were taken for."""
-    detector, rows = made(cls).fit(world(1000, 1) + 1000), world(400, 2) + 1000
+    detector, rows = trained(cls).fit(world(1000, 1) + 1000), world(400, 2) + 1000
     whole = diagnose(detector, rows, checks=EXAMINED)
     rows[:, 2] = np.nan
     empty = diagnose(detector, rows, checks=EXAMINED)
@@ -150,7 +127,7 @@ def test_a_family_that_others_see_is_named() -> None:
 
 
 def test_an_attack_goes_downhill_and_ends_on_what_scores_as_normal(world: Any) -> None:
-    detector = made(AE, steps=20).fit(world(400, 1))
+    detector = trained(AE, steps=20).fit(world(400, 1))
     # Of the first column alone: whatever the others hold passes.
     detector._energy_terms = lambda model, rows: {"error": rows[:, 0].square()}
     assert diagnose(detector, world(200, 2), checks=["attack"])["attack"].number.low > 0.3  # type: ignore[union-attr]
@@ -293,15 +270,15 @@ def test_candidates_in_order_of_their_kinds_are_rated_like_others(honest: Any, w
 def test_a_size_is_sought_by_a_bound_alone(world: Any) -> None:
     for part in ("kl", "reconstruction"):
         with pytest.raises(ValueError, match=f"score_by='{part}' is a part of one"):
-            suggest_capacity(made(VAE, score_by=part), world(100, 1))
+            suggest_capacity(trained(VAE, score_by=part), world(100, 1))
     own: dict[str, Any] = {"widths": [1.0]}
-    found = suggest_capacity(made(VAE, steps=2), world(100, 1), latent_dims=np.array([1, 2]), **own)  # type: ignore[arg-type]
+    found = suggest_capacity(trained(VAE, steps=2), world(100, 1), latent_dims=np.array([1, 2]), **own)  # type: ignore[arg-type]
     assert {candidate.latent_dim for candidate in found.candidates} <= {1, 2}
     for wrong in ([], 3, "12"):
         with pytest.raises(ValueError, match="latent_dims must"):
-            suggest_capacity(made(VAE, steps=2), world(100, 1), latent_dims=wrong, **own)  # type: ignore[arg-type]
+            suggest_capacity(trained(VAE, steps=2), world(100, 1), latent_dims=wrong, **own)  # type: ignore[arg-type]
 
 
 def test_models_of_every_kind_are_trusted_where_they_should_be(world: Any) -> None:
-    detector = made(MultiscaleDenoiser).fit(world(1000, 1))
+    detector = trained(MultiscaleDenoiser).fit(world(1000, 1))
     assert diagnose(detector, world(400, 2), checks=EXAMINED).verdict == "trust"

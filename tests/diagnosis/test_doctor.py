@@ -7,7 +7,6 @@ import dataclasses
 import json
 import types
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from conftest import quick
+from conftest import quick, trained
 from scipy.stats import kstest
 
 from offmanifold import AE, IGEBM, VAE, NegativeVAE, OutlierDetector, SemiSupervisedVAE, diagnose, load
@@ -30,28 +29,6 @@ from offmanifold.measures import Estimate
 
 NAMES = [check.name for check in CHECKS]
 Rows = np.ndarray
-
-
-@pytest.fixture(scope="module")
-def world() -> Callable[[int, int], Rows]:
-    """Rows on a curved surface of two dimensions in six, as many and as random as one likes."""
-    basis = np.random.default_rng(0).normal(size=(2, 4))
-
-    def draw(n: int, seed: int) -> Rows:
-        rng = np.random.default_rng(seed)
-        z = rng.normal(size=(n, 2))
-        return np.concatenate([z, np.tanh(z @ basis)], 1) + 0.05 * rng.normal(size=(n, 6))
-
-    return draw
-
-
-def made(cls: type[OutlierDetector], **own: Any) -> OutlierDetector:
-    return cls(**{"random_state": 0, "verbose": False, "steps": 300, **own})
-
-
-@pytest.fixture(scope="module")
-def honest(world: Any) -> OutlierDetector:
-    return made(AE).fit(world(1000, 1))
 
 
 def test_an_honest_detector_passes_every_check_there_is(honest: OutlierDetector, world: Any) -> None:
@@ -97,7 +74,7 @@ def flipped(detector: Any) -> None:
 
 
 def test_a_score_of_the_wrong_sign_is_caught(world: Any) -> None:
-    detector = made(AE).fit(world(600, 1))
+    detector = trained(AE).fit(world(600, 1))
     flipped(detector)
     diagnosis = diagnose(detector, world(400, 2))
     assert diagnosis.verdict == "distrust"
@@ -107,7 +84,7 @@ def test_a_score_of_the_wrong_sign_is_caught(world: Any) -> None:
 
 def test_a_collapsed_posterior_is_named(world: Any) -> None:
     with pytest.warns(UserWarning, match="collapsed"):
-        detector = made(VAE, beta=100).fit(world(600, 1))
+        detector = trained(VAE, beta=100).fit(world(600, 1))
     diagnosis = diagnose(detector, world(400, 2))
     assert diagnosis["latents"].verdict == "fail" and "collapsed" in diagnosis["latents"].told
 
@@ -138,7 +115,7 @@ def test_what_a_step_costs_is_told_by_direction(honest: OutlierDetector, world: 
 
 
 def test_simple_images_that_pass_are_told(digits: Any) -> None:
-    detector: Any = made(AE, steps=2).fit(digits[0][:200])
+    detector: Any = trained(AE, steps=2).fit(digits[0][:200])
     detector._energy_terms = lambda model, rows: {"e": (rows - rows.mean((2, 3), keepdim=True)).abs().sum((1, 2, 3))}
     found = diagnose(detector, digits[0][200:400], checks=["complexity"])["complexity"]
     assert found.details["simple"]["constant"] == 1.0 and "Of constant images 100%" in found.told
@@ -147,7 +124,7 @@ def test_simple_images_that_pass_are_told(digits: Any) -> None:
 
 def test_how_much_hangs_on_the_calibration_rows_is_told(world: Any) -> None:
     def changed(n: int) -> float:
-        detector = made(AE, steps=20).fit(world(n, 1))
+        detector = trained(AE, steps=20).fit(world(n, 1))
         details = diagnose(detector, world(500, 2), checks=["stability"])["stability"].details
         assert set(details["order_kept"]) == set(details["shares"]) and max(details["order_kept"].values()) < 1
         return float(details["decisions_that_change"])
@@ -160,7 +137,7 @@ def test_how_much_hangs_on_the_calibration_rows_is_told(world: Any) -> None:
 
 def test_a_column_that_drowns_the_others_is_named(world: Any) -> None:
     unit = np.array([1, 1, 1, 1e4, 1, 1])
-    detector = made(AE, scale=None, noise=0).fit(world(600, 1) * unit)
+    detector = trained(AE, scale=None, noise=0).fit(world(600, 1) * unit)
     diagnosis = diagnose(detector, world(400, 2) * unit)
     assert diagnosis["stability"].verdict in ("warn", "fail") and "column 3" in diagnosis["stability"].told
     assert diagnosis["scaling"].verdict == "fail" and diagnosis["scaling"].told.startswith("5 of 6 columns hardly")
@@ -175,7 +152,7 @@ def test_rows_with_gaps_keep_their_false_alarm_rate(cls: type[OutlierDetector], 
     def gappy(n: int, seed: int) -> Rows:
         return np.where(np.random.default_rng(seed).random((n, 6)) < 0.2, np.nan, world(n, seed))
 
-    diagnosis = diagnose(made(cls).fit(gappy(1200, 1)), gappy(800, 2), checks=["calibration", "drift"])
+    diagnosis = diagnose(trained(cls).fit(gappy(1200, 1)), gappy(800, 2), checks=["calibration", "drift"])
     assert diagnosis["calibration"].verdict == diagnosis["drift"].verdict == "fine"
     assert diagnosis["calibration"].number.value < 0.085
 
@@ -188,7 +165,7 @@ def test_all_methods_see_the_same_outliers_of_a_mixed_table() -> None:
         "kind": np.array(list("abc"))[kind], "like": np.array(list("xyz"))[(kind + (rng.random(400) < 0.1)) % 3],
         "size": kind + 0.1 * rng.normal(size=400), "more": rng.normal(size=400), "new": rng.random(400) < 0.5,
     })  # fmt: skip
-    patient = Patient(made(VAE).fit(rows[:250]), rows[250:])
+    patient = Patient(trained(VAE).fit(rows[:250]), rows[250:])
     for family in ("replaced", "exchanged", "displaced", "jittered"):
         found = patient.made(family)
         seen = Rows_(patient.users(found), patient.detector.spec_, "").take(slice(None)).astype(float)
@@ -203,7 +180,7 @@ def test_all_methods_see_the_same_outliers_of_a_mixed_table() -> None:
 
 
 def test_which_images_pass_is_said_the_right_way_round(digits: Any) -> None:
-    detector: Any = made(AE, steps=2).fit(digits[0][:200])
+    detector: Any = trained(AE, steps=2).fit(digits[0][:200])
     busy = torch.tensor([[1.0, -1.0] * 4])
     for sign, word in ((-1, "Complex"), (1, "Simple")):
         detector._energy_terms = lambda model, rows, sign=sign: {"e": sign * (rows[:, 0] * busy).abs().sum((1, 2))}
@@ -214,7 +191,7 @@ def test_which_images_pass_is_said_the_right_way_round(digits: Any) -> None:
 
 
 def test_what_is_not_finite_counts_as_most_abnormal(world: Any) -> None:
-    detector: Any = made(AE, steps=2).fit(world(100, 1))
+    detector: Any = trained(AE, steps=2).fit(world(100, 1))
     detector._energy_terms = lambda model, rows: {"e": torch.full((len(rows),), -torch.inf)}
     assert (Patient(detector, world(40, 2)).scores < -1e300).all()
 
@@ -227,19 +204,19 @@ def test_columns_that_hardly_count_are_named_whatever_they_are(world: Any) -> No
         rows = pl.DataFrame(frame | {"c1": frame["c1"] * unit})
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # a constant column
-            return diagnose(made(AE, scale=scale, steps=2).fit(rows))["scaling"]
+            return diagnose(trained(AE, scale=scale, steps=2).fit(rows))["scaling"]
 
     assert scaling("standard", 1e-3).verdict == "fine"  # all weigh the same, a category's cells together
     assert scaling(None, 1.0).verdict == "fine"
     small = scaling(None, 1e-3)
     assert (small.verdict, small.details) == ("fine", {"faint": ["c1"]}) and "1 of 7 columns" in small.told
     assert scaling(None, 1e3).verdict == "fail"
-    pictures = diagnose(made(AE, steps=2).fit(np.zeros((30, 4, 4)) + np.linspace(0, 1, 30)[:, None, None]))
+    pictures = diagnose(trained(AE, steps=2).fit(np.zeros((30, 4, 4)) + np.linspace(0, 1, 30)[:, None, None]))
     assert pictures["scaling"].verdict == "not applicable"
 
 
 def test_a_model_that_copies_whatever_comes_is_caught(world: Any) -> None:
-    detector: Any = made(AE).fit(world(600, 1))
+    detector: Any = trained(AE).fit(world(600, 1))
     # What is left of the error is no sign of anything.
     detector._energy_terms = lambda model, rows: {"reconstruction": (1e4 * rows.sum(1)).sin().square()}
     diagnosis = diagnose(detector, world(400, 2))
@@ -251,7 +228,7 @@ def test_a_model_that_copies_whatever_comes_is_caught(world: Any) -> None:
 
 def copying(rows: Rows, cls: Any = AE, **own: Any) -> Any:
     """A linear model whose codes are the rows, and whose decoder gives codes back."""
-    detector = made(cls, network="mlp", hidden=[], latent_dim=rows.shape[1], steps=3, **own).fit(rows)
+    detector = trained(cls, network="mlp", hidden=[], latent_dim=rows.shape[1], steps=3, **own).fit(rows)
     with torch.no_grad():
         for part in (detector.module_.encoder, detector.module_.decoder):
             (linear,) = (layer for layer in part.modules() if isinstance(layer, torch.nn.Linear))
@@ -299,7 +276,7 @@ def test_labels_are_drawn_for_codes(kind: str, world: Any) -> None:
     rows = world(200, 1)
     y = {"none": None, "discrete": np.arange(200) % 2, "continuous": rows[:, 0]}[kind]
     labels = "continuous" if kind == "continuous" else "auto"
-    detector = made(SemiSupervisedVAE, labels=labels, steps=3).fit(rows, y)
+    detector = trained(SemiSupervisedVAE, labels=labels, steps=3).fit(rows, y)
     patient = Patient(detector, rows)
     for name, made_up in patient.decoded().items():
         assert made_up.shape == patient.normal.shape and np.isfinite(made_up).all()
@@ -324,7 +301,7 @@ def test_normal_rows_that_are_not_those_of_training(honest: OutlierDetector, wor
 
 def test_rows_learned_by_heart_are_noticed(world: Any) -> None:
     # Weights are kept by held-out rows: what a model that knows its rows by heart records has to be made up.
-    detector = made(AE).fit(world(600, 1))
+    detector = trained(AE).fit(world(600, 1))
     detector.calibration_scores_ = detector.calibration_scores_ - detector.calibration_scores_.std()
     gap = {"value": 2.0, "low": 1.6, "high": 2.4, "level": 0.95}
     detector.fit_report_ = {"score": {**detector.fit_report_["score"], "gap": gap, "spread": 1.0}}
@@ -336,7 +313,7 @@ def test_rows_learned_by_heart_are_noticed(world: Any) -> None:
 
 def test_fresh_rows_of_the_same_kind_raise_no_alarm(world: Any) -> None:
     """The checks on calibration are exact tests: at most one in a hundred or so warns."""
-    detector = made(AE).fit(world(400, 1))
+    detector = trained(AE).fit(world(400, 1))
     grades = [diagnose(detector, world(200, seed), random_state=seed)["calibration"].verdict for seed in range(2, 14)]
     assert grades.count("fine") >= 11
 
@@ -355,7 +332,7 @@ def test_the_rows_that_are_stored_do_where_none_are_given(honest: OutlierDetecto
 
 
 def test_without_enough_rows_what_was_recorded_is_examined(honest: OutlierDetector, world: Any) -> None:
-    alone = made(AE, store_rows=False).fit(world(200, 1))
+    alone = trained(AE, store_rows=False).fit(world(200, 1))
     for rows, count in ((None, 0), (world(3, 2), 3)):
         diagnosis = diagnose(alone, rows)
         assert not diagnosis.stored
@@ -366,7 +343,7 @@ def test_without_enough_rows_what_was_recorded_is_examined(honest: OutlierDetect
 
 
 def test_drift_is_not_seen_where_there_is_none(world: Any) -> None:
-    detector = made(AE).fit(world(150, 1))
+    detector = trained(AE).fit(world(150, 1))
     found = [diagnose(detector, world(1000, seed))["drift"] for seed in range(2, 8)]
     assert sum(bool(finding.details["moved"]) for finding in found) <= 1
     assert all(finding.verdict == "fine" for finding in found)
@@ -375,14 +352,14 @@ def test_drift_is_not_seen_where_there_is_none(world: Any) -> None:
 def test_outliers_among_the_training_rows_are_a_drift(world: Any) -> None:
     rows = world(800, 1)
     rows[::5] += 3
-    diagnosis = diagnose(made(AE).fit(rows), world(400, 2))
+    diagnosis = diagnose(trained(AE).fit(rows), world(400, 2))
     assert diagnosis["drift"].verdict == "warn" and "outliers were among the training rows" in diagnosis["drift"].advice
     assert diagnosis.verdict != "trust" and "drift" in diagnosis.weighing_most
 
 
 def test_images_that_moved_are_told_by_patch(digits: Any) -> None:
     rows = digits[0]
-    detector = made(AE, steps=3).fit(rows[:600])
+    detector = trained(AE, steps=3).fit(rows[:600])
     assert diagnose(detector, rows[600:1000], budget="1h")["drift"].verdict == "fine"
     moved = rows[600:1000].copy()
     moved[:, :2, :2] = 1
@@ -398,7 +375,7 @@ def test_files_of_before_moments_were_kept_know_of_no_drift(honest: OutlierDetec
 
 def test_a_detector_that_contradicts_neighbours_is_told(honest: OutlierDetector, world: Any) -> None:
     assert diagnose(honest, world(400, 2), checks=["agreement"])["agreement"].verdict == "fine"
-    detector = made(AE).fit(world(600, 1))
+    detector = trained(AE).fit(world(600, 1))
     flipped(detector)
     diagnosis = diagnose(detector, world(400, 2), checks=["agreement"])
     assert [finding.check for finding in diagnosis.findings] == ["agreement"]
@@ -408,7 +385,7 @@ def test_a_detector_that_contradicts_neighbours_is_told(honest: OutlierDetector,
 
 
 def test_refits_are_made_where_the_budget_allows(world: Any) -> None:
-    detector = made(AE).fit(world(600, 1))
+    detector = trained(AE).fit(world(600, 1))
     finding = diagnose(detector, world(400, 2), budget="1h", checks=["refits"])["refits"]
     assert finding.verdict == "fine" and finding.number.value > 0.5
     detector.history_[-1] |= {"seconds": 1000.0}
@@ -442,7 +419,7 @@ def test_refits_are_shown_rows_as_a_user_knows_them(monkeypatch: pytest.MonkeyPa
 
 def test_refits_that_cannot_be_made_are_told(world: Any) -> None:
     rows = world(400, 1)
-    detector = made(IGEBM, steps=3).fit(rows)
+    detector = trained(IGEBM, steps=3).fit(rows)
     rows[np.arange(400), np.arange(400) % 6] = np.nan  # which learns from complete rows alone
     finding = diagnose(detector, rows, budget="1h", checks=["refits"])["refits"]
     assert finding.verdict == "not applicable" and "learns from complete rows" in finding.told
@@ -457,17 +434,17 @@ def test_drift_is_known_from_the_file(honest: OutlierDetector, world: Any, tmp_p
 
 def test_refits_of_labelled_detectors_are_not_made(world: Any) -> None:
     rows = world(200, 1)
-    labelled = made(SemiSupervisedVAE, steps=3).fit(rows, np.arange(200) % 2)
-    told = made(NegativeVAE, steps=3).fit(rows, negatives=rows + 5)
+    labelled = trained(SemiSupervisedVAE, steps=3).fit(rows, np.arange(200) % 2)
+    told = trained(NegativeVAE, steps=3).fit(rows, negatives=rows + 5)
     for detector in (labelled, told):
         assert diagnose(detector, rows, budget="1h", checks=["refits"])["refits"].verdict == "not applicable"
 
 
 def test_rows_that_repeat_and_single_columns_have_no_direction_off(world: Any) -> None:
     rows = np.random.default_rng(0).integers(0, 3, size=(600, 3)).astype(float)
-    assert diagnose(made(AE).fit(rows), rows)["identity"].verdict == "not applicable"
+    assert diagnose(trained(AE).fit(rows), rows)["identity"].verdict == "not applicable"
     column = np.random.default_rng(0).normal(size=(600, 1))
-    diagnosis = diagnose(made(AE).fit(column), column)
+    diagnosis = diagnose(trained(AE).fit(column), column)
     assert diagnosis["identity"].verdict == diagnosis["stability"].verdict == "not applicable"
     assert diagnosis.verdict != "distrust"
 
@@ -517,12 +494,12 @@ def test_what_the_budget_left_out_is_not_trusted(
 
 def test_constant_and_repeated_rows_do_not_break_it() -> None:
     rows = np.zeros((80, 3))
-    detector = made(AE, steps=20).fit(rows)
+    detector = trained(AE, steps=20).fit(rows)
     diagnosis = diagnose(detector, rows)
     assert [finding.check for finding in diagnosis.findings] == NAMES
     json.dumps(diagnosis.to_json(), allow_nan=False)
     images = np.zeros((80, 8, 8), np.uint8)
-    assert diagnose(made(AE, steps=20).fit(images), images)["complexity"].number.value == 0
+    assert diagnose(trained(AE, steps=20).fit(images), images)["complexity"].number.value == 0
 
 
 def test_the_drawn_numbers_are_the_doctors_own(honest: OutlierDetector, world: Any) -> None:
