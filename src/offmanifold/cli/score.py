@@ -66,7 +66,6 @@ def score(
     common.check_output(out, overwrite, (".csv", ".parquet"))
     if fdr is not None and not 0 < fdr < 1:
         raise common.UsageError(f"--fdr must lie between 0 and 1; got {fdr:g}.")
-    from offmanifold import calibration
     from offmanifold.training.threads import limited_to
 
     detector = common.load_model(model)
@@ -83,30 +82,37 @@ def score(
         false = f"false-alarm rate {detector.false_alarm_rate:g}"
         rule = false if fdr is None else f"at most {100 * fdr:.3g}% of them false on average"
         typer.echo(f"{summary['outliers']:,} of {summary['rows']:,} rows called outliers ({rule}). Wrote {out}.")
+    if remark := _remark(detector, summary, fdr, f"{model} {data}"):
+        typer.echo(remark, err=True)
+
+
+def _remark(detector: OutlierDetector, found: dict[str, Any], fdr: float | None, files: str) -> str:
+    """Say what is odd about so many or so few outliers, or nothing."""
+    from offmanifold import calibration
+
     known, rate = len(detector.calibration_scores_), detector.false_alarm_rate
-    called = summary["outliers"]
-    so_many = calibration.p_of_alarms(called, summary["rows"], known, rate)
-    if fdr is None and called > NOTABLE * rate * summary["rows"] and so_many < CERTAIN:
-        typer.echo(
+    called, rows = found["outliers"], found["rows"]
+    if fdr is None:
+        by_chance = calibration.p_of_alarms(called, rows, known, rate)
+        if called <= NOTABLE * rate * rows or by_chance >= CERTAIN:
+            return ""
+        return (
             f"So many are not {rate:g} of normal rows: either many are odd, or rows have changed and the rate no "
-            f"longer holds. `offmanifold report {model} {data}` shows which columns have moved.",
-            err=True,
+            f"longer holds. `offmanifold report {files}` shows which columns have moved."
         )
-    if fdr is not None and summary["most_extreme"] and calibration.smallest_rate(known) > fdr:
-        typer.echo(
+    if found["most_extreme"] and calibration.smallest_rate(known) > fdr:
+        return (
             f"{known:,} calibration rows can call none by --fdr {fdr:g}, however many rows are scored: that takes "
             f"{calibration.rows_needed(fdr):,}. Fit with more rows or a larger calibration_fraction, or leave --fdr "
-            "out.",
-            err=True,
+            "out."
         )
-    elif fdr is not None and not summary["outliers"] and 0 < summary["most_extreme"] < summary["most_extreme_needed"]:
-        typer.echo(
-            f"{summary['most_extreme']:,} rows are more extreme than all {known:,} calibration rows, but among "
-            f"{summary['rows']:,} rows it takes {summary['most_extreme_needed']:,} of these, or many nearly so, before "
-            "--fdr can call one. Score fewer rows at a time, fit with a larger calibration_fraction, or leave --fdr "
-            "out.",
-            err=True,
+    if not called and 0 < found["most_extreme"] < found["most_extreme_needed"]:
+        return (
+            f"{found['most_extreme']:,} rows are more extreme than all {known:,} calibration rows, but among {rows:,} "
+            f"rows it takes {found['most_extreme_needed']:,} of these, or many nearly so, before --fdr can call one. "
+            "Score fewer rows at a time, fit with a larger calibration_fraction, or leave --fdr out."
         )
+    return ""
 
 
 def _check_kept(keep: Sequence[str], source: Source) -> None:

@@ -49,7 +49,7 @@ class Check(NamedTuple):
     needs_new_rows : bool
         Rows, and such that the detector was not calibrated with.
     of_images : bool
-        Only: of tables it says so, whatever is left of the budget.
+        Only: of tables it says so, without rows and whatever is left of the budget.
     takes : detector → seconds
         What it will take, where that is known to be long: it is not begun unless as much is left of the budget.
     """

@@ -84,13 +84,12 @@ def diagnose(
         if check.name not in wanted:
             continue
         reason, details = None, {}
+        needs_rows = check.needs_rows and (patient.is_image or not check.of_images)
         if check.needs_new_rows and patient.stored:
             reason = "It needs normal rows that the model was neither trained nor calibrated with: give some."
-        elif check.needs_rows and patient.count < FEWEST:
+        elif needs_rows and patient.count < FEWEST:
             reason = f"It needs at least {FEWEST} normal rows; got {patient.count}."
-        elif check.of_images and not patient.is_image:
-            pass  # it takes no time to say so
-        elif check.needs_rows and (spent := time.monotonic() - began) + check.takes(detector) > seconds:
+        elif needs_rows and (spent := time.monotonic() - began) + check.takes(detector) > seconds:
             details = OVER_BUDGET
             reason = (
                 f"The budget of {seconds:g} seconds was used up."

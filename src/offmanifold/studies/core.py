@@ -44,8 +44,8 @@ Array = npt.NDArray[Any]
 Record = dict[str, Any]
 
 
-def trained(job: Job) -> list[OutlierDetector]:
-    """Return the detector that a job names, untrained, or none."""
+def detectors_named(job: Job) -> list[OutlierDetector]:
+    """Return the detector that a job names, not fitted, or none."""
     key = job.get("detector")
     return [DETECTORS[key](**job["parameters"])] if key else []
 
@@ -81,7 +81,7 @@ class Study:
     figure: Callable[[list[Record], Path], None]
     seeds: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=SEEDS.copy)
     against: bool = False
-    detectors: Callable[[Job], Sequence[OutlierDetector]] = trained
+    detectors: Callable[[Job], Sequence[OutlierDetector]] = detectors_named
 
 
 def digest(array: npt.NDArray[Any]) -> str:
