@@ -15,7 +15,7 @@ import torch
 from conftest import quick
 
 from offmanifold import AE, VAE, MultiscaleDenoiser, NegativeVAE, OutlierDetector, auroc, diagnose, load
-from offmanifold.data.columns import far_off
+from offmanifold.data.remarks import far_off
 from offmanifold.report.page import write_report
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*cannot promise:UserWarning", "ignore:.*has collapsed:UserWarning")

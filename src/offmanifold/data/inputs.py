@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse
 
-from offmanifold.data.columns import IGNORED, WIDE, Column, Levels, far_off, guess, remarks, with_levels
+from offmanifold.data.columns import IGNORED, WIDE, Column, Levels, guess, with_levels
+from offmanifold.data.remarks import far_off, remarks
 
 Float64Array: TypeAlias = npt.NDArray[np.float64]
 Float32Array: TypeAlias = npt.NDArray[np.float32]
