@@ -15,15 +15,13 @@ import narwhals as nw
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from offmanifold import memory
+from offmanifold.data import pictures
 from offmanifold.data.columns import BLANKS, WIDE
 from offmanifold.parameters import did_you_mean
 
 PICTURES = (".png", ".jpg", ".jpeg")
-# What Pillow calls them. It tells a file by its content, and starts other programs for some kinds.
-FORMATS = ("PNG", "JPEG")
 # Day or month, month or day, year; and of how many rows it is looked at which comes first.
 DAY_OR_MONTH, DATES_READ = r"^\s*(\d{1,2})[./-](\d{1,2})[./-]\d{4}", 10_000
 # A date of three short numbers: its year, whichever that is, lacks the century.
@@ -376,15 +374,15 @@ class _Folder(Source):
 
     def __init__(self, path: Path, colour: bool) -> None:
         super().__init__(path)
-        pictures = sorted(_named(entry) for entry in path.iterdir() if entry.suffix.lower() in PICTURES)
-        if not pictures:
+        paths = sorted(_named(entry) for entry in path.iterdir() if entry.suffix.lower() in PICTURES)
+        if not paths:
             raise ValueError(f"{path} holds no pictures ({', '.join(PICTURES)}).")
         sizes: dict[tuple[int, int], Path] = {}
         coloured = []
-        for picture in pictures:
-            with _picture(picture) as image:
-                sizes.setdefault(image.size[::-1] if _turned(image) > 4 else image.size, picture)
-                if not _is_grey(image):
+        for picture in paths:
+            with pictures.opened(picture) as image:
+                sizes.setdefault(pictures.size(image), picture)
+                if not pictures.is_grey(image):
                     coloured.append(picture)
         if len(sizes) > 1:
             (first, one), (second, other) = list(sizes.items())[:2]
@@ -392,76 +390,24 @@ class _Folder(Source):
                 f"The pictures in {path} differ in size: {one.name} has {first[0]}×{first[1]} pixels, "
                 f"{other.name} has {second[0]}×{second[1]}. Bring them to one size first."
             )
-        self._pictures = pictures
-        if 0 < len(coloured) < len(pictures) and not colour:
+        self._paths = paths
+        if 0 < len(coloured) < len(paths) and not colour:
             warnings.warn(
-                f"{path}: {len(coloured):,} of {len(pictures):,} pictures are in colour, such as {coloured[0].name}; "
+                f"{path}: {len(coloured):,} of {len(paths):,} pictures are in colour, such as {coloured[0].name}; "
                 "the grey ones are read as colour too. Where all should be grey, convert those.",
                 UserWarning,
                 stacklevel=3,
             )
         self._mode = "RGB" if coloured or colour else "L"
-        self.files = [picture.name for picture in pictures]
+        self.files = [picture.name for picture in paths]
         self.images, self.colour = True, self._mode == "RGB"
 
     def chunks(self, rows: int) -> Iterator[npt.NDArray[np.uint8]]:
-        for start in range(0, len(self._pictures), rows):
-            yield self._read(self._pictures[start : start + rows])
+        for start in range(0, len(self._paths), rows):
+            yield self._read(self._paths[start : start + rows])
 
     def load(self) -> npt.NDArray[np.uint8]:
-        return self._read(self._pictures)
+        return self._read(self._paths)
 
-    def _read(self, pictures: list[Path]) -> npt.NDArray[np.uint8]:
-        arrays = []
-        for picture in pictures:
-            with _picture(picture) as image:
-                # What lies below transparent pixels is whatever a program left there, often black.
-                if image.has_transparency_data and not _is_opaque(image):
-                    raise ValueError(
-                        f"{picture} is transparent in part, and what it looks like depends on its background. Draw it "
-                        "on one first (with Pillow: Image.alpha_composite)."
-                    )
-                image.info.pop("transparency", None)  # of none of its pixels; Pillow would warn of it
-                upright = ImageOps.exif_transpose(image) if _turned(image) != 1 else image
-                arrays.append(np.asarray(upright.convert(self._mode), dtype=np.uint8))
-        return np.stack(arrays)
-
-
-def _is_opaque(image: Image.Image) -> bool:
-    return bool((np.asarray(image.convert("RGBA").getchannel("A")) == 255).all())
-
-
-def _is_grey(image: Image.Image) -> bool:
-    """Say whether a picture is grey, by what stands before its pixels."""
-    if image.mode == "P" and image.palette is not None:
-        entries = np.frombuffer(image.palette.getdata()[1], np.uint8)
-        red, green, blue = entries[: len(entries) // 3 * 3].reshape(-1, 3).T
-        return bool((red == green).all() and (green == blue).all())
-    return image.mode in ("1", "L", "LA")
-
-
-def _turned(image: Image.Image) -> int:
-    """Return a picture's orientation (EXIF), 1 as it is stored; of a PNG only where it stands before the pixels."""
-    told = image.format == "JPEG" or "exif" in image.info
-    return int(image.getexif().get(ExifTags.Base.Orientation, 1)) if told else 1
-
-
-class _picture:
-    """Open a picture; a damaged one is a ``ValueError`` that names it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> Image.Image:
-        try:
-            self._image: Image.Image = Image.open(self.path, formats=FORMATS)
-        except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
-            raise ValueError(f"{self.path} is damaged or not a picture: {error}") from error
-        if self._image.mode in ("I", "F", "I;16", "I;16B"):
-            raise ValueError(f"{self.path} has more than 8 bits a channel: convert it to 8 bits first.")
-        return self._image
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        self._image.close()
-        if isinstance(error, OSError | SyntaxError | EOFError):
-            raise ValueError(f"{self.path} is damaged or not a picture: {error}") from error
+    def _read(self, paths: list[Path]) -> npt.NDArray[np.uint8]:
+        return np.stack([pictures.pixels(path, self._mode) for path in paths])
