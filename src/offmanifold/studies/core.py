@@ -191,7 +191,8 @@ def summarise(
 ) -> list[Record]:
     """Write table and figure from the result files alone, and return the records.
 
-    Results of jobs that have other settings by now are left out, and damaged files; ``report`` is told.
+    Results of jobs that have other settings by now are left out, and damaged files; ``report`` is told, and how many
+    jobs there are yet to do.
     """
     folder = folder_of(study, scale, results)
     again = f"`offmanifold study run {study.name} --scale {scale}` does them again."
@@ -200,7 +201,7 @@ def summarise(
     damaged = [path.name for path, record in found.items() if record is None]
     if damaged:
         report(f"Left out, for they are damaged or no results: {', '.join(damaged)} in {folder}. {again}")
-    seeds = {record["job"]["seed"] for record in found.values() if record}
+    seeds = {record["job"]["seed"] for record in found.values() if record}.union(study.seeds[scale])
     known = {seed: _jobs_by_name(study, scale, seed) for seed in seeds}
     records, outdated = list[Record](), list[str]()
     for record in found.values():
@@ -211,6 +212,10 @@ def summarise(
     if outdated:
         report(f"Left out, for these jobs have other settings by now: {', '.join(outdated)}. {again}")
     if records:
+        wanted = {name for seed in study.seeds[scale] for name in known[seed]}
+        missing = wanted - {record["job"]["name"] for record in records}
+        if missing:
+            report(f"Jobs without a result yet: {len(missing)} of {len(wanted)}.")
         atomic.write(folder / "table.md", study.table(records))
         study.figure(records, folder / "figure.png")
     return records
