@@ -237,6 +237,22 @@ def test_explain_names_columns(work: Path) -> None:
     assert "the data have rows 0 to 399" in complaint(*command, "--row", 400, cwd=work, status=1)
 
 
+def test_explanations_and_reports_name_rows_by_a_column_that_is_kept(work: Path) -> None:
+    frame = pl.read_csv(work / "normal.csv").with_columns(c=pl.col("c") + 50.0 * (pl.int_range(pl.len()) == 7))
+    names = {"order": pl.Series([f"n{400 - i}" for i in range(400)]), "paid": pl.Series([datetime.time(9)] * 400)}
+    frame.with_columns(**names).write_parquet(work / "orders.parquet")
+    keep = ("--keep", "order", "--keep", "paid", "--keep", "a")
+    command = ("explain", "model.safetensors", "orders.parquet", "--row", 7, *keep)
+    (found,) = json.loads(run(*command, "--json", cwd=work).stdout)["rows"]
+    assert found["kept"] == {"order": "n393", "paid": "09:00:00", "a": frame["a"][7]}
+    shown = " ".join(run(*command, cwd=work).stdout.split())
+    assert "row order paid a score" in shown and "7 n393 09:00:00" in shown
+    run("report", "model.safetensors", "orders.parquet", *keep, "--budget", "1s", "-o", "orders.html", cwd=work)
+    page = (work / "orders.html").read_text()
+    assert "row 7, order = n393, paid = 09:00:00, a = " in page and "row 7<" not in page
+    assert "there are none" in complaint("report", "model.safetensors", "--keep", "a", cwd=work, status=2)
+
+
 def test_explain_draws_pictures(tmp_path: Path, digits: Any) -> None:
     images = (digits[0] * 255).astype(np.uint8)
     np.save(tmp_path / "normal.npy", images[:200])
@@ -628,6 +644,7 @@ def test_every_help_has_an_example_and_needs_no_torch(command: list[str], tmp_pa
         (["score", "model.safetensors", "normal.csv", "--keep", "aa"], 1, "no column 'aa' to keep. Did you mean 'a'"),
         (["score", "model.safetensors", "scored.csv", "--keep", "score"], 2, "the scores have a column of that name"),
         (["score", "model.safetensors", "rows.npy", "--keep", "a"], 2, "rows.npy has none"),
+        (["explain", "model.safetensors", "rows.npy", "--keep", "a"], 2, "rows.npy has none"),
         (["score", "model.safetensors", "nested.parquet", "--keep", "tags"], 1, "--keep tags: nested.parquet holds li"),
         (["score", "model.safetensors", "nested.parquet", "--keep", "took"], 1, "--keep took: nested.parquet holds .*"),
         (["fit", "normal.csv", "--labels", "specis"], 1, "normal.csv has no column 'specis'[.] Known: a"),

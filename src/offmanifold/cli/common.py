@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import decimal
 import json
 import re
 import sys
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from offmanifold.parameters import did_you_mean
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,6 +40,14 @@ ArrayOption = Annotated[
 DropOption = Annotated[
     list[str] | None,
     typer.Option("--drop", metavar="COLUMN", help="Leave out a column of the table (repeatable)."),
+]
+KeepOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--keep",
+        metavar="COLUMN",
+        help="Give a column of the table beside what is found, such as the rows' names (repeatable).",
+    ),
 ]
 ColumnsOption = Annotated[
     Path | None,
@@ -84,14 +95,14 @@ def print_json(values: Any) -> None:
 
 
 def strict(values: Any) -> Any:
-    """Replace what JSON has no word for: infinities and NaN by None, dates by text."""
+    """Replace what JSON has no word for: infinities and NaN by None, dates and decimals by text."""
     if isinstance(values, dict):
         return {key: strict(value) for key, value in values.items()}
     if isinstance(values, list | tuple):
         return [strict(value) for value in values]
     if isinstance(values, float) and (values != values or values in (float("inf"), float("-inf"))):
         return None
-    return str(values) if isinstance(values, datetime.date) else values
+    return str(values) if isinstance(values, datetime.date | datetime.time | decimal.Decimal) else values
 
 
 def check_output(path: Path, overwrite: bool, suffixes: tuple[str, ...]) -> None:
@@ -135,7 +146,7 @@ def open_for(
 ) -> Source:
     """Open data that are to be scored by ``detector``; ``lenient`` and ``option`` as for :func:`open_source`.
 
-    Columns to ``keep`` that the detector does not look at come as they stand in the file.
+    Columns to ``keep`` that the detector does not look at come as they stand in the file: see :func:`kept_apart`.
     """
     from offmanifold.data.files import open_source
 
@@ -146,7 +157,7 @@ def open_for(
         numbers = [column.name for column in spec.details if column.kind == "number" and not column.text]
         text += [column.name for column in spec.details if column.text or column.kind == "category"]
     colour = spec.kind == "image" and spec.shape[0] == 3
-    return open_source(
+    source = open_source(
         data,
         array=array,
         drop=drop or (),
@@ -156,6 +167,29 @@ def open_for(
         lenient=lenient,
         option=option,
     )
+    _check_kept(keep, source)
+    return source
+
+
+def _check_kept(keep: Sequence[str], source: Source) -> None:
+    """Raise an error for columns that cannot stand beside a result."""
+    for name in keep:
+        if not source.columns:
+            raise UsageError(f"--keep names columns of a .csv or .parquet file; {source.path} has none.")
+        if name not in source.columns:
+            raise ValueError(f"{source.path} has no column {name!r} to keep.{did_you_mean(name, source.columns)}")
+        if name in source.unwritable:
+            raise ValueError(
+                f"--keep {name}: {source.path} holds lists, structures, bytes or durations there, which a .csv file "
+                "cannot. Turn them into text or numbers first."
+            )
+
+
+def kept_apart(detector: OutlierDetector, rows: Any, keep: Sequence[str]) -> tuple[Any, Any]:
+    """Return the rows for ``detector`` to look at, and a frame of the columns to ``keep``, None without any."""
+    if not keep:
+        return rows, None
+    return rows.drop([name for name in keep if name not in (detector.spec_.columns or ())]), rows.select(keep)
 
 
 def lenient_with(own_array: str | None) -> tuple[str, ...]:
@@ -182,13 +216,13 @@ def scored_chunks(
     detector: OutlierDetector, source: Source, keep: Sequence[str] = ()
 ) -> Iterator[tuple[int, dict[str, npt.NDArray[np.float64]], Any]]:
     """Yield (first row, score terms, columns to ``keep``) chunk by chunk, with progress on a terminal."""
-    apart = [name for name in keep if name not in (detector.spec_.columns or ())]
     rows = max(1, CHUNK_BYTES // (8 * detector.spec_.dimensions))
     start = 0
     with _counter(sys.stderr.isatty()) as advance:
         for chunk in source.chunks(rows):
-            terms = detector.score_terms(chunk.drop(apart) if apart else chunk)
-            yield start, terms, chunk.select(keep) if keep else None
+            own, kept = kept_apart(detector, chunk, keep)
+            terms = detector.score_terms(own)
+            yield start, terms, kept
             count = len(next(iter(terms.values())))
             start += count
             advance(count)

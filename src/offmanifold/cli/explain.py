@@ -31,6 +31,7 @@ def explain(
     ] = None,
     array: common.ArrayOption = None,
     drop: common.DropOption = None,
+    keep: common.KeepOption = None,
     overwrite: common.OverwriteOption = False,
     threads: common.ThreadsOption = None,
     as_json: common.JsonOption = False,
@@ -50,6 +51,8 @@ def explain(
 
       offmanifold explain model.safetensors new.csv --row 17 --top 5 --json
 
+      offmanifold explain model.safetensors new.csv --keep order_id
+
       offmanifold explain model.safetensors pictures/ --worst 8 --out why.png
     """
     from offmanifold.training.threads import limited_to
@@ -61,28 +64,30 @@ def explain(
     sheet = out or SHEET
     if pictured:
         common.check_output(sheet, overwrite, (".png",))
-    source = common.open_for(detector, data, array, drop)
-    rows = source.load()
+    names = list(dict.fromkeys(keep or ()))
+    source = common.open_for(detector, data, array, drop, keep=names)
+    rows, kept = common.kept_apart(detector, source.load(), names)
     with limited_to(threads):
         places, explanation = _explained(detector, rows, worst, row or [])
-    found = _told(detector, places, explanation, top)
-    if source.files:
-        names = [source.files[place] for place in places]
-        found = [{"row": one["row"], "file": name, **one} for one, name in zip(found, names, strict=True)]
-    else:
-        names = [f"row {place}" for place in places]
+    found = [
+        {**_name(place, source.files, kept), **one}
+        for place, one in zip(places.tolist(), _told(detector, explanation, top), strict=True)
+    ]
     if pictured:
         from offmanifold.report.pictures import explained, write_sheet
 
-        captions = [f"{name}\np = {one['p_value']:.3g}" for name, one in zip(names, found, strict=True)]
+        captions = [f"{one.get('file', 'row {row}'.format(**one))}\np = {one['p_value']:.3g}" for one in found]
         write_sheet(sheet, explained(detector, explanation), captions)
     if as_json:
         common.print_json({
             "score_unit": detector.score_unit, "rows": found, **({"pictures": str(sheet)} if pictured else {})
         })  # fmt: skip
         return
-    columns = ["row", f"score ({detector.score_unit})", "p-value"]
-    shown = [[one.get("file", f"{one['row']}"), f"{one['score']:.4g}", f"{one['p_value']:.3g}"] for one in found]
+    columns = ["row", *names, f"score ({detector.score_unit})", "p-value"]
+    shown = [
+        [one.get("file", f"{one['row']}"), *_cells(one), f"{one['score']:.4g}", f"{one['p_value']:.3g}"]
+        for one in found
+    ]
     if not pictured:
         columns.append("because of")
         shown = [[*cells, "\n".join(_lines(one))] for cells, one in zip(shown, found, strict=True)]
@@ -105,17 +110,29 @@ def _explained(detector: OutlierDetector, X: Any, worst: int, chosen: list[int])
     return places, detector.explain(rows.select(places))
 
 
-def _told(detector: OutlierDetector, places: Any, explanation: Explanation, top: int) -> list[dict[str, Any]]:
+def _name(place: int, files: list[str] | None, kept: Any) -> dict[str, Any]:
+    """Return what says which row it is."""
+    file = {} if files is None else {"file": files[place]}
+    return {"row": place, **file, **({} if kept is None else {"kept": kept.row(place, named=True)})}
+
+
+def _told(detector: OutlierDetector, explanation: Explanation, top: int) -> list[dict[str, Any]]:
     from offmanifold import calibration
 
     p = calibration.p_values(detector.calibration_scores_, explanation.score)
     told = []
-    for i, place in enumerate(places):
-        one: dict[str, Any] = {"row": int(place), "score": float(explanation.score[i]), "p_value": float(p[i])}
+    for i, score in enumerate(explanation.score.tolist()):
+        one: dict[str, Any] = {"score": score, "p_value": float(p[i])}
         if detector.spec_.kind == "table":
             one["because"] = [reason._asdict() for reason in explanation.top(i, top)]
         told.append({**one, "beside_columns": explanation.beside(i), "found_normal": bool(explanation.ordinary[i])})
     return told
+
+
+def _cells(one: dict[str, Any]) -> list[str]:
+    from offmanifold.detectors.explanations import cell
+
+    return [cell(value) for value in one.get("kept", {}).values()]
 
 
 def _lines(one: dict[str, Any]) -> list[str]:

@@ -29,6 +29,7 @@ def report(
     ),
     array: common.ArrayOption = None,
     drop: common.DropOption = None,
+    keep: common.KeepOption = None,
     budget: Annotated[
         str, typer.Option("--budget", metavar="TIME", help="For the examination, such as 30s or 2min.")
     ] = "auto",
@@ -41,12 +42,14 @@ def report(
 
     [bold]Examples[/bold]
 
-      offmanifold report model.safetensors new.csv --normal held-out.csv --out report.html
+      offmanifold report model.safetensors new.csv --normal held-out.csv --keep order_id
 
       offmanifold report model.safetensors
     """
     common.check_output(out, overwrite, (".html",))
     common.check_has_data(data or normal, array, drop)
+    if keep and data is None:
+        raise common.UsageError("--keep names columns of the rows to judge, and there are none. Give some.")
     from offmanifold.data.inputs import Rows
     from offmanifold.diagnosis import diagnose
     from offmanifold.report.page import write_report
@@ -54,10 +57,12 @@ def report(
     from offmanifold.training.threads import limited_to
 
     detector = common.load_model(model)
-    source = None if data is None else common.open_for(detector, data, array, drop)
+    columns = list(dict.fromkeys(keep or ()))
+    source = None if data is None else common.open_for(detector, data, array, drop, keep=columns)
     rows = None if normal is None else common.open_for(detector, normal, array, drop).load()
     header, _ = read(model)
-    new = None if source is None else source.load()
+    new, kept = (None, None) if source is None else common.kept_apart(detector, source.load(), columns)
+    names = None if source is None else source.files if kept is None else _names(kept)
     if new is not None:
         Rows(new, detector.spec_, detector.key).take(slice(None))  # a bad value is better found before the examination
     facts = {
@@ -75,10 +80,17 @@ def report(
         tell("Writing the page")
         write_report(
             detector, diagnosis, out, title=f"{model.name}: may it be trusted?",
-            X=new, normal=rows,
-            names=None if source is None else source.files, facts=facts,
+            X=new, normal=rows, names=names, facts=facts,
         )  # fmt: skip
     typer.echo(f"{diagnosis.sentence} Wrote {out}.")
+
+
+def _names(kept: Any) -> list[str]:
+    """Return what rows are called by the columns that are kept of them."""
+    from offmanifold.detectors.explanations import cell
+
+    told = (", ".join(f"{name} = {cell(value)}" for name, value in row.items()) for row in kept.iter_rows(named=True))
+    return [f"row {i}, {text}" for i, text in enumerate(told)]
 
 
 def fit_again(header: Mapping[str, Any]) -> str:

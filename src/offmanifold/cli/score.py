@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from offmanifold.cli import common
-from offmanifold.parameters import did_you_mean
 
 if TYPE_CHECKING:
     from offmanifold.data.files import Source
@@ -30,14 +29,7 @@ def score(
     ),
     array: common.ArrayOption = None,
     drop: common.DropOption = None,
-    keep: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--keep",
-            metavar="COLUMN",
-            help="Write a column of the table beside the scores, such as the rows' names (repeatable).",
-        ),
-    ] = None,
+    keep: common.KeepOption = None,
     fdr: Annotated[
         float | None,
         typer.Option(
@@ -73,7 +65,9 @@ def score(
         raise common.UsageError(f"--out would replace {data}, the rows to score. Give another.")
     kept = list(dict.fromkeys(keep or ()))
     source = common.open_for(detector, data, array, drop, keep=kept)
-    _check_kept(kept, source)
+    for name in kept:
+        if name in OWN or name.startswith("term_"):
+            raise common.UsageError(f"--keep {name}: the scores have a column of that name. Rename yours first.")
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder, limited_to(threads):
         summary = _write(detector, source, kept, fdr, Path(folder) / "scores.csv", out)
     if as_json:
@@ -113,22 +107,6 @@ def _remark(detector: OutlierDetector, found: dict[str, Any], fdr: float | None,
             "Score fewer rows at a time, fit with a larger calibration_fraction, or leave --fdr out."
         )
     return ""
-
-
-def _check_kept(keep: Sequence[str], source: Source) -> None:
-    """Raise an error for columns that cannot stand beside the scores."""
-    for name in keep:
-        if not source.columns:
-            raise common.UsageError(f"--keep names columns of a .csv or .parquet file; {source.path} has none.")
-        if name not in source.columns:
-            raise ValueError(f"{source.path} has no column {name!r} to keep.{did_you_mean(name, source.columns)}")
-        if name in source.unwritable:
-            raise ValueError(
-                f"--keep {name}: {source.path} holds lists, structures, bytes or durations there, which a .csv file "
-                "cannot. Turn them into text or numbers first."
-            )
-        if name in OWN or name.startswith("term_"):
-            raise common.UsageError(f"--keep {name}: the scores have a column of that name. Rename yours first.")
 
 
 def _write(
