@@ -21,6 +21,7 @@ import torch
 from conftest import QUICK, made
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.pipeline import make_pipeline
 
 from offmanifold import AE, NAE, VAE, MultiscaleDenoiser, atomic, diagnose, load, storage
 
@@ -191,6 +192,14 @@ def test_a_failed_save_leaves_the_earlier_file(model_file: Path, tmp_path: Path,
     assert list(tmp_path.iterdir()) == [path]
     detector.save(path)
     assert load(path).key == "vae"
+
+
+def test_what_cannot_be_saved(tmp_path: Path, plane: Any) -> None:
+    detector = AE(**QUICK).fit(plane[0])
+    with pytest.raises(TypeError, match=r"save writes offmanifold's detectors, not others' \(Pipeline\)"):
+        storage.save(make_pipeline(detector), tmp_path / "p.safetensors")  # type: ignore[arg-type]
+    with pytest.raises(FileNotFoundError, match=r"no/m.safetensors cannot be written: the folder .*no does not exist"):
+        detector.save(tmp_path / "no" / "m.safetensors")
 
 
 def test_atomic_writes_keep_ordinary_permissions(tmp_path: Path) -> None:

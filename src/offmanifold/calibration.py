@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import beta, betabinom
 
-from offmanifold.parameters import real
+from offmanifold.parameters import InvalidParameter, real
 
 # Beyond this many calibration rows a false-alarm rate gets no truer, and the rows are worth more in training.
 MOST_CALIBRATION_ROWS = 5000
@@ -97,6 +97,11 @@ def false_discoveries(p: npt.ArrayLike, rate: float) -> npt.NDArray[np.bool_]:
     rate : float
         False-discovery rate, in (0, 1).
 
+    Raises
+    ------
+    ValueError
+        ``p`` holds something else, such as scores.
+
     Notes
     -----
     Of m rows none is called unless k of them have a p-value of at most k · rate / m, and no conformal p-value is below
@@ -109,7 +114,11 @@ def false_discoveries(p: npt.ArrayLike, rate: float) -> npt.NDArray[np.bool_]:
 def discovery_threshold(p: npt.ArrayLike, rate: float) -> float:
     """Return the largest p-value that Benjamini–Hochberg rejects, or −1 where it rejects none."""
     real("rate", rate, above=0, below=1)
-    ordered = np.sort(np.asarray(p, dtype=np.float64))
+    p = np.asarray(p, dtype=np.float64)
+    if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all():
+        got = f"shape {p.shape}" if p.ndim != 1 else f"values from {p.min():.3g} to {p.max():.3g}"
+        raise ValueError(f"p must be p-values (m,) between 0 and 1, such as a detector's p_values(X); got {got}.")
+    ordered = np.sort(p)
     # Conformal p-values lie on a lattice, where the two sides can be equal but for rounding.
     bounds = rate * np.arange(1, len(ordered) + 1) / max(1, len(ordered))
     allowed = np.flatnonzero(ordered <= bounds * (1 + 1e-9))
@@ -130,6 +139,11 @@ def split_sizes(rows: int, rate: float, fraction: float | None) -> tuple[int, in
     Calibration gets ``fraction`` of the rows; where none is given, a fifth, but at most
     :data:`MOST_CALIBRATION_ROWS`, or what ``rate`` takes if that is more and at most half of the rows. Early stopping
     gets a tenth, at most 1 000.
+
+    Raises
+    ------
+    InvalidParameter
+        Nothing would be left to learn from.
     """
     if fraction is None:
         calibration = min(math.ceil(0.2 * rows), MOST_CALIBRATION_ROWS)
@@ -139,7 +153,12 @@ def split_sizes(rows: int, rate: float, fraction: float | None) -> tuple[int, in
     else:
         calibration = math.ceil(fraction * rows)
     stopping = min(max(1, rows // 10), 1000)
-    return min(calibration, rows - stopping - 1), stopping
+    if calibration + stopping >= rows:
+        raise InvalidParameter(
+            f"calibration_fraction={fraction:g} keeps {calibration} of {rows} rows aside; with the {stopping} that "
+            "training stops by, none are left to learn from. Give less."
+        )
+    return calibration, stopping
 
 
 def split(

@@ -6,7 +6,10 @@ import difflib
 import math
 import numbers
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class InvalidParameter(ValueError, TypeError):
@@ -79,6 +82,19 @@ def real(
     if not fits:
         raise InvalidParameter(f"{argument} must be {wanted}; got {value!r}.")
     return number
+
+
+def generator(value: Any) -> np.random.RandomState:
+    """Return what ``random_state`` stands for: None, an integer or a RandomState."""
+    from sklearn.utils import check_random_state
+
+    try:
+        random: np.random.RandomState = check_random_state(value)
+    except ValueError as error:
+        raise InvalidParameter(
+            f"random_state must be an integer from 0 to 4294967295, a numpy.random.RandomState or None; got {value!r}."
+        ) from error
+    return random
 
 
 def _or(words: Iterable[str]) -> str:

@@ -47,10 +47,16 @@ def save(detector: OutlierDetector, path: str | os.PathLike[str]) -> None:
     ------
     sklearn.exceptions.NotFittedError
         If it has not been fitted.
+    FileNotFoundError
+        If there is no such folder.
     ValueError
         If ``store_rows`` is False and yet rows are part of the weights: fit again, then.
     """
+    if not isinstance(detector, OutlierDetector):
+        raise TypeError(f"save writes offmanifold's detectors, not others' ({type(detector).__name__}), nor pipelines.")
     check_is_fitted(detector, "module_")
+    if not Path(path).parent.is_dir():
+        raise FileNotFoundError(f"{path} cannot be written: the folder {Path(path).parent} does not exist.")
     detector._check_common()  # what cannot be loaded is not saved
     beside = detector.calibration_rows_
     within = detector.stored_rows - (0 if beside is None else len(beside))

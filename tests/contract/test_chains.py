@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import offmanifold
 from offmanifold.data.inputs import InputSpec
-from offmanifold.detectors import IGEBM, NAE, OutlierDetector, presets
+from offmanifold.detectors import IGEBM, NAE, VAE, NegativeVAE, OutlierDetector, SemiSupervisedVAE, presets
 from offmanifold.detectors.chains import from_data_or_replay
 from offmanifold.detectors.normalized_autoencoder import training_chain
 from offmanifold.diagnosis.answers import answers
@@ -289,12 +289,12 @@ def test_the_chains_of_samples_can_be_left_out(digits: Any) -> None:
         images.sample(8, latent_steps=-1)
 
 
-@pytest.mark.parametrize("cls", [NAE, IGEBM])
+@pytest.mark.parametrize("cls", [NAE, IGEBM, VAE, NegativeVAE, SemiSupervisedVAE])
 def test_samples_come_in_the_users_layout_and_bounds(cls: type[OutlierDetector], digits: Any) -> None:
     images = made(cls).fit(digits[0][:150])
     drawn = images.sample(300, random_state=0)
     assert drawn.shape == (300, 8, 8)
-    assert drawn.min() >= 0 and drawn.max() <= 1
+    assert drawn.min() >= 0 and drawn.max() <= 1 and np.isfinite(images.score_samples(drawn)).all()
     assert len(np.unique(drawn.round(6), axis=0)) == 300
     np.testing.assert_array_equal(drawn[:3], images.sample(300, random_state=0)[:3])
     rows = np.random.default_rng(0).normal(size=(200, 3)) * 10 + 500

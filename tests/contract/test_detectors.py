@@ -20,7 +20,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
-from offmanifold import AE, auroc, load
+from offmanifold import AE, VAE, auroc, load
 from offmanifold.detectors import OutlierDetector
 from offmanifold.detectors.base import labelled
 
@@ -162,6 +162,18 @@ def test_a_fit_that_fails_leaves_no_mixture_of_two(plane: Any, monkeypatch: pyte
     np.testing.assert_array_equal(detector.fit(normal).score_samples(odd), before)
 
 
+@pytest.mark.parametrize("seed", [-1, "a", 1.5, np.random.default_rng(0)])
+def test_what_cannot_be_a_seed(seed: Any, plane: Any) -> None:
+    detector = made(VAE).fit(plane[0])
+    for draw in (lambda: detector.sample(3, random_state=seed), lambda: made(VAE, random_state=seed).fit(plane[0])):
+        with pytest.raises(ValueError, match="random_state must be an integer from 0 to 4294967295"):
+            draw()
+
+
+def test_sizes_may_be_an_array(plane: Any) -> None:
+    assert made(VAE, hidden=np.array([6, 4])).fit(plane[0]).settings_["hidden"] == [6, 4]
+
+
 def test_works_in_a_pipeline(detector_class: type[OutlierDetector], plane: Any) -> None:
     normal, outliers = plane
     pipeline = make_pipeline(StandardScaler(), detector_class(**quick(detector_class))).fit(normal)
@@ -264,6 +276,13 @@ def test_reconstructions_come_back_in_the_users_layout(
     made = detector.reconstruct(rows[:10])
     assert made.shape == rows[:10].shape
     assert made.min() >= 0 and made.max() <= 1
+    # What comes in another layout than in training goes back in that.
+    came = rows[:10]
+    other = came[..., None] if layout == "hw" else np.moveaxis(came, *((1, -1) if layout == "chw" else (-1, 1)))
+    again, explanation = detector.reconstruct(other), detector.explain(other)
+    assert other.shape == again.shape == explanation.contributions.shape == explanation.nearest.shape
+    back = again[..., 0] if layout == "hw" else np.moveaxis(again, *((-1, 1) if layout == "chw" else (1, -1)))
+    np.testing.assert_array_equal(back, made)
     eight_bit = (rows[:10] * 255).round().astype(np.uint8)
     np.testing.assert_array_equal(
         detector.score_samples(eight_bit), detector.score_samples(eight_bit / np.float32(255))

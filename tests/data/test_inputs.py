@@ -67,7 +67,7 @@ def test_what_rows_are(X: Any, kind: str, shape: tuple[int, ...], layout: str) -
         (np.array([["2024-01-01"], ["NaT"]], "datetime64[D]"), TypeError, r"\(datetime64\[D\]\). Pass a data frame"),
         (np.array([[1, 2]], "timedelta64[s]"), TypeError, "dates or durations.*named columns"),
         (np.array([[np.datetime64("2024-01-01"), 1]], object), TypeError, "dates or durations"),
-        (pd.DataFrame(pd.to_datetime(["2024-01-01", None])).set_axis([0], axis=1), TypeError, "dates or durations"),
+        (np.array([[pd.Timestamp(0), 1.0]], object), TypeError, "not numbers: .*Pass a data frame"),
         (pd.DataFrame(NUMBERS, columns=["a", 1, "b"]), TypeError, r"others are 1\. Name all of them"),
         (scipy.sparse.eye(3), TypeError, "Sparse data was passed.*toarray"),
         (np.array([[{}, 1]], dtype=object), TypeError, "not numbers: .*argument must be"),
@@ -83,6 +83,28 @@ def test_what_rows_are(X: Any, kind: str, shape: tuple[int, ...], layout: str) -
 def test_what_is_refused(X: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         Rows(X).take(slice(0, None))
+
+
+def test_columns_that_pandas_numbered() -> None:
+    cells = np.array([[1.0, 2.0], [3.0, np.nan], [5.0, 6.0]])
+    nullable = pd.DataFrame(cells).convert_dtypes()
+    held = np.array([[1, 2], [3, pd.NA], [5, 6]], dtype=object)
+    for X in (pd.DataFrame(cells), nullable, held):
+        rows = Rows(X)
+        assert rows.spec.columns is None
+        np.testing.assert_array_equal(rows.take(slice(None)), cells)
+    # What an array cannot hold has the numbers for names, and so has a later part of it that an array could.
+    mixed = pd.DataFrame({0: [1.0, 2.0, 3.0], 1: ["a", None, "b"], 2: pd.to_datetime(["2024-01-01"] * 3)})
+    rows = Rows(mixed)
+    rows.learn(np.arange(3))
+    assert rows.spec.columns == ("0", "1", "2")
+    assert [column.kind for column in rows.spec.details or ()] == ["number", "category", "date"]
+    blank = pd.DataFrame({0: [1.0, 2.0, 3.0], 1: np.nan, 2: np.nan})
+    np.testing.assert_array_equal(Rows(blank, rows.spec).take(slice(None)), [[i, np.nan, np.nan] for i in (1, 2, 3)])
+    by_number = Rows(pd.DataFrame({0: [1.0, 2.0], 1: [7, 8]}), columns={1: "category"})  # type: ignore[dict-item]
+    assert by_number.spec.details is not None and by_number.spec.details[1].kind == "category"
+    with pytest.raises(TypeError, match="columns must say of columns what they are.*; got list"):
+        Rows(mixed, columns=["1"])  # type: ignore[arg-type]
 
 
 def test_what_is_masked_is_missing() -> None:
@@ -187,7 +209,7 @@ def layouts(pixels: np.ndarray) -> dict[str, np.ndarray]:
 def test_images_are_read_in_the_layout_that_they_come_in(shape: tuple[int, int, int]) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (7, *shape)).astype(np.uint8)
     came = layouts(pixels)
-    for layout, other in came.items():
+    for layout in came:
         spec = InputSpec("image", shape, layout)  # type: ignore[arg-type]
         for name, X in came.items():
             if name == "chw" and layout == "hwc" and shape[0] == shape[2]:
@@ -196,7 +218,7 @@ def test_images_are_read_in_the_layout_that_they_come_in(shape: tuple[int, int, 
             assert rows.spec == spec
             np.testing.assert_array_equal(rows.take(slice(0, 7)), pixels / np.float32(255))
             np.testing.assert_array_equal(rows.take(np.array([2])), pixels[2:3] / np.float32(255))
-            np.testing.assert_allclose(rows.present(), other / 255, atol=1e-7)
+            np.testing.assert_allclose(rows.present(), X / 255, atol=1e-7)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -208,7 +230,7 @@ def test_images_score_alike_in_every_layout(channels: int) -> None:
         scores = detector.score_samples(trained)
         for X in came.values():
             np.testing.assert_array_equal(detector.score_samples(X), scores)
-            assert detector.reconstruct(X).shape == trained.shape
+            assert detector.reconstruct(X).shape == X.shape
 
 
 def test_numbers_too_wide_for_numpy() -> None:

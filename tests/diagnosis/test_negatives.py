@@ -12,6 +12,7 @@ import pandas as pd
 import polars as pl
 import pytest
 import torch
+from conftest import made
 from typer.testing import CliRunner
 
 from offmanifold import VAE, MultiscaleDenoiser, NegativeVAE, SemiSupervisedVAE, TrainingDiverged, auroc, load
@@ -129,6 +130,14 @@ def test_what_cannot_be_negatives(sevens: dict[str, np.ndarray], plane: Any) -> 
         odd[:, 1] = wrong
         with pytest.raises(ValueError, match=complaint):
             NegativeVAE(steps=2, verbose=False).fit(rows, negatives=odd)
+
+
+def test_rows_in_the_place_of_a_source_or_of_labels(plane: Any) -> None:
+    for odd in (plane[1], plane[1].tolist()):
+        with pytest.raises(ValueError, match=r"got (ndarray|list)\. Rows that are not normal go to fit\(X, negatives="):
+            made(NegativeVAE, negatives=odd).fit(plane[0])
+    with pytest.raises(TypeError, match=r"y is not looked at\. Rows that are not normal go to fit\(X, negatives=rows"):
+        made(NegativeVAE).fit(plane[0], plane[1])
 
 
 def test_a_path_serves_as_well(sevens: dict[str, np.ndarray], tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,9 @@ def test_benjamini_hochberg_by_the_book_and_its_rate() -> None:
     p = np.array([0.01, 0.02, 0.03, 0.5, 0.04])
     assert calibration.false_discoveries(p, 0.05).tolist() == [True, True, True, False, True]
     assert not calibration.false_discoveries(np.array([0.5, 0.9]), 0.1).any()
+    for wrong, told in (([-0.1, 0.5], "values from -0.1 to 0.5"), ([5.0], "5"), ([np.nan], "nan"), ([[0.1]], "(1, 1)")):
+        with pytest.raises(ValueError, match=f"p must be p-values.*{re.escape(told)}"):
+            calibration.false_discoveries(wrong, 0.1)
     # p-values of 19 calibration rows lie on a lattice with 0.05 on it: equality must not depend on rounding.
     for count in range(1, 60):
         assert calibration.false_discoveries(np.full(count, 1 / 20), 0.05).all()
@@ -85,9 +89,11 @@ def test_split_sizes() -> None:
     assert calibration.split_sizes(20, 0.05, None) == (4, 2)  # nor can half of 20
     assert calibration.split_sizes(10**6, 0.05, None) == (5000, 1000)
     assert calibration.split_sizes(100, 0.05, 0.5) == (50, 10)
+    assert calibration.split_sizes(100, 0.05, 0.89) == (89, 10)
+    with pytest.raises(ValueError, match="calibration_fraction=0.9 keeps 90 of 100 rows aside; with the 10 that"):
+        calibration.split_sizes(100, 0.05, 0.9)
     assert calibration.split_sizes(10**6, 1e-4, None) == (9999, 1000)  # what so small a rate takes
     assert calibration.split_sizes(38, 0.05, None) == (19, 3)
-    assert calibration.split_sizes(10, 0.05, 0.99) == (8, 1)  # one to learn from
 
 
 def test_rates_that_no_float_is() -> None:

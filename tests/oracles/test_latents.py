@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from conftest import made
 from scipy import stats
 from sklearn.feature_selection import mutual_info_regression
+from sklearn.pipeline import make_pipeline
 
 from offmanifold import AE, IGEBM, VAE
 from offmanifold.measures import (
@@ -18,10 +20,11 @@ from offmanifold.measures import (
     kraskov,
     latent_information,
     latent_kl,
+    latent_report,
     optimal_gamma,
     reconstruction_error,
 )
-from offmanifold.measures.estimates import difference_of_means, mean_of
+from offmanifold.measures.estimates import Estimate, difference_of_means, mean_of
 
 
 @pytest.fixture
@@ -55,7 +58,7 @@ def test_intervals_of_means_are_students_and_welchs(rng: np.random.Generator) ->
     expected = stats.ttest_ind(one, two, equal_var=False).confidence_interval(0.95)
     found = difference_of_means(one, two)
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
-    assert mean_of([3.0]).low == 3.0
+    assert mean_of([3.0]) == Estimate(3.0, -math.inf, math.inf)
     assert difference_of_means([3.0], [1.0, 2.0]).low == -np.inf
     assert difference_of_means([3.0, 3.0], [1.0, 1.0]).high == 2.0
 
@@ -208,6 +211,13 @@ def test_every_latent_space_with_a_prior_can_be_compared(plane: Any) -> None:
             measure(sphere, plane[0])
     with pytest.raises(TypeError, match="AE has no decoder variance"):
         optimal_gamma(sphere, plane[0])
+    energy = made(IGEBM).fit(plane[0])
+    with pytest.raises(TypeError, match=r"IGEBM has no decoder variance\.$"):
+        optimal_gamma(energy, plane[0])
+    with pytest.raises(TypeError, match="IGEBM reconstructs nothing"):
+        reconstruction_error(energy, plane[0])
+    with pytest.raises(TypeError, match="latent_report looks at offmanifold's detectors; got Pipeline"):
+        latent_report(make_pipeline(sphere), plane[0])
 
 
 # --- fits ----------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -86,6 +88,18 @@ def test_an_attack_stays_in_its_ball_and_makes_nothing_better(norm: str) -> None
 def test_bad_arguments_are_named(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         pgd(linear, ROWS, CLASSES, **({"radius": 1.0} | arguments))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "told"),
+    [
+        (ROWS.numpy(), CLASSES, "x must be a tensor of floats"), (ROWS[0], CLASSES, "x must be"),
+        (ROWS, CLASSES.float(), "y must be a tensor of classes"), (ROWS, CLASSES[1:], "y must be"),
+    ],
+)  # fmt: skip
+def test_what_no_attack_can_begin_from(x: Any, y: Any, told: str) -> None:
+    with pytest.raises(TypeError, match=told):
+        pgd(linear, x, y, radius=1.0)
 
 
 def test_the_nearest_point_of_a_circle_is_in_the_rows_direction() -> None:

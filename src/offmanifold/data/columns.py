@@ -110,7 +110,7 @@ class Column:
         return found
 
     def _number(self, value: Any) -> float:
-        if _is_missing(value):
+        if is_missing(value):
             return math.nan
         text = _text(value)
         if text.strip().casefold() in BLANKS:
@@ -154,7 +154,7 @@ class Column:
         return found.to_numpy().astype(np.float64) / 1e6
 
     def _since_1970(self, value: Any) -> float:
-        if _is_missing(value):
+        if is_missing(value):
             return math.nan
         if not isinstance(value, datetime.date):
             raise ValueError(f"Column {self.name!r} was a date in training; got {value!r}.")
@@ -215,7 +215,7 @@ def _whole(text: str) -> str:
     return whole if whole.removeprefix("-").isdecimal() else text
 
 
-def _is_missing(value: Any) -> bool:
+def is_missing(value: Any) -> bool:
     """Say whether a cell holds nothing: None, NaN, pandas' NaT and NA."""
     if value is None:
         return True
@@ -227,7 +227,7 @@ def _is_missing(value: Any) -> bool:
 
 def levels_of(values: nw.Series[Any]) -> list[str | None]:
     """Return each cell's text, None where it is missing."""
-    return [None if _is_missing(value) else _text(value) for value in values.to_list()]
+    return [None if is_missing(value) else _text(value) for value in values.to_list()]
 
 
 def _zone_in(values: nw.Series[Any]) -> str | None:
@@ -244,7 +244,7 @@ def _dates_of_text(values: nw.Series[Any]) -> nw.Series[Any]:
     """Read text as polars does, year or day first, from whatever frame it comes: pandas guesses from other cells."""
     import polars as pl
 
-    texts = [None if _is_missing(value) else str(value).strip() or None for value in values.to_list()]
+    texts = [None if is_missing(value) else str(value).strip() or None for value in values.to_list()]
     try:
         found = pl.Series(values.name, texts, dtype=pl.String).str.to_datetime()
     except pl.exceptions.PolarsError as error:
@@ -325,7 +325,7 @@ def _kind(frame: nw.DataFrame[Any], name: str, dtype: Any) -> str | None:
     if dtype == nw.String:
         return "category"
     # Python objects of any type.
-    there = [value for value in values.to_list() if not _is_missing(value)]
+    there = [value for value in values.to_list() if not is_missing(value)]
     if all(isinstance(value, bool | np.bool_) for value in there):
         return "boolean"
     if all(isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool_) for value in there):

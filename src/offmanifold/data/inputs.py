@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal, TypeAlias
 
 import narwhals as nw
@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse
 
-from offmanifold.data.columns import IGNORED, WIDE, Column, Levels, guess, with_levels
+from offmanifold import parameters
+from offmanifold.data.columns import IGNORED, WIDE, Column, Levels, guess, is_missing, with_levels
 from offmanifold.data.remarks import far_off, remarks
 
 Float64Array: TypeAlias = npt.NDArray[np.float64]
@@ -162,12 +163,20 @@ class Rows:
         owner: str = "the detector",
         columns: Mapping[str, str] | None = None,
     ) -> None:
+        if columns is not None and not isinstance(columns, Mapping):
+            raise parameters.InvalidParameter(
+                "columns must say of columns what they are, such as {'size': 'category'}; got "
+                f"{type(columns).__name__}."
+            )
+        columns = columns and {str(name): kind for name, kind in columns.items()}
         self.asked = columns
         self._levels: list[Levels] = []
         self._plain = False
         self._frame: nw.DataFrame[Any] | None = None
         self._array: npt.NDArray[Any] = np.empty(0)
         frame = _as_frame(X)
+        if frame is not None and not all(isinstance(name, str) for name in frame.columns):
+            X, frame = _of_numbered(frame, columns or (expected and expected.columns) or ())
         if frame is not None:
             self.spec = _frame_spec(frame, expected, columns)
             self._frame = frame.select(*self.spec.columns) if self.spec.columns else frame
@@ -186,7 +195,7 @@ class Rows:
                 f"Found array with 0 sample(s) (shape={np.shape(self._array) or (0, *self.spec.shape)}) "
                 "while a minimum of 1 is required."
             )
-        self._layout = self.spec.layout  # images may come in another than in training, and are returned in that
+        self._layout = self.spec.layout  # images may come in another than in training
         if expected is not None:
             _enforce(self.spec, expected, owner)
             self.spec = expected
@@ -194,13 +203,18 @@ class Rows:
     def __len__(self) -> int:
         return self._rows
 
+    @property
+    def as_came(self) -> InputSpec:
+        """What they are, images in the layout that these came in: in which what is made of them goes back."""
+        return dataclasses.replace(self.spec, layout=self._layout)
+
     def select(self, index: npt.NDArray[np.intp]) -> Any:
         """Return some of the user's rows, as they came."""
         return self._array[index] if self._frame is None else self._frame[index.tolist(), :].to_native()
 
     def present(self) -> Any:
         """Return all rows as :meth:`InputSpec.present` does, levels that have no name in training beside their own."""
-        return self.spec.present(self.take(slice(None)).astype(np.float64), self._frame)
+        return self.as_came.present(self.take(slice(None)).astype(np.float64), self._frame)
 
     def learn(self, training: npt.NDArray[np.intp]) -> None:
         """Learn the levels of categories from rows of training; new rows may come with others."""
@@ -279,11 +293,20 @@ def _as_frame(X: Any) -> nw.DataFrame[Any] | None:
                 f"Only some of the columns have names that are text; others are {_list(numbered)}. Name all of them "
                 "by text, such as X.columns = X.columns.astype(str), or none."
             )
-        # Columns numbered by pandas have no names to remember: such a frame is an array.
-        return frame if all(named) else None
+        return frame
     if isinstance(nw.from_native(X, pass_through=True), nw.LazyFrame):
         raise TypeError("X is a lazy frame; call .collect() on it first.")
     return None
+
+
+def _of_numbered(frame: nw.DataFrame[Any], known: Collection[str]) -> tuple[Any, nw.DataFrame[Any] | None]:
+    """Return as an array, or as a frame with names, what has numbers for names, as where pandas reads a file without.
+
+    Of numbers alone it is an array, for such names are not worth remembering, unless some of them are ``known``.
+    """
+    named = frame.rename({name: str(name) for name in frame.columns})
+    numbers = all(dtype.is_numeric() or dtype == nw.Boolean for dtype in frame.schema.values())
+    return (frame.to_numpy(), None) if numbers and not set(known) & set(named.columns) else (None, named)
 
 
 def _frame_spec(frame: nw.DataFrame[Any], expected: InputSpec | None, asked: Mapping[str, str] | None) -> InputSpec:
@@ -392,10 +415,14 @@ def _enforce(spec: InputSpec, expected: InputSpec, owner: str) -> None:
 
 
 def _numbers(part: npt.NDArray[Any]) -> Float64Array:
+    if part.dtype == object:  # pandas' NA and NaT are no numbers to NumPy
+        part = np.where(np.vectorize(is_missing, otypes=[bool])(part), np.nan, part)
     try:
         return np.ascontiguousarray(part, dtype=np.float64)
     except TypeError as error:
-        raise TypeError(f"X holds values that are not numbers: {error}.") from error
+        raise TypeError(
+            f"X holds values that are not numbers: {error}. Pass a data frame, in which columns may be text or dates."
+        ) from error
     except ValueError as error:
         raise ValueError(
             f"X holds values that are not numbers: {error}. Pass a data frame, in which columns may be text "

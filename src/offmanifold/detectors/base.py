@@ -12,7 +12,6 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
@@ -85,7 +84,7 @@ class OutlierDetector(Scorer, abc.ABC):
         How many rows went to training, to stopping, and to calibration.
     fit_report_ : dict
         Mean scores of training rows and of calibration rows, and the gap between them, with intervals; more where a
-        detector has more to tell.
+        detector has more to tell. Empty of ``MultiscaleDenoiser``, among whose stored rows are those of training.
     training_moments_ : Moments or None
         Mean and spread of each prepared cell, or each patch of an image, over the training rows; None from old files.
     """
@@ -285,7 +284,7 @@ class OutlierDetector(Scorer, abc.ABC):
         return self
 
     def _seed(self) -> int:
-        return int(check_random_state(self.random_state).randint(2**31 - 1))
+        return int(parameters.generator(self.random_state).randint(2**31 - 1))
 
     def split(self, n: int, *, seed: int | None = None) -> tuple[npt.NDArray[np.intp], ...]:
         """Return which of ``n`` rows :meth:`fit` would calibrate with, stop by and train on, as sorted index arrays.

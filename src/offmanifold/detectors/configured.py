@@ -151,7 +151,8 @@ class Configured(BaseEstimator, abc.ABC):  # type: ignore[misc]
         if network == "auto":
             network = for_tables if spec.kind == "table" else for_images(spec.shape)
         widths = {"resmlp": (128,), "mlp": (128, 128), "fcres2": (256, 1024)}.get(network, ())
-        hidden = widths if self.hidden == "auto" else parameters.sizes("hidden", self.hidden)
+        hidden = self.hidden
+        hidden = widths if isinstance(hidden, str) and hidden == "auto" else parameters.sizes("hidden", hidden)
         dense = network in choose.DENSE
         return {
             "network": network,

@@ -73,10 +73,10 @@ class Explanation:
 
     Attributes
     ----------
-    rows : (n, columns) or images in the user's layout, or a polars frame where not all columns are numbers
+    rows : (n, columns) or images in the layout of ``X``, or a polars frame where not all columns are numbers
         What is explained.
     score : (n,) float64
-    contributions : (n, columns) or images in the user's layout
+    contributions : (n, columns) or images in the layout of ``X``
         What each cell adds to the score.
     latent : (n, k) float64
         What each latent's KL adds; k is 0 where the score has no such part.
@@ -207,11 +207,11 @@ def explain(detector: Scorer, X: Any) -> Explanation:
     return Explanation(
         rows=rows.present(),
         score=score,
-        contributions=detector.spec_.arrange(arrays["contributions"]),
+        contributions=rows.as_came.arrange(arrays["contributions"]),
         latent=arrays["latent"],
         base=arrays["base"],
         residual=score - total,
-        nearest=detector.spec_.present(nearest),
+        nearest=rows.as_came.present(nearest),
         exact=bool(arrays["exact"].all()),
         columns=detector.spec_.names,
         usual=_usual(detector),

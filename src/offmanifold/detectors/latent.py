@@ -38,8 +38,9 @@ class LatentMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):  # type: i
 
         An array, of images with pixels from 0 to 1; a polars frame where not all columns are numbers.
         """
-        parts = self._through(lambda model, rows: model.reconstruct(rows), self._fitted_rows(X))
-        return self._restore(torch.cat([part.cpu() for part in parts]))
+        rows = self._fitted_rows(X)
+        parts = self._through(lambda model, part: model.reconstruct(part), rows)
+        return self._restore(torch.cat([part.cpu() for part in parts]), rows.as_came)
 
     def reconstruction_errors(self: Any, X: Any) -> Float64Array:
         """Return each row's mean squared error ``(n,)`` in what the network sees: see :meth:`prepared`."""

@@ -279,8 +279,9 @@ random_state, verbose
             The noise level, in standard deviations.
         """
         parameters.real("sigma", sigma, above=0)
-        parts = self._through(lambda model, rows: model.denoise(rows, sigma), self._fitted_rows(X))
-        return self._restore(torch.cat([part.cpu() for part in parts]))
+        rows = self._fitted_rows(X)
+        parts = self._through(lambda model, part: model.denoise(part, sigma), rows)
+        return self._restore(torch.cat([part.cpu() for part in parts]), rows.as_came)
 
     def reconstruction_errors(self, X: Any) -> Float64Array:
         """Return the mean squared difference between each row and D(x, 0.4), as the network sees them: ``(n,)``."""

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, final
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
@@ -188,17 +189,23 @@ class NegativeVAE(VariationalDetector):
             shift = None if table else 25.0 if colour else 8.0
         else:
             shift = parameters.real("shift", self.shift, above=0)
+        by_rows = isinstance(self.negatives, str) and self.negatives == "auto"
         return {
             "optimizer": "adamw" if self.optimizer == "auto" else self.optimizer,
             "schedule": "one-cycle" if self.schedule == "auto" else self.schedule,
             **self._variational_settings(spec, image_latents=100 if colour else 10),
-            "negatives": "auto" if self.negatives == "auto" else sources.weights_of("negatives", self.negatives),
+            "negatives": "auto" if by_rows else sources.weights_of("negatives", self.negatives),
             "negative_loss": parameters.choice("negative_loss", self.negative_loss, LOSSES),
             "shift": shift,
             "upper_samples": parameters.integer("upper_samples", self.upper_samples),
             "chain": chain_settings("chain", chain, fewest=0),
             **self._network_settings(spec, for_tables="mlp", table_steps=500, table_rate=5e-3),
         }
+
+    def _take_labels(self, y: Any, training: npt.NDArray[np.intp], rows: int, settings: Settings) -> None:
+        """Look at nothing, but say so of rows given in the place of negatives."""
+        if np.ndim(y) > 1 and np.shape(y)[1] > 1:
+            raise TypeError("y is not looked at. Rows that are not normal go to fit(X, negatives=rows).")
 
     def _take_negatives(self, negatives: Any, rows: Tensor, others: Sequence[Tensor]) -> None:
         settings = self.settings_

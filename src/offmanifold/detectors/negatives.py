@@ -35,7 +35,10 @@ def weights_of(argument: str, value: str | Mapping[str, float]) -> dict[str, flo
     if isinstance(value, str):
         return {parameters.choice(argument, value, SOURCES): 1.0}
     if not isinstance(value, Mapping) or not value:
-        raise parameters.InvalidParameter(f"{argument} must be a source's name, or weights by name; got {value!r}.")
+        raise parameters.InvalidParameter(
+            f"{argument} must be a source's name, or weights by name; got {type(value).__name__}. Rows that are not "
+            "normal go to fit(X, negatives=rows)."
+        )
     return {
         parameters.choice(argument, name, SOURCES): parameters.real(f"{argument}[{name!r}]", weight, above=0)
         for name, weight in value.items()

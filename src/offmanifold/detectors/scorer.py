@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from sklearn.base import OutlierMixin
-from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
@@ -110,9 +109,12 @@ class Scorer(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
         block: Float64Array = rows.double().cpu().numpy()
         return block if self._standardiser is None else self._standardiser.inverse(block)
 
-    def _restore(self, rows: Tensor) -> Any:
-        """Turn what the network gives into the user's units: an array in their layout, or a frame of mixed columns."""
-        return self.spec_.present(self._inverse(rows))
+    def _restore(self, rows: Tensor, like: InputSpec | None = None) -> Any:
+        """Turn what the network gives into the user's units: an array, or a frame of mixed columns.
+
+        Images in the layout of ``like``, by default that of training.
+        """
+        return (like or self.spec_).present(self._inverse(rows))
 
     def _shown(self, rows: Tensor) -> Tensor:
         """Return prepared rows as the detector takes them."""
@@ -247,13 +249,13 @@ class Scorer(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
         Returns
         -------
         Explanation
-            ``contributions`` in the user's layout, ``latent`` terms, ``nearest`` normal version of each row.
+            ``contributions`` in the layout of ``X``, ``latent`` terms, ``nearest`` normal version of each row.
 
         Notes
         -----
-        Contributions sum to the score exactly where it is a sum over cells (squared and absolute errors, likelihoods);
-        for other scores they are integrated gradients along the straight path from the nearest normal row, whose
-        ``residual`` is reported.
+        With ``latent`` and ``base`` contributions sum to the score exactly where it is a sum over cells (squared and
+        absolute errors, likelihoods); for other scores they are integrated gradients along the straight path from the
+        nearest normal row, whose ``residual`` is reported.
         """
         return explain(self, X)
 
@@ -293,7 +295,7 @@ class Scorer(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
 
     def _generator(self, random_state: int | np.random.RandomState | None) -> torch.Generator:
         """Return a generator on the model's device."""
-        seed = int(check_random_state(random_state).randint(2**31 - 1))
+        seed = int(parameters.generator(random_state).randint(2**31 - 1))
         return torch.Generator(self._device).manual_seed(seed)
 
     def _probe_rows(self) -> Tensor:

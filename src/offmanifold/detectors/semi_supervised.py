@@ -349,14 +349,17 @@ class SemiSupervisedVAE(VariationalDetector):
         return means[:, 0] * self.labels_.scale + self.labels_.mean
 
     def sample(self, n: int, *, y: Any = None, random_state: int | np.random.RandomState | None = None) -> Any:
-        """Draw ``n`` rows, with label ``y`` (one, or one for each) or with labels from p(y); units and layout of X."""
+        """Draw ``n`` rows, with label ``y`` (one, or one for each) or with labels from p(y); units and layout of X.
+
+        Pixels go from 0 to 1; what a Gaussian's noise takes beyond is cut off.
+        """
         parameters.integer("n", n)
         generator = self._generator(random_state)
         codes = prior_sample(n, self.settings_["latent_dim"], "euclidean", generator, self._device)
         told = self._drawn_labels(codes, generator) if y is None else self.labels_.one(y, n).to(self._device)
         model: SemiSupervisedAutoencoder = self.module_
         with torch.no_grad():
-            return self._restore(model.likelihood.sample(model.decode(codes, told), generator))
+            return self._made(model.likelihood.sample(model.decode(codes, told), generator))
 
     def _drawn_labels(self, codes: Tensor, generator: torch.Generator) -> Tensor:
         """Draw a label from p(y) for each code ``(n, width)``."""
@@ -372,7 +375,10 @@ class SemiSupervisedVAE(VariationalDetector):
         return model.likelihood.mean(model.decode(codes, self._drawn_labels(codes, generator)))
 
     def counterfactual(self, X: Any, y: Any) -> Any:
-        """Return each row as it would be with label ``y``: E[x | z, y] at the mean of q(z | x), in units of ``X``."""
+        """Return each row as it would be with label ``y``: E[x | z, y] at the mean of q(z | x).
+
+        In the units and layout of ``X``.
+        """
         rows = self._fitted_rows(X)
         told = self.labels_.one(y, len(rows)).to(self._device)
         parts, start = [], 0
@@ -385,4 +391,4 @@ class SemiSupervisedVAE(VariationalDetector):
         for part in self._through(changed, rows):
             parts.append(part.cpu())
             start += len(part)
-        return self._restore(torch.cat(parts))
+        return self._restore(torch.cat(parts), rows.as_came)

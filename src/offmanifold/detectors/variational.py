@@ -319,7 +319,7 @@ class VariationalDetector(LatentMixin, OutlierDetector):
     def sample(self, n: int, *, random_state: int | np.random.RandomState | None = None) -> Any:
         """Draw ``n`` rows from the model: z from the prior, x from p(x | z), in the user's units and layout.
 
-        Pixels go from 0 to 1.
+        Pixels go from 0 to 1; what a Gaussian's noise takes beyond is cut off.
         """
         check_is_fitted(self, "module_")
         parameters.integer("n", n)
@@ -327,4 +327,8 @@ class VariationalDetector(LatentMixin, OutlierDetector):
         codes = prior_sample(n, self.settings_["latent_dim"], "euclidean", generator, self._device)
         model: VariationalAutoencoder = self.module_
         with torch.no_grad():
-            return self._restore(model.likelihood.sample(model.decoder(codes), generator))
+            return self._made(model.likelihood.sample(model.decoder(codes), generator))
+
+    def _made(self, drawn: Tensor) -> Any:
+        """Turn draws of x into rows in the user's units and layout."""
+        return self._restore(drawn.clamp(0, 1) if self.spec_.kind == "image" else drawn)

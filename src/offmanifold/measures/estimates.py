@@ -40,10 +40,10 @@ class Estimate:
 
 
 def mean_of(values: npt.ArrayLike, *, level: float = 0.95) -> Estimate:
-    """Mean of independent values ``(n,)`` with Student's interval; of one value, the value alone."""
+    """Mean of independent values ``(n,)`` with Student's interval; of one value, anything may be the mean."""
     values = np.asarray(values, dtype=np.float64)
     mean, n = float(values.mean()), len(values)
-    half = 0.0 if n < 2 else float(student.ppf(0.5 + level / 2, n - 1)) * float(values.std(ddof=1)) / math.sqrt(n)
+    half = math.inf if n < 2 else float(student.ppf(0.5 + level / 2, n - 1)) * float(values.std(ddof=1)) / math.sqrt(n)
     return Estimate(mean, mean - half, mean + half, level)
 
 

@@ -21,6 +21,8 @@ class Reconstructs(Protocol):
 
 def reconstruction_error(detector: Reconstructs, X: Any) -> Estimate:
     """Mean squared error a dimension, over rows, in what the network sees (pixels in [0, 1], standardised columns)."""
+    if not hasattr(detector, "reconstruction_errors"):
+        raise TypeError(f"{type(detector).__name__} reconstructs nothing: it has no decoder.")
     return mean_of(detector.reconstruction_errors(X))
 
 
@@ -31,7 +33,8 @@ def optimal_gamma(detector: Any, X: Any) -> Estimate:
     stand for E_q are the same for all of them, and their error is not in it.
     """
     if not hasattr(detector, "expected_errors"):
-        raise TypeError(f"{type(detector).__name__} has no decoder variance; use reconstruction_error.")
+        instead = "; use reconstruction_error" if hasattr(detector, "reconstruction_errors") else ""
+        raise TypeError(f"{type(detector).__name__} has no decoder variance{instead}.")
     return mean_of(detector.expected_errors(X))
 
 

@@ -9,7 +9,6 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.utils import check_random_state
 
 from offmanifold import parameters
 from offmanifold.measures.estimates import Estimate, mean_of
@@ -134,7 +133,7 @@ def latent_information(
     random_state : int, RandomState or None
     """
     parameters.integer("most_rows", most_rows, minimum=k + 1)
-    random = check_random_state(random_state)
+    random = parameters.generator(random_state)
     mean, std = _posterior(detector, X)
     if len(mean) <= k:
         raise ValueError(f"latent_information needs more than k = {k} rows; got {len(mean)}.")
@@ -192,7 +191,7 @@ def aggregate_mmd(
             f"The codes of this {type(detector).__name__} have no prior to compare with. Use latent='sphere', or a VAE."
         )
     parameters.integer("block", block, minimum=2)
-    random = check_random_state(random_state)
+    random = parameters.generator(random_state)
     if hasattr(detector, "posterior"):
         mean, std = _posterior(detector, X)
         codes = mean + std * random.standard_normal(mean.shape)
@@ -233,6 +232,8 @@ def latent_report(
         ``high``) and ``latents`` (lists of :class:`LatentInformation`'s fields and the number ``active``), as far as
         they apply.
     """
+    if not hasattr(detector, "_fitted_rows"):
+        raise TypeError(f"latent_report looks at offmanifold's detectors; got {type(detector).__name__}.")
     rows = len(detector._fitted_rows(X))
     if rows < FEWEST:
         raise ValueError(f"X has {rows} rows; to measure a model on takes at least {FEWEST}.")

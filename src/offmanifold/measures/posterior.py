@@ -189,6 +189,8 @@ def _checked(
     rows = np.asarray(x, dtype=np.float64)
     if rows.ndim != 2 or len(rows) == 0:
         raise ValueError(f"x must be of shape (n, d); got {rows.shape}.")
+    if not np.isfinite(rows).all():
+        raise ValueError("x holds NaN or infinity; leave such rows out.")
     variances = np.asarray(noise_variance, dtype=np.float64)
     if variances.shape not in ((), rows.shape[1:]):
         raise ValueError(

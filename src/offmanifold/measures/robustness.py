@@ -58,12 +58,16 @@ def pgd(
 
     Raises
     ------
-    ValueError
-        Where a parameter is out of its range.
+    ValueError, TypeError
+        Where a parameter is out of its range, or ``x`` or ``y`` is of another kind.
     """
     parameters.choice("norm", norm, NORMS)
     parameters.real("radius", radius, minimum=0)
     parameters.integer("steps", steps)
+    if not (isinstance(x, Tensor) and x.ndim == 2 and x.is_floating_point()):
+        raise TypeError("x must be a tensor of floats (n, d).")
+    if not (isinstance(y, Tensor) and y.shape == x.shape[:1] and y.dtype == torch.int64):
+        raise TypeError(f"y must be a tensor of classes ({len(x)},), int64.")
     length = 2.5 * radius / steps if step_size is None else step_size
     if step_size is not None:
         parameters.real("step_size", step_size, above=0)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from offmanifold.data.inputs import Float64Array
+from offmanifold.data.inputs import Float64Array, Rows
 from offmanifold.detectors.base import OutlierDetector
 from offmanifold.detectors.explanations import Explanation
 from offmanifold.report.charts import cut
@@ -43,7 +43,7 @@ def explained(detector: OutlierDetector, explanation: Explanation) -> list[list[
 
     The maps share one colour scale, so that two of them compare.
     """
-    layout = detector.spec_.layout
+    layout = Rows(explanation.rows, detector.spec_).as_came.layout
     maps = _without_channels(explanation.contributions, layout)
     most = float(np.nanmax(np.abs(maps), initial=0.0))
     rebuilt = detector.reconstruct(explanation.rows) if hasattr(detector, "reconstruct") else None

@@ -241,6 +241,8 @@ def arrays_of(record: Record) -> dict[str, npt.NDArray[Any]]:
 
 def over_seeds(values: Sequence[float]) -> tuple[float, float, float]:
     """Return mean and Student's 95 % interval over seeds (the mean alone for one seed)."""
+    if len(values) == 1:
+        return (values[0],) * 3
     estimate = mean_of(values)
     return estimate.value, estimate.low, estimate.high
 
