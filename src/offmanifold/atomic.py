@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import stat
 import tempfile
@@ -37,6 +38,13 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def clear(path: str | os.PathLike[str]) -> None:
+    """Remove what writers of ``path`` that were killed have left beside it; none may be at work."""
+    path = Path(os.path.realpath(path))
+    for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        part.unlink(missing_ok=True)
 
 
 def _mode(path: Path) -> int:

@@ -6,6 +6,7 @@ import ast
 import importlib.util
 import re
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import offmanifold
 from offmanifold.data.inputs import InputSpec
 from offmanifold.detectors import IGEBM, NAE, VAE, NegativeVAE, OutlierDetector, SemiSupervisedVAE, presets
-from offmanifold.detectors.chains import from_data_or_replay
+from offmanifold.detectors.chains import from_data_or_replay, settle_bounds, warn_of_bounds
 from offmanifold.detectors.normalized_autoencoder import training_chain
 from offmanifold.diagnosis.answers import answers
 from offmanifold.sampling import langevin, metropolis
@@ -300,6 +301,25 @@ def test_samples_come_in_the_users_layout_and_bounds(cls: type[OutlierDetector],
     rows = np.random.default_rng(0).normal(size=(200, 3)) * 10 + 500
     table = made(cls).fit(rows)
     assert np.abs(table.sample(50, random_state=1).mean(0) - 500).max() < 30
+
+
+def test_a_row_is_outside_of_bounds_where_a_cell_of_it_is() -> None:
+    rows = torch.zeros(10, 3)
+    for outside, refused in ((5, False), (6, True)):
+        rows[:outside, 1] = 2.0
+        with pytest.raises(ValueError, match=r"leave 60% of the training rows outside") if refused else nullcontext():
+            settle_bounds(rows, {"bounds": (-1.0, 1.0)})
+
+
+def test_samples_on_the_bounds_are_told_of_where_data_are_not_there() -> None:
+    rows = torch.full((10, 8), 0.5)
+    rows[:, :6] = 0.0  # as black pixels are
+    settings = {"bounds": (0.0, 1.0), "visible_chain": (3, 2.0, 0.1)}
+    for share, told in ((0.87, False), (0.88, True)):  # of the quarter that is not black more than half
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            warn_of_bounds([{"at_bounds": share}], settings, rows)
+        assert [str(one.message)[:4] for one in caught] == (["88% "] if told else [])
 
 
 def test_adjusted_chains_that_do_not_move_are_named() -> None:

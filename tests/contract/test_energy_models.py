@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,7 +28,7 @@ from offmanifold.networks import choose
 from offmanifold.networks.network import initialise
 from offmanifold.training.checkpoints import Checkpointer
 from offmanifold.training.loop import Batches, TrainingDiverged
-from offmanifold.training.phases import Optimizer, ParameterGroup
+from offmanifold.training.phases import Optimizer, ParameterGroup, Phase, Unfit
 
 CASES = [
     (NAE, {"negatives": "omi"}),
@@ -250,6 +251,18 @@ def test_averaged_weights_keep_their_spectral_norm(plane: Any) -> None:
         assert float(torch.linalg.matrix_norm(layer.weight.detach(), 2)) == pytest.approx(1, abs=0.01)
 
 
+@pytest.mark.parametrize("odd", [math.nan, math.inf])
+def test_energies_that_are_not_finite_are_no_good_sign(odd: float) -> None:
+    """Of held-out rows: nothing is to be kept. Of made outliers: the model refuses them."""
+    rows = torch.linspace(0.1, 0.9, 6 * 16).view(6, 1, 4, 4)
+    ends = (lambda: rows, [nn.Parameter(torch.zeros(()))])
+    judge = watching(lambda x: torch.full((len(x),), odd), ("noise",), *ends)
+    assert math.isnan(judge(rows, torch.Generator().manual_seed(0))[0])
+    judge = watching(lambda x: torch.where((x == 1 - rows).flatten(1).all(1), odd, 1.0), ("inverted",), *ends)
+    judged, record = judge(rows, torch.Generator().manual_seed(0))
+    assert record["auroc/inverted"] == 1 and judged == 0
+
+
 def test_what_is_recorded_of_samples_and_weights() -> None:
     rows, samples = torch.tensor([[1.0], [2.0], [4.0], [9.0]]), torch.tensor([[0.5], [1.5], [2.5], [20.0]])
     judge = watching(lambda rows: rows[:, 0], (), lambda: samples, [nn.Parameter(torch.tensor([3.0, 4.0]))])
@@ -308,28 +321,48 @@ def test_the_loss_of_normalisation_is_p3s() -> None:
     assert samples.grad is None
 
 
-@pytest.mark.parametrize(("n", "factor"), [(2, 3.0), (3, 2.0), (101, 1.02)])
-def test_the_mean_of_a_few_rows_is_nearer_to_them_than_to_others(n: int, factor: float) -> None:
-    """n rows have a mean squared distance of (n − 1)/n to their mean, others of (n + 1)/n."""
-    weight, rows = nn.Parameter(torch.zeros(())), torch.zeros(n, 2)
+def _begun(rows: torch.Tensor, energy: float, batch_size: int) -> Phase:
+    """Return a phase that has seen ``rows``, by an energy that is the same for all."""
+    level = nn.Parameter(torch.tensor(energy))
     phase = contrastive_phase(
         "normalisation",
-        energy=lambda rows: weight * rows.sum(1),
+        energy=lambda rows: level.expand(len(rows)),
         chain=SimpleNamespace(start=SimpleNamespace(tensors={}), negatives=lambda g, rows, energy: (rows, {})),  # type: ignore[arg-type]
-        groups=(ParameterGroup("energy", (weight,)),),
+        groups=(ParameterGroup("energy", (level,)),),
         optimizer=Optimizer(0.1),
         steps=1,
-        batch_size=n,
+        batch_size=batch_size,
         average=0.0,
         watch=(),
         negative_penalty=0.0,
-        of_the_mean=lambda rows: torch.full((len(rows),), 0.4),
+        of_the_mean=lambda rows: (rows - rows.mean(0)).square().mean(1),
     )
     (update,), generator = phase.updates, torch.Generator()
     assert update.prepare is not None
     update.prepare(rows, generator)
     update.loss(rows, generator)
-    assert float(phase.memory["limit"]) == pytest.approx(LOST * 0.4 * factor)
+    return phase
+
+
+@pytest.mark.parametrize("n", [2, 3, 101])
+def test_the_mean_of_a_few_rows_is_nearer_to_them_than_to_others(n: int) -> None:
+    """n rows have a mean squared distance of (n − 1)/n σ² to their mean, others of (n + 1)/n σ²."""
+    rows = torch.randn(n, 2, generator=torch.Generator().manual_seed(0))
+    variance = rows.var(0).mean()  # unbiased
+    assert float(_begun(rows, 1.0, n).memory["apart"]) == pytest.approx(float(variance) * (n + 1) / n, rel=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [2, 200])
+def test_weights_are_lost_that_reconstruct_worse_than_a_mean_of_many_rows(batch_size: int) -> None:
+    """Two black images of a small batch do not say how far images lie apart; of a large one held-out ones need not."""
+    images = torch.rand(200, 6, generator=torch.Generator().manual_seed(0))  # of variance 1/12
+    for level, lost in ((0.05, False), (LOST / 12 * 0.9, False), (LOST / 12 * 1.1, True)):
+        phase = _begun(torch.zeros(2, 6) if batch_size == 2 else images, 0.01, batch_size)
+        assert phase.judge is not None
+        with torch.no_grad():
+            phase.updates[0].groups[0].parameters[0].fill_(level)
+            with pytest.raises(Unfit, match="worse than by the training rows. mean") if lost else nullcontext():
+                phase.judge(images[:100], torch.Generator())
 
 
 def test_the_encoders_weights_alone_are_penalised(plane: Any) -> None:
@@ -632,9 +665,9 @@ def test_samples_serve_several_updates(plane: Any, monkeypatch: pytest.MonkeyPat
     thrice = made(NAE, steps=10, pretraining_steps=0, updates_per_chain=3).fit(plane[0])
     assert (len(draws), len(sizes)) == (10, 30)
     assert thrice.history_[-1]["step"] == once.history_[-1]["step"] == 10
-    # An epoch is a pass over the rows, however many updates a step makes: 280 rows are 3 batches.
-    assert made(NAE, epochs=4, updates_per_chain=3).fit(plane[0]).settings_["steps"] == 4
-    assert made(NAE, epochs=4, updates_per_chain=1).fit(plane[0]).settings_["steps"] == 12
+    # An epoch is a pass over the rows, however many updates a step makes: 280 rows are 2.2 batches, four times that 9.
+    assert made(NAE, epochs=4, updates_per_chain=3).fit(plane[0]).settings_["steps"] == 3
+    assert made(NAE, epochs=4, updates_per_chain=1).fit(plane[0]).settings_["steps"] == 9
 
 
 SHAPES: dict[str, tuple[int, ...]] = {

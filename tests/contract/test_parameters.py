@@ -136,9 +136,11 @@ def test_bits_per_dimension() -> None:
 
 
 def test_steps_come_from_epochs_where_given() -> None:
-    detector = AE(**(QUICK | {"epochs": 3, "batch_size": 10})).fit(TABLE)
-    assert detector.settings_["steps"] == 3 * -(-detector.rows_["training"] // 10)
-    assert detector.history_[-1]["step"] == detector.settings_["steps"]
+    for size in (10, 1000):
+        detector = AE(**(QUICK | {"epochs": 3, "batch_size": size})).fit(TABLE)
+        rows = detector.rows_["training"]
+        assert detector.settings_["steps"] == -(-3 * rows // min(size, rows)), "a short last batch takes from the next"
+        assert detector.history_[-1]["step"] == detector.settings_["steps"]
 
 
 def test_gamma_is_reported() -> None:

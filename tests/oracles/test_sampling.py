@@ -174,10 +174,11 @@ def test_annealing_and_clipping() -> None:
     # ∇E is clipped, not ∇E/T.
     warm = dataclasses.replace(kernel, temperature=0.5)
     torch.testing.assert_close(warm.drift(torch.tensor([[-5.0, 0.008]])), torch.tensor([[0.2, -0.16]]))
-    state, info = run(langevin.step, generator(), torch.zeros(500, 3), lambda x: 0 * x.sum(1), kernel, 3)
-    variance = 0.05**2 * (1 + 1 / 4 + 1 / 9)
-    close_to_variance(state.position.var(), torch.tensor(variance), 1500)
-    assert info.drift.eq(0).all() and info.noise.gt(0).all()
+    for step in (langevin.step, metropolis.step):  # which accepts all where all are alike
+        state, info = run(step, generator(), torch.zeros(500, 3), lambda x: 0 * x.sum(1), kernel, 3)
+        variance = 0.05**2 * (1 + 1 / 4 + 1 / 9)
+        close_to_variance(state.position.var(), torch.tensor(variance), 1500)
+        assert info.drift.eq(0).all() and info.noise.gt(0).all()
 
 
 class Counting:

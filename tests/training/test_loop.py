@@ -7,6 +7,8 @@ import dataclasses
 import math
 import pickle
 import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ from torch import Tensor, nn
 
 from offmanifold.detectors import AE, NAE, VAE, OutlierDetector
 from offmanifold.networks import choose
-from offmanifold.training.checkpoints import Checkpointer
+from offmanifold.training import loop
+from offmanifold.training.checkpoints import Checkpointer, deferred_interrupt, fingerprint
 from offmanifold.training.loop import VALIDATION_BATCH, VALIDATION_SEED, Batches, TrainingDiverged, train
 from offmanifold.training.phases import Optimizer, ParameterGroup, Phase, Unfit, Update
 from offmanifold.training.precision import choose_device, choose_dtype, computing_in
@@ -136,12 +139,13 @@ def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(tmp_path: Path)
     )
     many = {str(i): i for i in range(7)}
     for content, settings, data, message in (
-        (path.read_bytes(), SETTINGS, "y", "another run: the data are not the same"),
+        (path.read_bytes(), SETTINGS, "y", "another run: the rows to learn from are not the same"),
         (path.read_bytes(), SETTINGS | {"rate": 2.0}, "x", r"another run: rate was 1.0 and is 2.0\. Resume"),
-        (path.read_bytes(), {"hidden": (3, 4)}, "y", "rate was 1.0 and is None; the data are not"),
+        (path.read_bytes(), {"hidden": (3, 4)}, "y", "rate was 1.0 and is None; the rows to learn from are not"),
         (path.read_bytes(), SETTINGS | many, "x", "4 was None and is 4; 2 more settings differ"),
         (path.read_bytes()[:100], SETTINGS, "x", "not a whole offmanifold checkpoint"),
         (b"hello", SETTINGS, "x", "not a whole offmanifold checkpoint"),
+        (path.read_bytes()[:-8] + b"damaged!", SETTINGS, "x", "is damaged: it does not match its digest. Delete it"),
     ):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=message):
@@ -235,6 +239,7 @@ def test_a_diverging_run_goes_back_and_on_at_half_the_rate() -> None:
     assert [(record["step"], record["rolled_back_to"]) for record in rolled] == [(13, 12), (24, 23)]
     assert [step for step, held in enumerate(found) if held == 0] == [0, 13, 24], "what led there is forgotten"
     assert "nan" in rolled[0]["problem"]
+    assert [record.get("stopped") for record in history] == [None] * len(history)
     rates = {record["step"]: record["learning_rate"] for record in history if "learning_rate" in record}
     assert (rates[12], rates[14], rates[25]) == (1e-2, 5e-3, 2.5e-3)
     assert history[-1]["loss"] < history[0]["loss"]
@@ -377,6 +382,102 @@ def test_ctrl_c_saves_first(tmp_path: Path, plane: Any) -> None:
     np.testing.assert_array_equal(resumed.score_samples(plane[1]), straight.score_samples(plane[1]))
 
 
+@pytest.mark.parametrize("where", ["Progress.finish", "AE._finish"])
+def test_ctrl_c_after_the_last_step_loses_nothing(where: str, tmp_path: Path, plane: Any) -> None:
+    path = tmp_path / "run.checkpoint"
+
+    def interrupted(*arguments: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(*({"Progress": Progress, "AE": AE}[where.split(".")[0]], where.split(".")[1]), interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            AE(**QUICK).fit(plane[0], checkpoint=path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.Batches, "next", None)  # no step is taken again
+        resumed = AE(**QUICK).fit(plane[0], checkpoint=path, resume=True)
+    straight = AE(**QUICK).fit(plane[0])
+    np.testing.assert_array_equal(resumed.score_samples(plane[1]), straight.score_samples(plane[1]))
+
+
+def test_a_checkpoint_that_cannot_be_written_is_found_out_at_once(tmp_path: Path, plane: Any) -> None:
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere" / "run")
+    (tmp_path / ".run.checkpoint.abc.part").write_bytes(b"of a killed run")
+    (tmp_path / ".run.checkpoint2.abc.part").write_bytes(b"another's")
+    for checkpoint, told in (
+        (tmp_path, "it is a folder"),
+        (tmp_path / "gone", "the folder .*nowhere does not exist"),
+        (5, "checkpoint must be a path; got 5"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            AE(**QUICK).fit(plane[0], checkpoint=checkpoint, resume=True)  # type: ignore[arg-type]
+    AE(**QUICK).fit(plane[0], checkpoint=tmp_path / "run.checkpoint")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".run.checkpoint2.abc.part", "gone", "run.checkpoint"]
+
+
+def test_what_is_lost_does_not_replace_a_checkpoint(tmp_path: Path) -> None:
+    path, model = tmp_path / "run.checkpoint", nn.Linear(1, 1)
+    phase = phase_with_losses(model, [1.0, math.nan, 1.0], [0.0] * 3)
+    with pytest.raises(TrainingDiverged):
+        train(
+            model, [dataclasses.replace(phase, checks=1)], torch.ones(8, 1), torch.ones(8, 1), seed=0,
+            checkpointer=Checkpointer(path, SETTINGS, "x", 5, every=0),
+        )  # fmt: skip
+    assert Checkpointer(path, SETTINGS, "x", 5).load()[1]["step"] == 1
+
+
+def test_checkpoints_are_written_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    checkpointer = Checkpointer(tmp_path / "run.checkpoint", SETTINGS, "x", 5, _last=0.0)
+    saved = []
+    for _ in range(95):
+        clock[0] += 1
+        if checkpointer.due:
+            checkpointer.save({}, {})
+            saved.append(clock[0])
+    assert saved == [30, 60, 90]
+
+
+def test_a_resumed_runs_clock_goes_on(tmp_path: Path) -> None:
+    model = linear()
+    checkpointer = Checkpointer(tmp_path / "run.checkpoint", SETTINGS, "x", 5)
+    train(model, [phase_of(model, steps=2)], ROWS[:30], ROWS[30:], seed=5, checkpointer=checkpointer)
+    tensors, state = checkpointer.load()
+    state |= {"elapsed": 1000.0, "step": 1}
+    checkpointer.save(tensors, state)
+    history = train(
+        model, [phase_of(model, steps=2)], ROWS[:30], ROWS[30:], seed=5, checkpointer=checkpointer, resume=True
+    )
+    assert history[-1]["seconds"] > 1000
+
+
+def test_ctrl_c_elsewhere_is_left_as_it_was() -> None:
+    def remembered() -> bool:
+        with deferred_interrupt(True):
+            return signal.getsignal(signal.SIGINT) is not before
+
+    before = signal.getsignal(signal.SIGINT)
+    assert remembered()
+    with ThreadPoolExecutor(1) as pool:  # signals reach the main thread alone, which alone may say what they do
+        assert not pool.submit(remembered).result()
+    with deferred_interrupt(True) as interruption:
+        signal.raise_signal(signal.SIGINT)
+        assert interruption.requested
+        with pytest.raises(KeyboardInterrupt):  # a second one interrupts at once
+            signal.raise_signal(signal.SIGINT)
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # as under nohup
+        with deferred_interrupt(True):
+            assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_data_of_another_shape_have_another_fingerprint() -> None:
+    assert fingerprint(ROWS) == fingerprint(ROWS.clone()) != fingerprint(ROWS.view(60, 2))
+
+
 def test_resuming_without_a_seed_keeps_the_runs_own(tmp_path: Path, plane: Any) -> None:
     path = tmp_path / "run.checkpoint"
     settings = QUICK | {"random_state": None}
@@ -385,8 +486,10 @@ def test_resuming_without_a_seed_keeps_the_runs_own(tmp_path: Path, plane: Any) 
     np.testing.assert_array_equal(first.score_samples(plane[1]), second.score_samples(plane[1]))
     with pytest.raises(ValueError, match="another run: random_state was None and is 5"):
         AE(**settings | {"random_state": 5}).fit(plane[0], checkpoint=path, resume=True)
-    with pytest.raises(ValueError, match="the data are not the same"):
+    with pytest.raises(ValueError, match="run: the rows to learn from are not the same"):
         AE(**settings).fit(plane[0] ** 3, checkpoint=path, resume=True)
+    with pytest.raises(ValueError, match=r"run: rows kept for calibration was \d+ and is \d+; the rows to learn from"):
+        AE(**settings | {"calibration_fraction": 0.4}).fit(plane[0], checkpoint=path, resume=True)
 
 
 @pytest.mark.parametrize("network", choose.NETWORKS)
@@ -529,6 +632,20 @@ def test_a_judgement_that_is_no_number_ends_training(keep: str) -> None:
     phase = phase_with_losses(model, [1.0] * 3, [1.0, math.nan, 1.0], keep=keep)
     with pytest.raises(TrainingDiverged, match="at step 2: the loss of the held-out rows is nan"):
         train(model, [phase], torch.ones(8, 1), torch.ones(8, 1), seed=0)
+
+
+def test_after_going_back_a_loss_is_compared_with_those_since() -> None:
+    """The first loss, 1, and the lowest, −10⁶, are of what was left behind: from there 10⁵ would be an explosion."""
+    model = nn.Linear(1, 1)
+    phase = phase_with_losses(model, [1.0, -1e6, math.nan, 1e5], [0.0] * 4, rollbacks=1)
+    phase, rows = dataclasses.replace(phase, steps=4, checks=4), torch.ones(8, 1)
+    assert [record.get("loss") for record in train(model, [phase], rows, rows, seed=0)] == [1.0, -1e6, None, 1e5]
+
+
+def test_patience_that_ends_with_the_phase_has_not_ended_it() -> None:
+    model = nn.Linear(1, 1)
+    phase, rows = phase_with_losses(model, [1.0] * 3, [0.0, 1.0, 1.0], patience=2), torch.ones(8, 1)
+    assert not any("stopped" in record for record in train(model, [phase], rows, rows, seed=0))
 
 
 def test_a_loss_explodes_by_what_it_rose_from_its_lowest() -> None:

@@ -6,7 +6,6 @@ import abc
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -26,7 +25,7 @@ from offmanifold.detectors.scorer import Scorer
 from offmanifold.measures.estimates import difference_of_means, mean_of
 from offmanifold.measures.shift import Moments, compared_parts
 from offmanifold.probability.missing import missing_cells, nothing_missing
-from offmanifold.training.checkpoints import Checkpointer, fingerprint, saved_seed
+from offmanifold.training.checkpoints import Checkpointer, fingerprint, saved_seed, writable
 from offmanifold.training.loop import History, train
 from offmanifold.training.phases import Phase
 from offmanifold.training.precision import choose_device, choose_dtype, computing_in, memory_of
@@ -159,7 +158,7 @@ class OutlierDetector(Scorer, abc.ABC):
             What columns of a frame are, where their type does not tell: "number", "category", "boolean" or "date"; or
             "ignored": left out, here and of all later data.
         checkpoint : path, optional
-            Where to save the run from time to time; Ctrl-C then saves before it stops.
+            Where to save the run from time to time and at its end; Ctrl-C then saves before it stops.
         resume : bool
             Go on from ``checkpoint`` if it exists: with as many threads, bit for bit as if the run had never stopped.
         checkpoint_every : float
@@ -192,10 +191,9 @@ class OutlierDetector(Scorer, abc.ABC):
                 f"n_samples = {len(rows)}: {type(self).__name__} needs at least {FEWEST_ROWS} rows to learn from, "
                 "stop by and calibrate with."
             )
-        path = Path(checkpoint) if checkpoint is not None else None
+        # What cannot be written is found out now, not when there is something to lose.
+        path = None if checkpoint is None else writable(checkpoint)
         parameters.real("checkpoint_every", checkpoint_every, minimum=0)
-        if path is not None and not path.parent.is_dir():  # found out now, not when there is something to lose
-            raise ValueError(f"checkpoint={str(path)!r} cannot be written: the folder {path.parent} does not exist.")
         resume = resume and path is not None and path.exists()
         seed = (
             saved_seed(path)[0]  # the run that is continued keeps its own
@@ -239,7 +237,8 @@ class OutlierDetector(Scorer, abc.ABC):
                 beside = () if self._negatives is None else (self._negatives,)
                 # What "auto" came to: on another machine it may come to something else, and the run to other weights.
                 here = {"device": self._device.type, "precision": str(dtype).removeprefix("torch.")}
-                decisive = {"detector": self.key, **settings, **here}
+                kept = {"rows kept for calibration": len(for_calibration)}
+                decisive = {"detector": self.key, **settings, **here, **kept}
                 known = int(self.random_state) if isinstance(self.random_state, int | np.integer) else None
                 digest = fingerprint(data, held_out, *beside)
                 checkpointer = Checkpointer(path, decisive, digest, seed, checkpoint_every, known)

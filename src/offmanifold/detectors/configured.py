@@ -117,7 +117,8 @@ class Configured(BaseEstimator, abc.ABC):  # type: ignore[misc]
         batches_a_step = own.pop("batches_a_step", 1)
         if self.epochs is not None:
             kept = calibration.split_sizes(rows, self.false_alarm_rate, self.calibration_fraction)
-            batches = self.epochs * math.ceil((rows - sum(kept)) / self.batch_size)
+            training = rows - sum(kept)
+            batches = math.ceil(self.epochs * training / min(self.batch_size, training))
             steps = math.ceil(batches / batches_a_step)
         elif self.steps != "auto":
             steps = int(self.steps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from statistics import geometric_mean
 from typing import Any
@@ -85,8 +86,9 @@ def contrastive_phase(
     """
     # The samples that the updates of a step are made against.
     latest: dict[str, Tensor] = {}
-    # The energy of data from which on all is lost: on the host, where asking for it waits for nothing.
-    limit = torch.zeros(())
+    # What a batch has at the start: its energy, and what it would have were each row reconstructed as their mean. On
+    # the host, where asking for them waits for nothing.
+    began, apart = torch.zeros(()), torch.zeros(())
 
     def learned(rows: Tensor, generator: torch.Generator) -> Tensor:
         return rows if noisy is None else noisy(rows, generator)
@@ -99,11 +101,9 @@ def contrastive_phase(
     def loss(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Metrics]:
         rows = learned(rows, generator)
         positive, negative = energy(torch.cat([rows, latest["samples"]])).chunk(2)
-        if of_the_mean is not None and not limit:  # at the start, and after going back
-            n = len(rows)
-            # Their mean is nearer to the rows that it is of than to others.
-            apart = float(of_the_mean(rows).mean()) * (n + 1) / (n - 1) if n > 1 else torch.inf
-            limit.fill_(max(LOST * apart, LOST * float(positive.detach().mean()), SLIGHT))
+        if of_the_mean is not None and not began:  # at the start, and after going back
+            began.fill_(positive.detach().mean())
+            apart.fill_(from_mean(of_the_mean, rows))
         difference = positive - negative
         values = difference if temperature is None else difference / temperature()
         values = values + negative_penalty * negative.square() + positive_penalty * positive.square()
@@ -119,6 +119,14 @@ def contrastive_phase(
             metrics["temperature"] = temperature().detach()
         return values, metrics
 
+    def lost(rows: Tensor) -> float:
+        """Return the mean energy of held-out rows from which on all is lost."""
+        if of_the_mean is None:
+            return math.inf
+        # The more rows, the better they tell.
+        far = from_mean(of_the_mean, rows) if len(rows) > batch_size else float(apart)
+        return max(LOST * far, LOST * float(began), SLIGHT)
+
     weights = [parameter for group in groups for parameter in group.parameters]
     return Phase(
         name,
@@ -126,13 +134,20 @@ def contrastive_phase(
         steps,
         batch_size,
         keep="best" if watch else "last",
-        judge=watching(energy, watch, lambda: latest["samples"], weights, limit),
+        judge=watching(energy, watch, lambda: latest["samples"], weights, lost),
         patience=PATIENCE * steps,
         average=average,
         rollbacks=3,
-        memory=chain.start.tensors | {"limit": limit},
+        memory=chain.start.tensors | {"began": began, "apart": apart},
         remedy="Try a smaller learning_rate, or smaller steps of the chains.",
     )
+
+
+def from_mean(of_the_mean: Energy, rows: Tensor) -> float:
+    """Return the mean energy that others would have, were each reconstructed as the mean of ``rows``; of one, ∞."""
+    n = len(rows)
+    # Their mean is nearer to the rows that it is of than to others.
+    return float(of_the_mean(rows).mean()) * (n + 1) / (n - 1) if n > 1 else math.inf
 
 
 def watching(
@@ -140,7 +155,7 @@ def watching(
     families: Sequence[str],
     samples: Callable[[], Tensor],
     weights: Sequence[nn.Parameter],
-    limit: Tensor | None = None,
+    lost: Callable[[Tensor], float] = lambda rows: math.inf,
 ) -> Judge:
     """Return the judge of contrastive training.
 
@@ -154,8 +169,8 @@ def watching(
     family, the gap between the last negatives' energy and the held-out rows', the share of negatives below the held-out
     rows' median, and the weights' norm.
 
-    Weights by which the held-out rows have a higher mean energy than ``limit``, where that is not 0, are unfit, and so
-    are those whose chains ended at values that are not finite.
+    Weights by which the held-out rows have a higher mean energy than ``lost`` says of them are unfit, and so are those
+    whose chains ended at values that are not finite.
     """
 
     def energies(rows: Tensor) -> Tensor:
@@ -171,7 +186,7 @@ def watching(
         normal = energies(rows)
         if not bool(torch.isfinite(normal).all()):
             return float("nan"), {}
-        if limit and float(normal.mean()) > limit:
+        if float(normal.mean()) > lost(rows):
             raise Unfit("held-out rows are reconstructed worse than by the training rows' mean")
         record = {}
         for family in families:

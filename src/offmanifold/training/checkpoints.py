@@ -16,12 +16,13 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from offmanifold import atomic
+from offmanifold import atomic, parameters
 
-FORMAT = "offmanifold-checkpoint-2"
+FORMAT = "offmanifold-checkpoint-3"
 MOST_NAMED = 5
 
 
@@ -51,6 +52,9 @@ class Checkpointer:
     random_state: int | None = None
     _last: float = dataclasses.field(default_factory=time.monotonic)
 
+    def __post_init__(self) -> None:
+        atomic.clear(self.path)
+
     @property
     def due(self) -> bool:
         """Whether it is time for the next one."""
@@ -61,6 +65,7 @@ class Checkpointer:
         header = {"format": FORMAT, **self._origin, "state": state}
         header |= {"seed": self.seed, "random_state": self.random_state}
         contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        header["digest"] = fingerprint(*(contiguous[name] for name in sorted(contiguous)))
         text = json.dumps(header)
         atomic.write(self.path, safetensors.torch.save(contiguous, {"offmanifold": text}))
         self._last = time.monotonic()
@@ -76,19 +81,34 @@ class Checkpointer:
         if len(names) > MOST_NAMED:
             differences.append(f"{len(names) - MOST_NAMED} more settings differ")
         if header["data"] != self.data:
-            differences.append("the data are not the same")
+            differences.append("the rows to learn from are not the same")
         if differences:
             raise ValueError(
                 f"{self.path} belongs to another run: {'; '.join(differences)}. Resume with what it began with, or "
                 "delete it to start anew."
             )
-        return safetensors.torch.load(self.path.read_bytes()), header["state"]
+        tensors = safetensors.torch.load(self.path.read_bytes())
+        if fingerprint(*(tensors[name] for name in sorted(tensors))) != header["digest"]:
+            raise ValueError(f"{self.path} is damaged: it does not match its digest. Delete it to start anew.")
+        return tensors, header["state"]
 
     @property
     def _origin(self) -> dict[str, Any]:
         """What a run must have in common with the one it continues, as JSON gives it back."""
         settings: dict[str, Any] = json.loads(json.dumps(self.settings, default=str))
         return {"settings": settings, "data": self.data}
+
+
+def writable(checkpoint: str | os.PathLike[str]) -> Path:
+    """Return the path of a checkpoint that is yet to be written or is there; raise ``ValueError`` where none can be."""
+    if not isinstance(checkpoint, str | os.PathLike):
+        raise parameters.InvalidParameter(f"checkpoint must be a path; got {checkpoint!r}.")
+    path, there = Path(checkpoint), Path(os.path.realpath(checkpoint))
+    if not there.parent.is_dir():
+        raise ValueError(f"checkpoint={str(path)!r} cannot be written: the folder {there.parent} does not exist.")
+    if there.exists() and not there.is_file():
+        raise ValueError(f"checkpoint={str(path)!r} cannot be written: it is a folder, or no ordinary file.")
+    return path
 
 
 def saved_seed(path: str | os.PathLike[str]) -> tuple[int, int | None]:
@@ -104,7 +124,7 @@ def _header(path: Path) -> dict[str, Any]:
             header = json.loads(file.metadata()["offmanifold"])
         if header["format"] != FORMAT:
             raise ValueError(f"{path} is of format {header['format']!r}, not {FORMAT!r}.")
-        return {key: header[key] for key in ("settings", "data", "seed", "random_state", "state")}
+        return {key: header[key] for key in ("settings", "data", "seed", "random_state", "state", "digest")}
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a whole offmanifold checkpoint ({error}). Delete it to start anew.") from error
 
@@ -114,7 +134,7 @@ def fingerprint(*tensors: Tensor) -> str:
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(str(tuple(tensor.shape)).encode())
-        digest.update(tensor.contiguous().numpy().data)
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -133,7 +133,7 @@ def train(
     TrainingDiverged
         The loss is not finite, or explodes.
     KeyboardInterrupt
-        After a checkpoint has been written, if there is a checkpointer.
+        After a checkpoint has been written, if there is a checkpointer; but not of a step whose loss is not finite.
     """
     return _Run(model, phases, rows, held_out, seed, dtype, checkpointer, progress).run(resume)
 
@@ -217,7 +217,9 @@ class _Run:
                     if self.state.step % phase.check_every == 0 or self.state.step == phase.steps:
                         self._check(phase, metrics)
                     self.progress.advance(self.state.step, self.state.history[-1] if self.state.history else None)
-                    if self.checkpointer is not None and (interruption.requested or self.checkpointer.due):
+                    # What comes after training may be interrupted, too.
+                    over = phase is self.phases[-1] and (self.state.step == phase.steps or self.state.stopped)
+                    if self.checkpointer is not None and (interruption.requested or self.checkpointer.due or over):
                         # What is already lost is not worth keeping: the checkpoint on disk stays the good one.
                         if bool(torch.isfinite(loss)):
                             self._save(self.checkpointer)
@@ -228,6 +230,8 @@ class _Run:
                 self.state = _State(phase=self.state.phase + 1, elapsed=self.state.elapsed, history=self.state.history)
                 if self.state.phase < len(self.phases):
                     self._begin_phase()
+            if interruption.requested:
+                raise KeyboardInterrupt
         self.model.eval()
         return self.state.history
 
