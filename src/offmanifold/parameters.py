@@ -84,7 +84,7 @@ def real(
     return number
 
 
-def generator(value: Any) -> np.random.RandomState:
+def random_state(value: Any) -> np.random.RandomState:
     """Return what ``random_state`` stands for: None, an integer or a RandomState."""
     from sklearn.utils import check_random_state
 

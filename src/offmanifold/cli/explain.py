@@ -76,7 +76,8 @@ def explain(
     if pictured:
         from offmanifold.report.pictures import explained, write_sheet
 
-        captions = [f"{one.get('file', 'row {row}'.format(**one))}\np = {one['p_value']:.3g}" for one in found]
+        called = [one.get("file", f"row {one['row']}") for one in found]
+        captions = [f"{name}\np = {one['p_value']:.3g}" for name, one in zip(called, found, strict=True)]
         write_sheet(sheet, explained(detector, explanation), captions)
     if as_json:
         common.print_json({

@@ -36,7 +36,7 @@ class InputSpec:
     shape : tuple of int
         ``(d,)`` for tables, ``(channels, height, width)`` for images, whatever the user's layout was.
     layout : {"columns", "hw", "hwc", "chw"}
-        The user's own arrangement, in which reconstructions and samples are returned.
+        The user's own arrangement, in which samples are returned.
     columns : tuple of str or None
         The names of a frame's columns, in the order of training.
     details : tuple of Column or None

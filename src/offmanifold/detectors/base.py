@@ -283,7 +283,7 @@ class OutlierDetector(Scorer, abc.ABC):
         return self
 
     def _seed(self) -> int:
-        return int(parameters.generator(self.random_state).randint(2**31 - 1))
+        return int(parameters.random_state(self.random_state).randint(2**31 - 1))
 
     def split(self, n: int, *, seed: int | None = None) -> tuple[npt.NDArray[np.intp], ...]:
         """Return which of ``n`` rows :meth:`fit` would calibrate with, stop by and train on, as sorted index arrays.

@@ -295,7 +295,7 @@ class Scorer(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
 
     def _generator(self, random_state: int | np.random.RandomState | None) -> torch.Generator:
         """Return a generator on the model's device."""
-        seed = int(parameters.generator(random_state).randint(2**31 - 1))
+        seed = int(parameters.random_state(random_state).randint(2**31 - 1))
         return torch.Generator(self._device).manual_seed(seed)
 
     def _probe_rows(self) -> Tensor:

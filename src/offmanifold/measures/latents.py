@@ -133,7 +133,7 @@ def latent_information(
     random_state : int, RandomState or None
     """
     parameters.integer("most_rows", most_rows, minimum=k + 1)
-    random = parameters.generator(random_state)
+    random = parameters.random_state(random_state)
     mean, std = _posterior(detector, X)
     if len(mean) <= k:
         raise ValueError(f"latent_information needs more than k = {k} rows; got {len(mean)}.")
@@ -191,7 +191,7 @@ def aggregate_mmd(
             f"The codes of this {type(detector).__name__} have no prior to compare with. Use latent='sphere', or a VAE."
         )
     parameters.integer("block", block, minimum=2)
-    random = parameters.generator(random_state)
+    random = parameters.random_state(random_state)
     if hasattr(detector, "posterior"):
         mean, std = _posterior(detector, X)
         codes = mean + std * random.standard_normal(mean.shape)
