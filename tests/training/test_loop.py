@@ -340,6 +340,9 @@ def test_learning_rates_follow_the_schedule_and_the_groups_scale() -> None:
     assert rates[30] == max(rates) == 1.0
     assert rates[0] == 0.04 and rates[100] == pytest.approx(0, abs=1e-12)
     assert Optimizer(1.0, schedule="cosine").rate(50, 100) == pytest.approx(0.5)
+    history = train(linear(), [phase_of(linear(), steps=10, checks=10)], ROWS[:30], ROWS[30:], seed=0)
+    told = Optimizer(0.05, "adam", "one-cycle")
+    assert [record["learning_rate"] for record in history] == [told.rate(step, 10) for step in range(10)]
     slow, fast = (torch.nn.Parameter(torch.zeros(())) for _ in range(2))
     groups = ParameterGroup("slow", (slow,)), ParameterGroup("fast", (fast,), rate_scale=10.0)
     model = nn.ParameterList([slow, fast])
