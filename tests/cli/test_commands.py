@@ -253,6 +253,48 @@ def test_explanations_and_reports_name_rows_by_a_column_that_is_kept(work: Path)
     assert "there are none" in complaint("report", "model.safetensors", "--keep", "a", cwd=work, status=2)
 
 
+def test_files_that_are_cut_off_blank_or_without_names_are_told_of(work: Path) -> None:
+    lines = (work / "normal.csv").read_text().splitlines(keepends=True)
+    score = ("score", "model.safetensors")
+    (work / "cut.csv").write_text("".join(lines)[: len("".join(lines)) - 30])
+    (work / "blank.csv").write_text("\n".join(lines[:11]))  # a blank line after each
+    for name, told in (
+        ("cut.csv", "ends within a row, which has"),
+        ("blank.csv", "10 of the 20 rows of blank.csv hold"),
+    ):
+        done = run(*score, name, "-o", f"of-{name}", cwd=work)
+        assert told in done.stderr, done.stderr
+    assert "hold nothing" in run("diagnose", "model.safetensors", "blank.csv", "--budget", "1s", cwd=work).stderr
+    (work / "nameless.csv").write_text("".join(lines[1:]))
+    done = run("fit", "nameless.csv", "--detector", "ae", *QUICK, "-o", "nameless.safetensors", cwd=work)
+    assert "numbers alone in its first line" in done.stderr
+    assert "Warning" not in run(*score, "normal.csv", "-o", "of-whole.csv", cwd=work).stderr
+
+
+def test_names_with_brackets_are_no_markup(work: Path) -> None:
+    frame = pl.read_csv(work / "normal.csv").head(40).with_columns(pl.lit("n").alias("n[/a]"))
+    frame.write_csv(work / "new [final].csv")
+    shown = run("explain", "model.safetensors", "new [final].csv", "--keep", "n[/a]", "--worst", 1, cwd=work).stdout
+    assert shown.startswith("new [final].csv") and "n[/a]" in shown
+
+
+def test_a_column_to_drop_may_be_in_one_of_two_files_alone(work: Path) -> None:
+    pl.read_csv(work / "odd.csv").with_columns(id=pl.lit("n")).write_csv(work / "odd-id.csv")
+    drop = ("--drop", "id")
+    run("evaluate", "model.safetensors", "normal.csv", "--outliers", "odd-id.csv", *drop, cwd=work)
+    fit = ("fit", "normal.csv", "--negatives", "odd-id.csv", *QUICK, "-o", "dropped.safetensors")
+    run(*fit, *drop, cwd=work)
+    assert "Neither normal.csv nor odd-id.csv has a column 'ids'" in complaint(
+        *fit, "--drop", "ids", "--overwrite", cwd=work, status=1
+    )
+
+
+def test_a_demo_replaces_no_ones_files(work: Path) -> None:
+    (work / "theirs").mkdir()
+    (work / "theirs" / "report.html").write_text("theirs")
+    assert "report.html, and it is of no earlier demo" in complaint("demo", "--out", "theirs", cwd=work, status=2)
+
+
 def test_explain_draws_pictures(tmp_path: Path, digits: Any) -> None:
     images = (digits[0] * 255).astype(np.uint8)
     np.save(tmp_path / "normal.npy", images[:200])
@@ -261,6 +303,8 @@ def test_explain_draws_pictures(tmp_path: Path, digits: Any) -> None:
     for name, image in (("usual.png", images[200]), ("row odd.png", 255 - images[201])):
         Image.fromarray(image).save(folder / name)
     run("fit", "normal.npy", "--set", "steps=30", "--set", "random_state=0", cwd=tmp_path)
+    among = complaint("explain", "model.safetensors", "new", "-o", "new/why.png", cwd=tmp_path, status=2)
+    assert "would be one of the pictures in new" in among
     told = run("explain", "model.safetensors", "new", "--worst", 1, cwd=tmp_path).stdout
     assert "row odd.png" in told and "usual.png" not in told and "Wrote explanation.png" in told
     with Image.open(tmp_path / "explanation.png") as sheet:

@@ -25,6 +25,7 @@ from offmanifold import (
     load,
 )
 from offmanifold.detectors.levelling import Levelling
+from offmanifold.measures import optimal_gamma
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*cannot promise:UserWarning", "ignore:.*has collapsed:UserWarning")
 
@@ -143,6 +144,16 @@ def test_labels_and_counterfactuals_are_of_completed_rows(labels: str, plane: An
     np.testing.assert_allclose(
         detector.counterfactual(gappy, wanted), detector.counterfactual(completed, wanted), rtol=1e-3, atol=1e-4
     )
+
+
+def test_the_best_variance_is_of_the_cells_seen(plane: Any) -> None:
+    """A row of which one cell is seen weighs a fifth of a whole one, and one of which none is, nothing."""
+    detector = made(VAE, gamma="learned").fit(plane[0])
+    rows = plane[0][:40].copy()
+    rows[:10, 1:], rows[10:20] = np.nan, np.nan
+    apart = detector.expected_errors(rows[:10]).sum() + 5 * detector.expected_errors(rows[20:]).sum()
+    assert optimal_gamma(detector, rows).value == pytest.approx(apart / (10 + 5 * 20), rel=1e-5)
+    assert optimal_gamma(detector, rows[20:]).value == pytest.approx(detector.expected_errors(rows[20:]).mean())
 
 
 @pytest.mark.parametrize("own", [{"gamma": "closed-form"}, {"gamma": "per-dimension"}, {"score_by": "iwae"}])

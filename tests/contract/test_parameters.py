@@ -149,12 +149,13 @@ def test_gamma_is_reported() -> None:
     assert VAE(likelihood="bernoulli", scale=None, **QUICK).fit(TABLE > 0).gamma_ is None
 
 
-def test_all_scores_at_once_are_those_of_each() -> None:
-    detector = VAE(**QUICK).fit(TABLE)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_all_scores_at_once_are_those_of_each(precision: str) -> None:
+    detector = VAE(precision=precision, **QUICK).fit(TABLE)
     together = detector.scores(TABLE)
     assert list(together) == ["elbo", "reconstruction", "kl", "iwae"]
     for name, scores in together.items():
-        alone = VAE(score_by=name, **QUICK).fit(TABLE).score_samples(TABLE)
+        alone = VAE(score_by=name, precision=precision, **QUICK).fit(TABLE).score_samples(TABLE)
         np.testing.assert_allclose(scores, alone, rtol=1e-6)
 
 

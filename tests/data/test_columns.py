@@ -216,7 +216,7 @@ def test_columns_that_say_nothing_are_named() -> None:
     # One cell that is no number makes a category of a column of numbers.
     slip = learned(pl.DataFrame({"x": ["foo", *(f"{value:.3f}" for value in rng.normal(size=n - 1))]}))
     (remark,) = slip.remarks(slip.take(slice(None)))
-    assert "most of them are numbers" in remark and "identifier" not in remark
+    assert "is text for 'foo', and all but a few" in remark and "identifier" not in remark
     # Of an array's columns nothing is said, but that all its rows are alike.
     array = rng.normal(size=(60, 2))
     assert Rows(array).remarks(array) == []

@@ -267,6 +267,7 @@ def test_aupr_and_fpr() -> None:
     assert fpr_at_tpr(np.arange(10.0) + 0.5, np.arange(10.0), tpr=0.9).value == 0.8
     assert fpr_at_tpr(np.arange(5.0), np.arange(5.0), tpr=1e-12).value == 0.2
     handful = aupr(normal, odd[:4])
+    assert aupr(normal[:4], odd).to_json() | {"value": 0} == {"value": 0, "low": 0.0, "high": 1.0, "level": 0.95}
     assert (handful.low, handful.high) == (0, 1) and 0 < aupr(normal, odd[:5]).low < aupr(normal, odd[:5]).high < 1
     wide, narrow = aupr(normal, odd), aupr(normal, odd, level=0.5)
     assert wide.low < narrow.low < narrow.value < narrow.high < wide.high

@@ -67,7 +67,8 @@ def test_learned_features_are_the_errors_of_the_denoiser() -> None:
 
 
 def test_the_distance_from_stored_rows_is_the_loop_and_in_the_limit_the_nearest_neighbours() -> None:
-    stored, rows = RNG.normal(size=(40, 3)), RNG.normal(size=(600, 3))
+    rng = np.random.default_rng(0)  # a row that lies upon a stored one has no limit to tell
+    stored, rows = rng.normal(size=(40, 3)), rng.normal(size=(600, 3))
     levels = (1e-3, 0.5, 2.0, 1e3)
     found = stored_rows(stored, levels)(torch.from_numpy(rows)).numpy()
     for i in (0, 255, 256, 599):
@@ -287,6 +288,17 @@ def test_missing_cells_take_no_part_in_learned_features() -> None:
         torch.testing.assert_close(found[4:, i], squares[4:].mean(1))
     evidence = model.evidence(rows)  # the smallest level is smaller than what completion errs by
     assert (evidence[:4, 0] == -20).all() and (evidence[4:, 0] > -20).all() and (evidence[:, 1:] > -20).all()
+
+
+def test_rows_that_hold_nothing_say_nothing_of_features() -> None:
+    rng, levels = np.random.default_rng(0), [0.1, 0.5, 2.0]
+    rows, spreads = torch.from_numpy(rng.normal(size=(30, 3))), []
+    for held_out in (rows, torch.cat([rows, torch.full((20, 3), torch.nan, dtype=torch.float64)])):
+        torch.manual_seed(0)
+        model = TableModel(DenseDenoiser(3, (16, 16)), levels, StoredRows(0, 3, levels)).double().requires_grad_(False)
+        model.standardise(held_out)
+        spreads.append(model.spread)
+    torch.testing.assert_close(*spreads)
 
 
 def test_the_smallest_levels_are_half_the_distance_between_neighbours() -> None:

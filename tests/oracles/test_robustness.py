@@ -43,6 +43,18 @@ def test_a_linear_classifiers_worst_row_within_the_l2_ball(steps: int) -> None:
     torch.testing.assert_close(found, ROWS + 0.7 * SIGNS * WEIGHTS / WEIGHTS.norm())
 
 
+def test_the_balls_other_side_can_be_reached() -> None:
+    """A step is 2.5 radii over their number: from the near side of a ridge to the far one takes most of a diameter."""
+    visited: list[torch.Tensor] = []
+
+    def watched(x: torch.Tensor) -> torch.Tensor:
+        visited.append(x.detach())
+        return linear(x)
+
+    pgd(watched, ROWS, CLASSES, radius=1.0, steps=10)
+    torch.testing.assert_close((visited[1] - visited[0]).norm(dim=1), torch.full((len(ROWS),), 0.25, dtype=ROWS.dtype))
+
+
 def test_a_linear_classifiers_worst_row_within_the_linf_ball() -> None:
     found = pgd(linear, ROWS, CLASSES, radius=0.2, norm="linf")
     torch.testing.assert_close(found, ROWS + 0.2 * SIGNS * WEIGHTS.sign())

@@ -146,7 +146,8 @@ def open_for(
 ) -> Source:
     """Open data that are to be scored by ``detector``; ``lenient`` and ``option`` as for :func:`open_source`.
 
-    Columns to ``keep`` that the detector does not look at come as they stand in the file: see :func:`kept_apart`.
+    Columns to ``keep`` that the detector does not look at come as they stand in the file: see :func:`kept_apart`. A
+    column to drop need not be there: what the detector does not know is an error by itself.
     """
     from offmanifold.data.files import open_source
 
@@ -164,7 +165,7 @@ def open_for(
         columns=numbers,
         text=text,
         colour=colour,
-        lenient=lenient,
+        lenient={*lenient, "missing"},
         option=option,
     )
     _check_kept(keep, source)
@@ -217,7 +218,7 @@ def scored_chunks(
 ) -> Iterator[tuple[int, dict[str, npt.NDArray[np.float64]], Any]]:
     """Yield (first row, score terms, columns to ``keep``) chunk by chunk, with progress on a terminal."""
     rows = max(1, CHUNK_BYTES // (8 * detector.spec_.dimensions))
-    start = 0
+    start = blank = 0
     with _counter(sys.stderr.isatty()) as advance:
         for chunk in source.chunks(rows):
             own, kept = kept_apart(detector, chunk, keep)
@@ -225,9 +226,35 @@ def scored_chunks(
             yield start, terms, kept
             count = len(next(iter(terms.values())))
             start += count
+            blank += _blank(chunk)
             advance(count)
-    if start == 0:
+    _check_rows(source, start, blank)
+
+
+def loaded(source: Source) -> Any:
+    """Return all rows of a source."""
+    rows = source.load()
+    _check_rows(source, len(rows), _blank(rows))
+    return rows
+
+
+def _blank(rows: Any) -> int:
+    """Return how many rows of a frame hold nothing."""
+    if not hasattr(rows, "null_count"):  # an array
+        return 0
+    import polars as pl
+
+    return int(rows.select(pl.all_horizontal(pl.all().is_null()).sum()).item())
+
+
+def _check_rows(source: Source, rows: int, blank: int) -> None:
+    if rows == 0:
         raise ValueError(f"{source.path} holds no rows.")
+    if blank:
+        note(
+            f"Warning: {blank:,} of the {rows:,} rows of {source.path} hold nothing, as blank lines do. They count "
+            "like others: leave them out."
+        )
 
 
 class _counter:
@@ -301,14 +328,20 @@ def papers_in(text: str) -> None:
 
 
 def table(title: str | None, columns: list[str], rows: list[list[str]], styles: list[str] | None = None) -> None:
-    """Print a table; ``styles`` colours the rows' second cells. Brackets in a cell are the user's own, never markup."""
+    """Print a table; ``styles`` colours the rows' second cells. Brackets are the user's own, never markup."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    shown = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    shown = Table(
+        title=None if title is None else Text(title),
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+        header_style="bold",
+    )
     for column in columns:
-        shown.add_column(column, overflow="fold")
+        shown.add_column(Text(column), overflow="fold")
     for i, row in enumerate(rows):
         shown.add_row(*(Text(cell, styles[i] if styles and j == 1 else "") for j, cell in enumerate(row)))
     Console().print(shown)

@@ -13,6 +13,10 @@ from offmanifold.cli import common
 HELD_OUT = 4
 
 
+# What a demo writes.
+FILES = ("model.safetensors", "scores.csv", "summary.json", "picture.png", "report.html")
+
+
 def demo(
     out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where to write.")] = Path("offmanifold-demo"),
     digit: Annotated[int, typer.Option("--digit", min=0, max=9, help="The digit that does not belong.")] = HELD_OUT,
@@ -41,6 +45,9 @@ def demo(
     from offmanifold.report.page import write_report
     from offmanifold.training.threads import limited_to
 
+    there = [name for name in FILES if (out / name).exists()]
+    if there and len(there) < len(FILES):
+        raise common.UsageError(f"{out} has a {there[0]}, and it is of no earlier demo. Give another --out.")
     out.mkdir(parents=True, exist_ok=True)
     digits = load_digits()
     images, labels = digits.images / 16.0, digits.target

@@ -56,7 +56,7 @@ def diagnose(
 
     common.check_has_data(data, array, drop)
     detector = common.load_model(model)
-    rows = None if data is None else common.open_for(detector, data, array, drop).load()
+    rows = None if data is None else common.loaded(common.open_for(detector, data, array, drop))
     with limited_to(threads), common.telling() as report:
         found = diagnosis.diagnose(detector, rows, budget=budget, report=report)
     if as_json:

@@ -151,7 +151,7 @@ def fit(
 
     apart = [*(drop or ()), *([labels] if labels and data.suffix.lower() in (".csv", ".parquet") else ())]
     y = None if labels is None else read_column(data, labels)
-    source = open_source(data, array=array, drop=apart, text=text)
+    source = open_source(data, array=array, drop=apart, text=text, lenient=("missing",) if negatives else ())
     if apart:  # of later data too
         kinds = {**(kinds or {}), **dict.fromkeys(apart, IGNORED)}
     if name is None:
@@ -173,7 +173,7 @@ def fit(
     if negatives is not None:
         # A column that is numbers among the normal rows is numbers here.
         numbers = [column for column, kind in getattr(rows, "schema", {}).items() if kind.is_numeric()]
-        told = open_source(
+        others = open_source(
             negatives,
             array=negatives_array or array,
             drop=apart,
@@ -182,7 +182,11 @@ def fit(
             colour=source.colour,
             lenient=common.lenient_with(negatives_array),
             option="--negatives-array",
-        ).load()
+        )
+        for column in apart:
+            if column not in (*source.dropped, *others.dropped):
+                raise ValueError(f"Neither {data} nor {negatives} has a column {column!r} to drop.")
+        told = common.loaded(others)
     if len(rows) == 0:
         raise ValueError(f"{data} holds no rows.")
     began = time.monotonic()
@@ -283,8 +287,12 @@ def _read_config(path: Path | None) -> dict[str, Any]:
             raise common.UsageError(f"{path}: unknown key {key!r}.{did_you_mean(key, CONFIG_KEYS)}")
     kinds = {"detector": str, "array": str, "drop": list, "columns": dict, "threads": int, "parameters": dict}
     for key, value in values.items():
-        if not isinstance(value, kinds[key]):
-            raise common.UsageError(f"{path}: {key} must be a {kinds[key].__name__}; got {value!r}.")
+        if not isinstance(value, kinds[key]) or isinstance(value, bool):
+            raise common.UsageError(f"{path}: {key} must be of type {kinds[key].__name__}; got {value!r}.")
+    if values.get("threads", 1) < 1:
+        raise common.UsageError(f"{path}: threads must be at least 1; got {values['threads']}.")
+    if not all(isinstance(column, str) for column in values.get("drop", ())):
+        raise common.UsageError(f"{path}: drop must be a list of columns' names; got {values['drop']!r}.")
     return values
 
 

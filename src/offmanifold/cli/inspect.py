@@ -42,7 +42,7 @@ def inspect(
     header, _ = read(model)
     facts = _facts(detector, header)
     if data is not None:
-        facts["on_data"] = _measured(detector, common.open_for(detector, data, array, drop).load())
+        facts["on_data"] = _measured(detector, common.loaded(common.open_for(detector, data, array, drop)))
     if as_json:
         common.print_json({**facts, "history": detector.history_})
         return

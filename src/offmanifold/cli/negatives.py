@@ -41,18 +41,20 @@ def negatives(
     from offmanifold.training.threads import limited_to
 
     detector = common.load_model(model)
-    rows = common.open_for(detector, normal, array, drop).load()
+    rows = common.loaded(common.open_for(detector, normal, array, drop))
     # By their names alone, where those tell them apart.
     short = len({path.name for path in candidates}) == len(candidates)
     sets = {
-        path.name if short else str(path): common.open_for(
-            detector,
-            path,
-            negatives_array or array,
-            drop,
-            lenient=common.lenient_with(negatives_array),
-            option="--negatives-array",
-        ).load()
+        path.name if short else str(path): common.loaded(
+            common.open_for(
+                detector,
+                path,
+                negatives_array or array,
+                drop,
+                lenient=common.lenient_with(negatives_array),
+                option="--negatives-array",
+            )
+        )
         for path in candidates
     }
     with limited_to(threads), common.telling() as report:

@@ -59,9 +59,9 @@ def report(
     detector = common.load_model(model)
     columns = list(dict.fromkeys(keep or ()))
     source = None if data is None else common.open_for(detector, data, array, drop, keep=columns)
-    rows = None if normal is None else common.open_for(detector, normal, array, drop).load()
+    rows = None if normal is None else common.loaded(common.open_for(detector, normal, array, drop))
     header, _ = read(model)
-    new, kept = (None, None) if source is None else common.kept_apart(detector, source.load(), columns)
+    new, kept = (None, None) if source is None else common.kept_apart(detector, common.loaded(source), columns)
     names = None if source is None else source.files if kept is None else _names(kept)
     if new is not None:
         Rows(new, detector.spec_, detector.key).take(slice(None))  # a bad value is better found before the examination

@@ -27,6 +27,8 @@ KINDS: tuple[str, ...] = get_args(Kind)
 # What a user may say of a column beside its kind: that it is left out, of later data too.
 IGNORED = "ignored"
 
+# Of so few levels that are no numbers it is likely that they are mistakes.
+FEW_WORDS = 0.05
 # Of more levels the rarer ones count as one.
 MOST_LEVELS = 100
 OTHER, NEW = "other levels", "a level not seen in training"
@@ -345,21 +347,32 @@ class Levels(NamedTuple):
         One that may stand for a missing number, where all others are numbers.
     comma : str or None
         A number with a decimal comma, where all others are numbers, with one or without.
+    odd : str or None
+        One that is no number, where nearly all others are, or has spaces around it, where all are numbers.
+    numeric : bool
+        Whether all are numbers.
     """
 
     total: int = 0
     blank: str | None = None
     comma: str | None = None
+    odd: str | None = None
+    numeric: bool = False
 
     @classmethod
     def of(cls, texts: Collection[str]) -> Self:
         """Look at them."""
         blanks = [text for text in texts if text.strip().casefold() in BLANKS]
         others = [text for text in texts if text not in blanks]
-        if len(others) < 2 or not all(is_number(text.replace(",", ".", 1)) for text in others):
+        if len(others) < 2:
             return cls(len(texts))
+        words = [text for text in others if not is_number(text.replace(",", ".", 1))]
+        if words:
+            return cls(len(texts), odd=min(words) if len(words) <= FEW_WORDS * len(others) else None)
+        if spaced := [text for text in others if text != text.strip()]:
+            return cls(len(texts), odd=min(spaced))
         comma = next((text for text in others if "," in text), None)
-        return cls(len(texts), blanks[0] if blanks and comma is None else None, comma)
+        return cls(len(texts), blanks[0] if blanks and comma is None else None, comma, numeric=True)
 
 
 def with_levels(column: Column, values: nw.Series[Any]) -> tuple[Column, Levels]:

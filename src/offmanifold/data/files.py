@@ -18,7 +18,7 @@ import polars as pl
 
 from offmanifold import memory
 from offmanifold.data import pictures
-from offmanifold.data.columns import BLANKS, WIDE
+from offmanifold.data.columns import BLANKS, WIDE, is_number
 from offmanifold.parameters import did_you_mean
 
 PICTURES = (".png", ".jpg", ".jpeg")
@@ -26,6 +26,8 @@ PICTURES = (".png", ".jpg", ".jpeg")
 DAY_OR_MONTH, DATES_READ = r"^\s*(\d{1,2})[./-](\d{1,2})[./-]\d{4}", 10_000
 # A date of three short numbers: its year, whichever that is, lacks the century.
 NO_CENTURY = r"^\s*\d{1,3}[./-]\d{1,3}[./-]\d{1,3}(\D|$)"
+# The end of a file that is looked at for a row that is cut off.
+LAST_BYTES = 2**16
 NOT_UTF_8 = "is not UTF-8 text. Save it as CSV in UTF-8."
 SUFFIXES = (".csv", ".parquet", ".npy", ".npz")
 
@@ -40,6 +42,8 @@ class Source:
         File names, one a row, where the rows are pictures in a folder.
     columns : tuple of str
         What a table's columns are called.
+    dropped : tuple of str
+        Those that are left out.
     unwritable : tuple of str
         Those that a CSV file cannot hold: lists, structures, bytes, durations.
     images : bool
@@ -52,6 +56,7 @@ class Source:
         self.path = path
         self.files: list[str] | None = None
         self.columns: tuple[str, ...] = ()
+        self.dropped: tuple[str, ...] = ()
         self.unwritable: tuple[str, ...] = ()
         self.images = self.colour = False
 
@@ -91,8 +96,9 @@ def open_source(
         Columns of a CSV file to be left as text (categories that look like numbers).
     colour : bool
         Read pictures in colour even where all of them are grey.
-    lenient : collection of {"array", "drop"}
-        What was meant for another file, and counts where it fits this one.
+    lenient : collection of {"array", "drop", "missing"}
+        What was meant for another file, and counts where it fits this one. "missing": of what to drop, columns that a
+        table does not have.
     option : str
         What to choose an array by, for the error messages.
 
@@ -111,10 +117,12 @@ def open_source(
         raise ValueError(f"{path} does not exist.")
     if "array" not in lenient and array is not None and path.suffix.lower() != ".npz":
         raise ValueError(f"{option} names an array of an .npz file; {path} is not one.")
+    if not path.is_dir() and not path.is_file():
+        raise ValueError(f"{path} is no ordinary file, and files are read more than once. Save it as one first.")
     if path.is_dir():
         source: Source = _Folder(path, colour)
     elif path.suffix.lower() in (".csv", ".parquet"):
-        return _Table(path, drop, columns, text, "drop" not in lenient)
+        return _Table(path, drop, columns, text, not {"drop", "missing"} & set(lenient))
     elif path.suffix.lower() in (".npy", ".npz"):
         source = _Array(path, array, "array" not in lenient, option)
     else:
@@ -197,6 +205,10 @@ def _explained(reason: str) -> str:
             f"has {found[2]} in column {found[1]!r}, which holds numbers. Mend the cells, or leave them empty where "
             "the number is missing."
         )
+    if "malformed" in reason or re.search(r'parse `[^`]*"', reason):
+        return (
+            "has quotes that are not closed, or that stand within a cell: double those, and put the cell into quotes."
+        )
     return f"cannot be read as a table: {reason}"
 
 
@@ -248,6 +260,28 @@ def _without_blanks(cells: pl.Expr) -> pl.Expr:
     return pl.when(~cells.str.strip_chars().str.to_lowercase().is_in(BLANKS)).then(cells)
 
 
+def _check_ends(path: Path, names: Sequence[str]) -> None:
+    """Warn of a first line that is no names, and of a last one that is no whole row."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - LAST_BYTES))
+        _, line, last = file.read().rpartition(b"\n")
+    cells = last.count(b",") + 1
+    if line and last.strip() and b'"' not in last and cells < len(names):
+        warnings.warn(
+            f"{path} ends within a row, which has {cells} of {len(names)} cells: was the file cut off? The others "
+            "count as missing.",
+            UserWarning,
+            stacklevel=5,
+        )
+    if all(map(is_number, names)) and not all(name.isdecimal() for name in names):
+        warnings.warn(
+            f"{path} has numbers alone in its first line ({', '.join(names[:3])}, …), which are taken for the columns' "
+            "names. If they are a row, write a line of names before it.",
+            UserWarning,
+            stacklevel=5,
+        )
+
+
 def _check_dates(path: Path, dates: Sequence[str]) -> None:
     """Refuse years of two digits; warn of dates read day first, where nothing tells that they are not month first."""
     texts = scan_csv(path, infer_schema=False).select(dates).head(DATES_READ).collect()
@@ -283,13 +317,16 @@ class _Table(Source):
             schema = frame.collect_schema()
             names = schema.names()
             dates = [name for name, dtype in schema.items() if dtype.is_temporal() and name not in drop]
-            if path.suffix.lower() == ".csv" and dates:
-                _check_dates(path, dates)
+            if path.suffix.lower() == ".csv":
+                _check_ends(path, names)
+                if dates:
+                    _check_dates(path, dates)
         for name in drop:
             if strict and name not in names:
                 raise ValueError(f"{path} has no column {name!r} to drop.{did_you_mean(name, names)}")
         self._frame = frame.drop(list(drop), strict=False)
         self.columns = tuple(name for name in names if name not in drop)
+        self.dropped = tuple(name for name in names if name in drop)
         self.unwritable = tuple(name for name in self.columns if _is_unwritable(schema[name]))
 
     def chunks(self, rows: int) -> Iterator[pl.DataFrame]:
@@ -317,6 +354,8 @@ class _Array(Source):
         with opened:
             names = list(opened.keys())
             if name is None or (not strict and name not in names and len(names) == 1):
+                if not names:
+                    raise ValueError(f"{path} holds no array.")
                 if len(names) != 1:
                     raise ValueError(f"{path} holds several arrays ({', '.join(names)}): choose one with {option}.")
                 name = names[0]
@@ -339,6 +378,12 @@ class _Array(Source):
                 raise ValueError(f"{path}: the array {name!r} cannot be read: {error}") from error
 
     def _take(self, array: npt.NDArray[Any]) -> None:
+        if array.ndim == 0:
+            raise ValueError(f"{self.path} holds a single value, not rows.")
+        if array.dtype.names:
+            raise ValueError(
+                f"{self.path} holds records ({', '.join(array.dtype.names)}). Save a table as .csv or .parquet."
+            )
         self._array = array
         self.images = array.ndim > 2
         self.colour = array.ndim == 4 and 3 in (array.shape[1], array.shape[3])

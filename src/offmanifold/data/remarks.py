@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from offmanifold.data.columns import OTHER, Column, Levels, is_number
+from offmanifold.data.columns import Column, Levels, is_number
 
 Float64Array = npt.NDArray[np.float64]
 # Rows from which on a column may look like an identifier.
@@ -40,15 +40,15 @@ def remarks(columns: Sequence[Column], rows: Float64Array, levels: Sequence[Leve
                 f"category. If {blank!r} stands for a missing number, say that it is a number (columns={{{name!r}: "
                 "'number'}, on the command line --columns)."
             )
+        elif levels[i].odd is not None:
+            told.append(f"Column {name!r} is text for {_oddity(levels[i])}. If that is a mistake, mend such cells.")
         elif _counts(column, there, len(rows)) or (
             column.kind == "category" and len(there) >= FEWEST_TO_IDENTIFY and levels[i].total > 0.9 * len(there)
         ):
             told.append(
-                f"Column {name!r} is a category with a level for each row, though most of them are numbers: is one of "
-                "its cells not? Mend it, or leave the column out."
-                if column.kind == "category" and _mostly_numbers(column)
-                else f"Column {name!r} looks like an identifier, a value of its own for each row: nothing can be "
+                f"Column {name!r} looks like an identifier, a value of its own for each row: nothing can be "
                 f"learned from it, and every new one is odd. Leave it out (--drop {name})."
+                + (" If it holds numbers, a cell of another row is none: mend that." if levels[i].numeric else "")
             )
         elif (there == there[0]).all():
             told.append(
@@ -70,6 +70,13 @@ def remarks(columns: Sequence[Column], rows: Float64Array, levels: Sequence[Leve
                 f"(--drop {name})."
             )
     return told
+
+
+def _oddity(levels: Levels) -> str:
+    odd = levels.odd or ""
+    if is_number(odd):
+        return f"the spaces around its numbers, as in {odd!r}: it is taken for a category"
+    return f"{odd!r}, and all but a few of its {levels.total:,} values are numbers: it is taken for a category"
 
 
 def far_off(name: Any, cells: Float64Array) -> str | None:
@@ -106,9 +113,3 @@ def _counts(column: Column, there: Float64Array, rows: int) -> bool:
         return True
     # In any order: so many different numbers among so few hardly come by chance.
     return bool(rows >= FEWEST_TO_COUNT and np.ptp(there) < 20 * rows and (np.diff(np.sort(there)) > 0).all())
-
-
-def _mostly_numbers(column: Column) -> bool:
-    """Say whether most levels of a category, those that count as others apart, can be read as numbers."""
-    levels = [level for level in column.levels if level != OTHER]
-    return bool(levels) and sum(map(is_number, levels)) > len(levels) / 2

@@ -111,6 +111,9 @@ class DenoisingModel(nn.Module, abc.ABC):
 
     def standardise(self, held_out: Tensor) -> None:
         """Learn how the features of rows that were not learned from are distributed."""
+        missing = missing_cells(self.flat(held_out))
+        if missing is not None and not missing.all():  # a row that holds nothing has no errors
+            held_out = held_out[~missing.all(1)]
         parts = [self.learned_from(held_out)]
         if len(self.stored):
             # Each stored row against all others: as good as a row that is not among them.

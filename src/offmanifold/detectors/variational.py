@@ -36,8 +36,9 @@ from offmanifold.probability.likelihoods import (
     Mixed,
     gaussian_part,
 )
-from offmanifold.probability.missing import seen
+from offmanifold.probability.missing import cells_seen, seen
 from offmanifold.training.phases import Metrics, ParameterGroup
+from offmanifold.training.precision import computing_in
 
 SCORES = ("elbo", "reconstruction", "kl", "iwae")
 LIKELIHOODS = ("gaussian", "unit-gaussian", "bernoulli")
@@ -156,7 +157,8 @@ class VariationalDetector(LatentMixin, OutlierDetector):
             if isinstance(self._standardiser, Preparation):  # γ is theirs alone
                 kinds = [kind for kind, width, _ in self._standardiser.blocks for _ in range(width)]
                 numbers = rows[:, [i for i, kind in enumerate(kinds) if kind == "number"]]
-            settings["gamma_start"] = max(LOWEST_GAMMA, float(seen(numbers).var(correction=0)))  # none: not NaN
+            known = seen(numbers)
+            settings["gamma_start"] = max(LOWEST_GAMMA, float(known.var(correction=0)) if known.numel() else 0.0)
 
     def _energy_terms(self, model: VariationalAutoencoder, rows: Tensor) -> dict[str, Tensor]:
         score = self.settings_["score_by"]
@@ -180,7 +182,8 @@ class VariationalDetector(LatentMixin, OutlierDetector):
             found = model.energies(rows)
             return torch.stack([found["reconstruction"] + found["kl"], *found.values()], 1)
 
-        columns = -joined(self._through(energies, self._fitted_rows(X))).T
+        with computing_in(self._scoring_dtype, self.module_):
+            columns = -joined(self._through(energies, self._fitted_rows(X))).T
         return dict(zip(("elbo", "reconstruction", "kl", "iwae"), columns, strict=True))
 
     def log_likelihood(
@@ -290,13 +293,21 @@ class VariationalDetector(LatentMixin, OutlierDetector):
     def expected_errors(self, X: Any) -> Float64Array:
         """Return E_q ‖x − μ(z)‖²/d of each row ``(n,)``: their mean is γ's closed-form optimum (P4 Eq. 6).
 
-        In squares of what the network sees (standardised columns, pixels from 0 to 1). The expectation is over
+        In squares of what the network sees (standardised columns, pixels from 0 to 1). Where cells are missing d is how
+        many are there on average, so that a row counts by its cells. The expectation is over
         ``samples`` draws that all rows share, as scores do: an interval over rows does not cover their error.
         """
         return self._expected_errors(self._fitted_rows(X))
 
     def _expected_errors(self, rows: Rows, index: npt.NDArray[np.intp] | None = None) -> Float64Array:
-        return joined(self._through(lambda model, part: model.expected_errors(part), rows, index))
+        def found(model: VariationalAutoencoder, part: Tensor) -> Tensor:
+            # Of a mixed table numbers alone have a variance.
+            numbers = part[:, model.likelihood.numeric] if isinstance(model.likelihood, Mixed) else part
+            return torch.stack([model.expected_errors(part), cells_seen(numbers)], 1)
+
+        errors, cells = joined(self._through(found, rows, index)).T
+        weighted: Float64Array = errors * cells / (cells.mean() if cells.any() else np.nan)
+        return weighted
 
     def _fit_report(self, rows: Rows, training: npt.NDArray[np.intp], held_out: npt.NDArray[np.intp]) -> dict[str, Any]:
         report = super()._fit_report(rows, training, held_out)

@@ -32,7 +32,7 @@ def optimal_gamma(detector: Any, X: Any) -> Estimate:
     A learned γ that is far from it has not been trained for long enough. The interval is over rows; the draws that
     stand for E_q are the same for all of them, and their error is not in it.
     """
-    if not hasattr(detector, "expected_errors"):
+    if getattr(detector, "gamma_", None) is None:
         instead = "; use reconstruction_error" if hasattr(detector, "reconstruction_errors") else ""
         raise TypeError(f"{type(detector).__name__} has no decoder variance{instead}.")
     return mean_of(detector.expected_errors(X))

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from offmanifold.probability.missing import filled, missing_cells, share_seen, standing_in, without
+from offmanifold.probability.missing import filled, missing_cells, standing_in, without
 
 GAMMAS = ("learned", "per-dimension", "closed-form", "continuation")
 LOWEST_GAMMA = 1e-6
@@ -96,10 +96,12 @@ class Gaussian(nn.Module):
         """
         mean = self.mean(decoded)
         squared = (standing_in(rows, mean) - mean).square()
-        if learning and self.training and self.rule in ("closed-form", "continuation"):
-            self._follow(squared.detach().mean() / share_seen(rows).mean(), learning)
-        log_prob = self._log_prob(squared)
         missing = missing_cells(rows)
+        if learning and self.training and self.rule in ("closed-form", "continuation"):
+            seen = squared.numel() if missing is None else int((~missing).sum())
+            if seen:
+                self._follow(squared.detach().sum() / seen, learning)
+        log_prob = self._log_prob(squared)
         if missing is not None:  # their constants, too, are left out
             log_prob = log_prob + 0.5 * (missing * (self.log_variance + LOG_2PI)).sum(1)
         return log_prob

@@ -77,6 +77,14 @@ def seen(rows: Tensor) -> Tensor:
     return rows if missing is None else rows[~missing]
 
 
+def cells_seen(rows: Tensor) -> Tensor:
+    """Return how many cells rows have: ``(n,)``."""
+    missing = missing_cells(rows)
+    if missing is None:
+        return rows.new_full((len(rows),), rows[0].numel())
+    return (~missing).sum(1).to(rows.dtype)
+
+
 def share_seen(rows: Tensor) -> Tensor:
     """Return the share of cells that rows have, ``(n,)`` or 1: a mean over all divided by it is one over those seen."""
     missing = missing_cells(rows)
