@@ -220,6 +220,28 @@ def test_every_latent_space_with_a_prior_can_be_compared(plane: Any) -> None:
         latent_report(make_pipeline(sphere), plane[0])
 
 
+class Codes:
+    """A detector whose codes are the rows."""
+
+    latent_prior = "sphere"
+
+    def transform(self, X: Any) -> Any:
+        return X
+
+
+def test_rows_are_chosen_at_random_and_the_bandwidth_is_the_priors(rng: np.random.Generator) -> None:
+    """Uniform codes come first and one pole after: the first rows alone would have no discrepancy to show."""
+    uniform = rng.normal(size=(1000, 4))
+    uniform /= np.linalg.norm(uniform, axis=1, keepdims=True)
+    codes = np.concatenate([uniform, np.eye(4)[np.zeros(1000, int)]])
+    found, whole = (aggregate_mmd(Codes(), codes, most_rows=most, random_state=1) for most in (1000, 2000))  # type: ignore[arg-type]
+    assert found.value == pytest.approx(whole.value, rel=0.3)
+    # Half of q is one pole e: MMD² = ¼ (k(e, e) + E k(u, u′) − 2 E k(e, u)), with E‖u − u′‖² = 2 in any dimension.
+    kernel = 2 / (2 + ((uniform[:500, None] - uniform[500:]) ** 2).sum(2))
+    from_pole = 2 / (2 + ((uniform - np.eye(4)[0]) ** 2).sum(1))
+    assert whole.value == pytest.approx((1 + kernel.mean() - 2 * from_pole.mean()) / 4, rel=0.1)
+
+
 # --- fits ----------------------------------------------------------------------------------------------
 
 

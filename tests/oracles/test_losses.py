@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from offmanifold import VAE, WAE, NegativeVAE, SemiSupervisedVAE
+from offmanifold import AE, VAE, WAE, NegativeVAE, SemiSupervisedVAE
 from offmanifold.detectors import negatives
+from offmanifold.detectors.autoencoder import noised
 from offmanifold.probability import bounds
 from offmanifold.probability.divergences import kl_to_standard_normal, mmd
 
@@ -25,6 +26,18 @@ def generator() -> torch.Generator:
 
 def noise(*shape: int, draws: torch.Generator) -> Tensor:
     return torch.empty(*shape).normal_(generator=draws)
+
+
+def test_an_autoencoders_loss_is_the_error_of_undoing_noise_and_a_penalty_a_dimension() -> None:
+    """P4 Eq. 7 with h the square and 1/d: rows come noised, and are compared with themselves."""
+    detector = AE(noise=0.5, latent_penalty="identity", scale=None, **OWN).fit(LINE)
+    model, rows = detector.module_, torch.from_numpy(LINE[:8]).float()
+    values, _ = detector._phases(model, detector.settings_)[0].updates[0].loss(rows, generator())
+    noisy = noised(rows, detector.settings_["noise"], generator())
+    codes = model.encode(noisy)
+    assert not torch.equal(noisy, rows)
+    expected = (rows - model.decode(codes)).square().mean(1).mean() + codes.square().mean(0).sum() / 3
+    torch.testing.assert_close(values.mean(), expected)
 
 
 @pytest.mark.parametrize("bound", ["elbo", "iwae"])
@@ -43,15 +56,15 @@ def test_a_vaes_loss_is_its_bound_a_dimension(bound: str) -> None:
     torch.testing.assert_close(recorded(), slope.sum(0).norm(dim=1).mean())
 
 
-@pytest.mark.parametrize("weight", [0.0, 7.0])
-def test_a_waes_loss_is_its_error_and_the_discrepancy_of_its_codes(weight: float) -> None:
-    detector = WAE(mmd_weight=weight, **OWN).fit(LINE)
+@pytest.mark.parametrize(("weight", "kernel"), [(0.0, "gaussian"), (7.0, "gaussian"), (7.0, "inverse-multiquadric")])
+def test_a_waes_loss_is_its_error_and_the_discrepancy_of_its_codes(weight: float, kernel: str) -> None:
+    detector = WAE(mmd_weight=weight, kernel=kernel, **OWN).fit(LINE)
     model, rows = detector.module_, torch.from_numpy(detector.prepared(LINE[:8])).float()
     values, _ = detector._phases(model, detector.settings_)[0].updates[0].loss(rows, generator())
     codes = model.encode(rows)
     drawn = torch.randn(8, 2, generator=generator())
     errors = (rows - model.decode(codes)).square().mean(1)
-    torch.testing.assert_close(values, errors + weight * mmd(codes, drawn, kernel=detector.settings_["kernel"]))
+    torch.testing.assert_close(values, errors + weight * mmd(codes, drawn, kernel=kernel))
 
 
 @pytest.mark.parametrize("negative_loss", ["prior", "eubo"])

@@ -18,7 +18,7 @@ from offmanifold.detectors.vae import VAE, VariationalAutoencoder
 from offmanifold.networks.network import initialise
 from offmanifold.probability import bounds, divergences, grids, latents
 from offmanifold.probability.distances import distance, ssim
-from offmanifold.probability.likelihoods import Bernoulli, Block, Gaussian, Mixed
+from offmanifold.probability.likelihoods import Bernoulli, Block, Gaussian, Mixed, gaussian_part
 from offmanifold.probability.penalties import PENALTIES, penalised_mean
 from offmanifold.training.loop import train
 
@@ -149,6 +149,9 @@ def test_gamma_follows_the_parts_of_a_step_as_the_whole() -> None:
         assert whole.gamma.item() < before == none.gamma.item()
         if rule == "continuation":
             assert whole.gamma.item() == pytest.approx(0.99 * before, rel=1e-6)
+    mixed = Mixed([Block("number", 4)], [0.0] * 4, [1.0] * 4, "closed-form").double().train()
+    mixed.log_prob(x, mean, learning=0)
+    assert gaussian_part(mixed).gamma.item() == 1  # type: ignore[union-attr]
 
 
 def test_the_optimal_variance_is_the_mean_squared_error() -> None:

@@ -11,8 +11,6 @@ import typer
 from offmanifold.cli import common
 
 HELD_OUT = 4
-
-
 # What a demo writes.
 FILES = ("model.safetensors", "scores.csv", "summary.json", "picture.png", "report.html")
 
