@@ -12,6 +12,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -479,6 +480,24 @@ def test_polars_errors_are_shown_as_paragraphs(monkeypatch: pytest.MonkeyPatch, 
     with pytest.raises(SystemExit) as stopped:
         main()
     assert stopped.value.code == 1 and capfd.readouterr().err == "Error: no such operation\n"
+
+
+def test_a_command_that_is_terminated_clears_away_what_is_half_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def terminated(**_: Any) -> None:
+        with tempfile.TemporaryDirectory(dir=tmp_path):
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("offmanifold.cli.main.app", terminated)
+    monkeypatch.setattr(sys, "argv", ["offmanifold"])
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            main()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert stopped.value.code == 143 and not list(tmp_path.iterdir())
 
 
 def test_the_outliers_may_lie_in_the_array_of_the_same_name(work: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import warnings
 from typing import Annotated, Any
@@ -45,7 +46,8 @@ def _version(value: bool) -> None:
 
 
 # What shells expect of a program that was stopped by Ctrl-C.
-INTERRUPTED = 130
+# As shells have it: 128 and the signal's number.
+INTERRUPTED, TERMINATED = 130, 143
 
 
 @app.callback()
@@ -65,7 +67,7 @@ def main_options(
 
       offmanifold score model.safetensors new.csv --out scores.csv
 
-    Exit status: 0 fine, 1 failed, 2 wrong usage, 3 a model that diagnose distrusts, 130 interrupted.
+    Exit status: 0 fine, 1 failed, 2 wrong usage, 3 a model that diagnose distrusts, 130 interrupted, 143 terminated.
     """
 
 
@@ -76,6 +78,8 @@ def main() -> None:
     if debug:
         arguments = ["--debug", *(a for a in arguments if a != "--debug")]
     warnings.showwarning = _tell
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:  # what is half done is cleared away, as after Ctrl-C
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(TERMINATED))
     try:
         app(args=arguments, prog_name="offmanifold")
     except (common.UsageError, InvalidParameter) as error:

@@ -94,6 +94,9 @@ def shift(known: Moments, rows: npt.NDArray[Any]) -> Shift:
     Saranadasa do). Where the smaller of the two sides has few rows, the mean of a rare category or of a part with a
     long tail is not normal: each z is what it would be for a normal law of the same tail as Pearson's type III law with
     the mean's skewness.
+
+    Chance is what two samples of one law have. Rows that vary more than the others have means farther off, too: with
+    the spread doubled among 50 rows p is below .001 in four of ten cases.
     """
     new = Moments.of(rows)
     both = np.maximum(known.count + new.count, 1)

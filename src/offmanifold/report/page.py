@@ -150,7 +150,7 @@ def _compared(detector: OutlierDetector, X: Any) -> dict[str, Any] | None:
     told = f"{len(rows):,} rows" + (f", {missing} of their cells missing. " if found.missing else ". ")
     told += found.told
     if found.certain:
-        told += " Outliers among them do that as well as a change in all of them."
+        told += " Outliers among them, or a wider spread, do that as well as a change in all of them."
     moved = set(found.moved)
     values = [
         (name, gap, f"{gap:+.2f}" + (" – more than chance" if name in moved else ""))
