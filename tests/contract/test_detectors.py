@@ -343,6 +343,11 @@ def test_columns_in_units_that_no_default_is_meant_for_are_told_of(
         if detector_class.gaps == "learned":  # a column that is nowhere there has no deviation
             empty = np.where(np.arange(5) == 2, np.nan, plane[0])
             detector_class(**quick(detector_class) | {"scale": None}).fit(empty)
+            some = np.where(np.random.default_rng(0).random(plane[0].shape) < 0.1, np.nan, plane[0])
+            detector_class(**quick(detector_class) | {"scale": None}).fit(some)  # zero is where the data are
+    if detector_class.gaps == "learned":
+        with pytest.warns(UserWarning, match="a missing cell is shown to the network as 0, which lies up to"):
+            detector_class(**quick(detector_class) | {"scale": None}).fit(some + 20)
 
 
 def test_copies_of_rows_are_told_of(detector_class: type[OutlierDetector], plane: Any) -> None:

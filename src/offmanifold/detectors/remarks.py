@@ -14,9 +14,12 @@ from offmanifold import calibration
 from offmanifold.data.inputs import Float64Array
 from offmanifold.data.tables import Standardiser
 from offmanifold.detectors.negatives import overlap
+from offmanifold.probability.missing import missing_cells
 
 # Standard deviations of columns that defaults are meant for.
 UNITS = (0.1, 10.0)
+# So many standard deviations from a column's mean zero is no value to stand in for it.
+FAR_FROM_ZERO = 3.0
 # Share of the calibration rows that may be copies of rows that were learned from.
 MOST_COPIES = 0.1
 
@@ -26,8 +29,17 @@ def _warn(text: str) -> None:
 
 
 def of_units(training: Tensor) -> None:
-    """Say so where a table's columns are left in units that no default is meant for."""
-    spread = float(np.median(Standardiser.fit(training.double().numpy()).scale))
+    """Say so where a table's columns are left in units that no default is meant for, or gaps in them far from zero."""
+    found, missing = Standardiser.fit(training.double().numpy()), missing_cells(training)
+    if missing is not None:
+        away = float((np.abs(found.mean) / found.scale)[missing.any(0).numpy()].max())
+        if away > FAR_FROM_ZERO:
+            _warn(
+                "With scale=None a missing cell is shown to the network as 0, which lies up to "
+                f"{away:.3g} standard deviations from the mean of columns that have gaps. Use scale='standard', or "
+                "leave such columns out."
+            )
+    spread = float(np.median(found.scale))
     if not UNITS[0] <= spread <= UNITS[1]:
         _warn(
             f"scale=None leaves columns whose standard deviation is {spread:.3g} (the median), and the defaults (of "
