@@ -797,6 +797,7 @@ def test_a_run_goes_on_with_its_own_settings_alone(work: Path) -> None:
 def test_debug_shows_the_traceback(work: Path) -> None:
     done = run("fit", "nothing.csv", "-o", "new.safetensors", "--debug", cwd=work, status=1)
     assert "Traceback" in done.stderr
+    assert "Traceback" in run("fit", "normal.csv", "--set", "steps=0", "--debug", cwd=work, status=2).stderr
 
 
 def test_a_folder_that_cannot_be_written(work: Path) -> None:

@@ -111,7 +111,10 @@ def _tell(message: Warning | str, *where: Any, **more: Any) -> None:
 
 def _fail(error: BaseException, status: int, debug: bool) -> None:
     if debug:
-        raise error
+        import traceback
+
+        traceback.print_exception(error)
+        sys.exit(status)
     text = str(error)
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
