@@ -452,7 +452,7 @@ def test_a_resumed_runs_clock_goes_on(tmp_path: Path) -> None:
     history = train(
         model, [phase_of(model, steps=2)], ROWS[:30], ROWS[30:], seed=5, checkpointer=checkpointer, resume=True
     )
-    assert history[-1]["seconds"] > 1000
+    assert history[-1]["seconds"] >= 1000
 
 
 def test_ctrl_c_elsewhere_is_left_as_it_was() -> None:

@@ -204,7 +204,8 @@ class NegativeVAE(VariationalDetector):
 
     def _take_labels(self, y: Any, training: npt.NDArray[np.intp], rows: int, settings: Settings) -> None:
         """Look at nothing, but say so of rows given in the place of negatives."""
-        if np.ndim(y) > 1 and np.shape(y)[1] > 1:
+        shape = np.asarray(y, dtype=object).shape
+        if len(shape) > 1 and shape[1] > 1:
             raise TypeError("y is not looked at. Rows that are not normal go to fit(X, negatives=rows).")
 
     def _take_negatives(self, negatives: Any, rows: Tensor, others: Sequence[Tensor]) -> None:
