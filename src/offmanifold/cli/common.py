@@ -172,6 +172,11 @@ def open_for(
     return source
 
 
+def once(names: list[str] | None) -> list[str]:
+    """Return the names that a repeatable option was given, each once."""
+    return list(dict.fromkeys(names or ()))
+
+
 def _check_kept(keep: Sequence[str], source: Source) -> None:
     """Raise an error for columns that cannot stand beside a result."""
     for name in keep:

@@ -66,7 +66,7 @@ def explain(
         common.check_output(sheet, overwrite, (".png",))
         if data.is_dir() and sheet.resolve().parent == data.resolve():
             raise common.UsageError(f"{sheet} would be one of the pictures in {data}. Give another --out.")
-    names = list(dict.fromkeys(keep or ()))
+    names = common.once(keep)
     source = common.open_for(detector, data, array, drop, keep=names)
     rows, kept = common.kept_apart(detector, common.loaded(source), names)
     with limited_to(threads):

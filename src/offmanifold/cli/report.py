@@ -57,7 +57,7 @@ def report(
     from offmanifold.training.threads import limited_to
 
     detector = common.load_model(model)
-    columns = list(dict.fromkeys(keep or ()))
+    columns = common.once(keep)
     source = None if data is None else common.open_for(detector, data, array, drop, keep=columns)
     rows = None if normal is None else common.loaded(common.open_for(detector, normal, array, drop))
     header, _ = read(model)

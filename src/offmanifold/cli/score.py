@@ -63,7 +63,7 @@ def score(
     detector = common.load_model(model)
     if data.exists() and out.exists() and data.samefile(out):
         raise common.UsageError(f"--out would replace {data}, the rows to score. Give another.")
-    kept = list(dict.fromkeys(keep or ()))
+    kept = common.once(keep)
     source = common.open_for(detector, data, array, drop, keep=kept)
     for name in kept:
         if name in OWN or name.startswith("term_"):
@@ -117,7 +117,7 @@ def _write(
     import polars as pl
 
     from offmanifold import atomic, calibration
-    from offmanifold.data.files import scan_csv
+    from offmanifold.data.scans import scan_csv
     from offmanifold.detectors.scorer import sum_terms
 
     all_p: list[Any] = []

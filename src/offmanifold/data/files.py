@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import warnings
 import zipfile
 from collections.abc import Collection, Iterator, Sequence
@@ -18,17 +17,11 @@ import polars as pl
 
 from offmanifold import memory
 from offmanifold.data import pictures
-from offmanifold.data.columns import BLANKS, WIDE, is_number
+from offmanifold.data.columns import WIDE
+from offmanifold.data.scans import check_dates, check_ends, polars_errors, scan, without_blanks
 from offmanifold.parameters import did_you_mean
 
 PICTURES = (".png", ".jpg", ".jpeg")
-# Day or month, month or day, year; and of how many rows it is looked at which comes first.
-DAY_OR_MONTH, DATES_READ = r"^\s*(\d{1,2})[./-](\d{1,2})[./-]\d{4}", 10_000
-# A date of three short numbers: its year, whichever that is, lacks the century.
-NO_CENTURY = r"^\s*\d{1,3}[./-]\d{1,3}[./-]\d{1,3}(\D|$)"
-# The end of a file that is looked at for a row that is cut off.
-LAST_BYTES = 2**16
-NOT_UTF_8 = "is not UTF-8 text. Save it as CSV in UTF-8."
 SUFFIXES = (".csv", ".parquet", ".npy", ".npz")
 
 
@@ -153,8 +146,8 @@ def read_column(path: str | os.PathLike[str], name: str) -> npt.NDArray[Any]:
         return np.asarray(_Array(path, name).load())
     if path.suffix.lower() not in (".csv", ".parquet"):
         raise ValueError(f"{path} has no named columns; --labels needs a .csv, .parquet or .npz file.")
-    with _polars_errors(path):
-        frame = _scan(path)
+    with polars_errors(path):
+        frame = scan(path)
         names = frame.collect_schema().names()
         if name not in names:
             raise ValueError(f"{path} has no column {name!r}.{did_you_mean(name, names)}")
@@ -166,141 +159,12 @@ def _known(column: pl.Series) -> pl.Series:
     """Return text without what stands for a missing cell, and as numbers where all others are."""
     if column.dtype != pl.String():
         return column
-    text = column.to_frame().select(_without_blanks(pl.col(column.name))).to_series()
+    text = column.to_frame().select(without_blanks(pl.col(column.name))).to_series()
     for dtype in (pl.Int64(), pl.Float64()):
         numbers = text.cast(dtype, strict=False)
         if numbers.null_count() == text.null_count() < len(text):
             return numbers
     return text
-
-
-class _polars_errors:
-    """Turn polars' errors about a file's content into one sentence."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, pl.exceptions.NoDataError):
-            raise ValueError(f"{self.path} is empty.") from error
-        if isinstance(error, pl.exceptions.PolarsError):
-            reason = str(error).strip().splitlines()[0]
-            raise ValueError(f"{self.path} {_explained(reason)}") from error
-
-
-def _explained(reason: str) -> str:
-    """Say what polars' own words for a fault of a file mean."""
-    if "utf-8" in reason:
-        return NOT_UTF_8
-    if "more fields than defined" in reason:
-        return (
-            "has a row with more cells than its first line has names. A comma within a cell, as in 1,5, needs quotes "
-            "around the cell; where cells are separated by something else, use commas instead."
-        )
-    if found := re.search(r"conversion from `str` to `f64` failed in column '(.*)' for .* values: \[(.*)\]", reason):
-        return (
-            f"has {found[2]} in column {found[1]!r}, which holds numbers. Mend the cells, or leave them empty where "
-            "the number is missing."
-        )
-    if "malformed" in reason or re.search(r'parse `[^`]*"', reason):
-        return (
-            "has quotes that are not closed, or that stand within a cell: double those, and put the cell into quotes."
-        )
-    return f"cannot be read as a table: {reason}"
-
-
-def scan_csv(path: Path, **options: Any) -> pl.LazyFrame:
-    """Open one CSV file lazily by ``polars.scan_csv``, which leaves the quotes within a column's name doubled."""
-    # A bracket in a file's name is no pattern.
-    return pl.scan_csv(path, glob=False, with_column_names=_without_doubled_quotes, **options)
-
-
-def _without_doubled_quotes(names: list[str]) -> list[str]:
-    return [name.replace('""', '"') for name in names]
-
-
-def _scan(path: Path, columns: Sequence[str] | None = None, text: Sequence[str] = ()) -> pl.LazyFrame:
-    if path.suffix.lower() == ".parquet":
-        return pl.scan_parquet(path, glob=False)
-    names = scan_csv(path, infer_schema=False).collect_schema().names()
-    with path.open("rb") as file:
-        wide = file.read(2) in (b"\xff\xfe", b"\xfe\xff")
-    if wide or "\x00" in "".join(names) or "\ufffd" in "".join(names):
-        raise ValueError(f"{path} {NOT_UTF_8}")
-    if "\r" in "".join(names):
-        raise ValueError(f"{path} has lines with odd ends. Save it as CSV in UTF-8, with ordinary line ends.")
-    twice = [name for name in names if re.fullmatch(".*_duplicated_[0-9]+", name)]  # polars' own new names
-    if twice:
-        raise ValueError(f"{path}: two columns are called {twice[0].rsplit('_duplicated_', 1)[0]!r}. Rename one.")
-    other = next((mark for mark in (";", "\t", "|") if len(names) == 1 and mark in names[0]), None)
-    if other is not None:
-        raise ValueError(
-            f"{path} has one column, called {names[0]!r}: are its cells separated by {other!r}? Use commas instead."
-        )
-    there = set(names)
-    numbers = [name for name in columns or () if name in there]
-    as_text = there.intersection([*numbers, *text])
-    frame = scan_csv(
-        path,
-        schema_overrides=dict.fromkeys(as_text, pl.String()),
-        # Types from all rows, not the first hundred: a decimal point may turn up late.
-        infer_schema_length=0 if len(as_text) == len(names) else None,
-        try_parse_dates=True,
-    )
-    if not numbers:
-        return frame
-    return frame.with_columns(_without_blanks(pl.col(numbers).str.strip_chars()).cast(pl.Float64))
-
-
-def _without_blanks(cells: pl.Expr) -> pl.Expr:
-    """Leave out what stands for a missing cell."""
-    return pl.when(~cells.str.strip_chars().str.to_lowercase().is_in(BLANKS)).then(cells)
-
-
-def _check_ends(path: Path, names: Sequence[str]) -> None:
-    """Warn of a first line that is no names, and of a last one that is no whole row."""
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - LAST_BYTES))
-        _, line, last = file.read().rpartition(b"\n")
-    cells = last.count(b",") + 1
-    if line and last.strip() and b'"' not in last and cells < len(names):
-        warnings.warn(
-            f"{path} ends within a row, which has {cells} of {len(names)} cells: was the file cut off? The others "
-            "count as missing.",
-            UserWarning,
-            stacklevel=5,
-        )
-    if all(map(is_number, names)) and not all(name.isdecimal() for name in names):
-        warnings.warn(
-            f"{path} has numbers alone in its first line ({', '.join(names[:3])}, …), which are taken for the columns' "
-            "names. If they are a row, write a line of names before it.",
-            UserWarning,
-            stacklevel=5,
-        )
-
-
-def _check_dates(path: Path, dates: Sequence[str]) -> None:
-    """Refuse years of two digits; warn of dates read day first, where nothing tells that they are not month first."""
-    texts = scan_csv(path, infer_schema=False).select(dates).head(DATES_READ).collect()
-    for name in dates:
-        short = texts[name].filter(texts[name].str.contains(NO_CENTURY))
-        if len(short):
-            raise ValueError(
-                f"{path}: dates such as {short[0]!r} in column {name!r} have a year of two digits, which would be read "
-                "as one of the first century. Write them as 2024-12-31, or leave the column out (--drop)."
-            )
-        first, second = (texts[name].str.extract(DAY_OR_MONTH, group).cast(pl.Int64) for group in (1, 2))
-        if first.count() and not (first > 12).any() and (first != second).any():
-            example = texts[name].filter(first != second)[0]
-            warnings.warn(
-                f"{path}: dates such as {example!r} in column {name!r} are read day first. If they are written month "
-                "first, write them as 2024-12-31.",
-                UserWarning,
-                stacklevel=4,
-            )
 
 
 def _is_unwritable(dtype: pl.DataType) -> bool:
@@ -312,15 +176,15 @@ class _Table(Source):
         self, path: Path, drop: Sequence[str], columns: Sequence[str] | None, text: Sequence[str], strict: bool
     ) -> None:
         super().__init__(path)
-        with _polars_errors(path):
-            frame = _scan(path, columns, text)
+        with polars_errors(path):
+            frame = scan(path, columns, text)
             schema = frame.collect_schema()
             names = schema.names()
             dates = [name for name, dtype in schema.items() if dtype.is_temporal() and name not in drop]
             if path.suffix.lower() == ".csv":
-                _check_ends(path, names)
+                check_ends(path, names)
                 if dates:
-                    _check_dates(path, dates)
+                    check_dates(path, dates)
         for name in drop:
             if strict and name not in names:
                 raise ValueError(f"{path} has no column {name!r} to drop.{did_you_mean(name, names)}")
@@ -330,12 +194,12 @@ class _Table(Source):
         self.unwritable = tuple(name for name in self.columns if _is_unwritable(schema[name]))
 
     def chunks(self, rows: int) -> Iterator[pl.DataFrame]:
-        with _polars_errors(self.path):
+        with polars_errors(self.path):
             for batch in self._frame.collect_batches(chunk_size=rows, lazy=True):
                 yield from batch.iter_slices(rows)
 
     def load(self) -> pl.DataFrame:
-        with _polars_errors(self.path):
+        with polars_errors(self.path):
             return self._frame.collect()
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from offmanifold.data.inputs import evenly
 from offmanifold.detectors.stored import StoredRows
 from offmanifold.networks.denoiser import Denoiser
-from offmanifold.probability.missing import completed, missing_cells, share_seen, without
+from offmanifold.probability.missing import cells_seen, completed, missing_cells, share_seen, without
 
 # Where cells are missing, what the denoiser was given for them is off by more than any noise below this level: its
 # errors there say nothing.
@@ -111,9 +111,9 @@ class DenoisingModel(nn.Module, abc.ABC):
 
     def standardise(self, held_out: Tensor) -> None:
         """Learn how the features of rows that were not learned from are distributed."""
-        missing = missing_cells(self.flat(held_out))
-        if missing is not None and not missing.all():  # a row that holds nothing has no errors
-            held_out = held_out[~missing.all(1)]
+        seen = cells_seen(self.flat(held_out)) > 0
+        if seen.any():  # a row that holds nothing has no errors
+            held_out = held_out[seen]
         parts = [self.learned_from(held_out)]
         if len(self.stored):
             # Each stored row against all others: as good as a row that is not among them.
