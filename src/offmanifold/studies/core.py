@@ -176,9 +176,11 @@ def run_study(
                     finish(pending.pop(future), future.result)
     records = summarise(study, scale, results=results, report=report)
     if failed:
-        first = next(iter(failed.values()))
+        # In the jobs' own order: side by side they fail in any.
+        without = [job["name"] for job in waiting if job["name"] in failed]
+        first = failed[without[0]]
         text = (
-            f"{len(failed)} of {len(all_jobs)} jobs failed, and the table is without them: {', '.join(failed)}. "
+            f"{len(failed)} of {len(all_jobs)} jobs failed, and the table is without them: {', '.join(without)}. "
             f"First: {type(first).__name__}: {first}"
         )
         missing = all(isinstance(error, DataMissing) for error in failed.values())
