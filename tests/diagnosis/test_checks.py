@@ -70,6 +70,30 @@ def calibrated(known: Array, scores: Array) -> Any:
     return checks.calibration(types.SimpleNamespace(detector=detector, scores_as_given=scores, comparison=None))  # type: ignore[arg-type]
 
 
+def test_what_is_far_from_copies_is_not_known(honest: Any, world: Any) -> None:
+    """Twenty rows, each many times: any row at all is farther from them than they are."""
+    patient = Patient(honest, np.repeat(world(20, 2), 20, 0))
+    for check in (checks.attack, checks.manifold):
+        finding = check(patient)
+        assert finding.verdict == "not applicable" and "copies" in finding.told
+    assert Patient(honest, world(400, 2)).far(world(5, 3) + 100).all()
+
+
+def test_one_column_cannot_be_exchanged_or_permuted() -> None:
+    """What that makes are other normal rows, of which no detector can tell anything."""
+    rows = np.random.default_rng(0).normal(size=(900, 1))
+    found = checks.red_team(Patient(trained(AE, steps=200).fit(rows[:500]), rows[500:]))
+    assert not {"permuted", "exchanged", "replaced"} & set(found.details["families"]) and found.details["families"]
+    assert found.number.value > 0.65  # .55 with those
+
+
+def test_where_all_scores_are_alike_nothing_is_ranked() -> None:
+    patient = Patient(trained(AE, steps=20).fit(np.ones((200, 4))), np.ones((100, 4)))
+    told = {check: getattr(checks, check)(patient) for check in ("refits", "stability", "scaling", "attack")}
+    assert {finding.verdict for finding in told.values()} == {"not applicable"}
+    assert "Fewer than two columns vary." in told["scaling"].told and "alike" in told["refits"].told
+
+
 def test_few_calibration_rows_fluctuate_themselves() -> None:
     """Of exchangeable rows three tests of .001 call three in a thousand; by a binomial law it was one in six."""
     rng = np.random.default_rng(0)

@@ -45,7 +45,7 @@ def test_a_histogram_is_of_each_groups_own_rows() -> None:
 def test_rows_far_off_do_not_hide_the_others() -> None:
     normal, odd = np.random.default_rng(0).normal(size=200), np.array([-1e9, -2e5, -9.0, -9.0, -9.0])
     svg = charts.histogram("t", [("normal", normal), ("odd", odd)], -2.0, "score")
-    assert "← 2 lower" in texts(svg)
+    assert "score – 2 lower than shown" in texts(svg)
     assert np.ptp(points(svg, "normal")[:, 0]) > 0 and len(np.unique(points(svg, "normal")[:, 1])) > 5
     assert "higher" not in svg
 
@@ -62,10 +62,20 @@ def test_what_is_cut_can_still_be_read() -> None:
     names = ["sensor_temperature_inlet_left", "sensor_temperature_inlet_right"]
     svg = charts.bars("t", [(name, -1.0, "2025-06-07 12:34:56 → 2024-01-02 03:04:05") for name in names])
     told = texts(svg)
-    assert "2025-06-07 12:34:56" in told and "→ 2024-01-02 03:04:05" in told and len(set(told)) == 4
+    assert "2025-06-07 12:34:56" in told and "→ 2024-01-02 03:04:05" in told and len(set(told)) == 5
     assert svg.count("<title>sensor_temperature_inlet_left: 2025-06-07 12:34:56 → 2024-01-02 03:04:05</title>") == 1
     assert charts.cut("abcdefgh", 8) == "abcdefgh" and charts.cut("abcdefgh", 5) == "ab…gh"
     assert charts.cut("温度温度温度", 7) == "温…度" or charts.width_of(charts.cut("温度温度温度", 7)) <= 7
+
+
+def test_names_that_differ_in_their_middle_are_told_apart() -> None:
+    names = [f"sensor_{i:04}_channel_temperature" for i in range(3)]
+    svg = charts.bars("t", [(name, -1.0, "1") for name in [*names, "short", "a_name_of_24_letters_mm", "m" * 60]])
+    told = [text for text in texts(svg) if text != "1"]
+    halves = [half for i in range(3) for half in (f"sensor_{i:04}_channel_", "temperature")]
+    assert told[:7] == [*halves, "short"]
+    assert told[7:9] == ["a_name_of_24_letters_", "mm"]
+    assert told[9] == "m" * 27 and charts.width_of(told[10]) <= 27 and "…" in told[10]
 
 
 def test_dots_lie_where_their_values_are() -> None:

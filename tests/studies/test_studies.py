@@ -83,6 +83,7 @@ def test_results_of_other_settings_are_left_out_of_the_table(tmp_path: Path) -> 
     assert missing == "Jobs without a result yet: 1 of 4."
     assert f"other settings by now: {record['job']['name']}. `offmanifold study run bimodal --scale smoke` does" in text
     # A job that the study cannot name here may still be one, where its data are.
+    record["job"]["parameters"]["steps"] -= 1
     record["job"]["name"] = "elsewhere"
     path.with_suffix(".npz").rename(folder / "elsewhere.npz")
     path.rename(folder / "elsewhere.json").write_text(json.dumps(record))
@@ -154,6 +155,39 @@ def test_damaged_files_are_done_again_and_those_of_others_left_alone(tmp_path: P
     told.clear()
     assert len(run_study(study, "smoke", results=tmp_path, report=told.append)) == 4
     assert told[0] == "1 of 4 jobs were done before." and (folder / "notes.json").read_text() == "{}"
+
+
+def test_arrays_that_are_broken_or_anothers_are_damaged(tmp_path: Path) -> None:
+    study, told = STUDIES["bimodal"], list[str]()
+    run_study(study, "smoke", results=tmp_path)
+    folder = folder_of(study, "smoke", tmp_path)
+    broken, exchanged, empty = (folder / f"{name}-seed0" for name in ("ae-z1", "ae-z2", "nae-z1"))
+    content = bytearray(broken.with_suffix(".npz").read_bytes())
+    content[60:90] = bytes(30)  # the archive's table, at its end, is whole
+    broken.with_suffix(".npz").write_bytes(content)
+    exchanged.with_suffix(".npz").write_bytes((folder / "nae-z2-seed0.npz").read_bytes())
+    record = json.loads(empty.with_suffix(".json").read_text())
+    empty.with_suffix(".json").write_text(json.dumps(record | {"metrics": {}}))
+    assert len(summarise(study, "smoke", results=tmp_path, report=told.append)) == 1
+    assert "ae-z1-seed0.json, ae-z2-seed0.json, nae-z1-seed0.json in" in told[0]
+    assert len(run_study(study, "smoke", results=tmp_path, report=told.append)) == 4
+
+
+def test_records_of_jobs_there_are_no_more_are_left_out(tmp_path: Path) -> None:
+    study, told = STUDIES["bimodal"], list[str]()
+    run_study(study, "smoke", results=tmp_path)
+    folder = folder_of(study, "smoke", tmp_path)
+    record = json.loads((folder / "ae-z1-seed0.json").read_text()) | {"digests": {}}
+    others = {
+        "with-other-defaults": {"defaults": "old"},
+        "of-no-detector": {"job": record["job"] | {"detector": "gone"}},
+        "with-no-parameter": {"job": record["job"] | {"parameters": {"gone": 1}}},
+    }
+    for name, own in others.items():
+        made = record | own
+        (folder / f"{name}.json").write_text(json.dumps(made | {"job": made["job"] | {"name": name}}))
+    assert len(summarise(study, "smoke", results=tmp_path, report=told.append)) == 4
+    assert f"other settings by now: {', '.join(sorted(others))}. " in told[0]
 
 
 def test_means_and_intervals_as_tables_show_them() -> None:

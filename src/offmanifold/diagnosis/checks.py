@@ -19,7 +19,7 @@ from offmanifold.data import outliers
 from offmanifold.detectors.base import OutlierDetector
 from offmanifold.diagnosis.findings import Finding, Grade, graded, other_than, to_json
 from offmanifold.diagnosis.latent_space import latents, manifold
-from offmanifold.diagnosis.patient import FEWEST, Patient
+from offmanifold.diagnosis.patient import COPIES, FEWEST, Patient
 from offmanifold.diagnosis.recorded import scaling, training
 from offmanifold.measures.detection import auroc, proportion
 from offmanifold.measures.estimates import Estimate, rank_correlation
@@ -119,11 +119,11 @@ def drift(patient: Patient) -> Finding:
 
 def red_team(patient: Patient) -> Finding:
     """Are synthetic outliers, made from normal rows alone, told from normal rows – as well as by plain methods?"""
-    made = {}
+    made, known = {}, {row.tobytes() for row in patient.normal + 0.0}
     for family in outliers.families("image" if patient.is_image else "table"):
         odd = patient.made(family)
-        # A family may leave some rows as they are (a constant image is constant when blurred).
-        odd = odd[np.abs(odd - patient.normal).reshape(len(odd), -1).max(1) > 0]
+        # A family may leave rows as they are (a constant image, blurred), or make others (one column, permuted).
+        odd = odd[[(row + 0.0).tobytes() not in known for row in odd]]
         if len(odd) >= FEWEST // 4:
             made[family] = odd
     if not made:
@@ -264,7 +264,10 @@ def attack(patient: Patient) -> Finding:
         if patient.is_image:
             rows = rows.clamp(0, 1)
     ends = patient.from_prepared(rows)
-    fooled = patient.far(ends) & (patient.score(ends) > np.median(patient.scores))
+    far = patient.far(ends)
+    if far is None:
+        return Finding("attack", "not applicable", COPIES)
+    fooled = far & (patient.score(ends) > np.median(patient.scores))
     number = proportion(int(fooled.sum()), len(fooled))
     grade = graded(number.value, warn=0.3, fail=0.9)
     told = f"{number.value:.0%} of {len(ends)} searches ended on rows that score as normal, far from every normal one."
@@ -288,6 +291,8 @@ def stability(patient: Patient) -> Finding:
 
     n = len(patient.normal)
     value = shares(slice(None))
+    if not value.any():
+        return Finding("stability", "not applicable", "Rows, or their scores, are alike: no part moves a score.")
     worst = int(value.argmax())
     draws = [shares(rng.integers(n, size=n))[worst] for _ in range(DRAWS)]
     number = Estimate(float(value[worst]), *(float(end) for end in np.quantile(draws, [0.025, 0.975])))
@@ -363,6 +368,8 @@ def refits(patient: Patient) -> Finding:
             except (ValueError, TrainingDiverged) as error:
                 return Finding("refits", "not applicable", f"No other fit could be made of these rows: {error}")
         scores.append(again.score_samples(patient.users(patient.normal)))
+    if not all(np.ptp(own) for own in scores):
+        return Finding("refits", "not applicable", "There is nothing to rank: rows, or their scores, are alike.")
     number = rank_correlation(*scores)
     told = f"Rank correlation of two refits' scores of normal rows: {number.value:+.2f}."
     grade: Grade = "fine" if number.value >= STEADY else "warn"

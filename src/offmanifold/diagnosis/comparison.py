@@ -47,6 +47,8 @@ class Comparison:
             return f"Means lie {far} farther from the training rows' than chance explains."
         if p < CERTAIN:
             return f"Means differ from those of the training rows by too little to matter: {far}, p = {p:.2g}."
+        if p < 0.05:
+            return f"Means differ from those of the training rows, but not for certain (p = {p:.2g})."
         return f"Means differ from those of the training rows as chance has it (p = {p:.2g})."
 
     @property

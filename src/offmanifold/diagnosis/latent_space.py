@@ -8,7 +8,7 @@ import numpy as np
 
 from offmanifold.detectors.latent import LatentMixin
 from offmanifold.diagnosis.findings import Finding, Grade, other_than, to_json
-from offmanifold.diagnosis.patient import FEWEST, Patient
+from offmanifold.diagnosis.patient import COPIES, FEWEST, Patient
 from offmanifold.measures.detection import proportion
 from offmanifold.measures.estimates import Estimate, rank_correlation
 from offmanifold.measures.latents import active_latents, aggregate_mmd
@@ -88,9 +88,10 @@ def manifold(patient: Patient) -> Finding:
     made = patient.decoded()
     if not made:
         return Finding("manifold", "not applicable", "The detector has no latent space to make rows from.")
-    wide = {
-        family: patient.far(rows) & (patient.score(rows) >= patient.detector.offset_) for family, rows in made.items()
-    }
+    far = {family: patient.far(rows) for family, rows in made.items()}
+    if any(found is None for found in far.values()):
+        return Finding("manifold", "not applicable", COPIES)
+    wide = {family: far[family] & (patient.score(rows) >= patient.detector.offset_) for family, rows in made.items()}
     shares = {family: proportion(int(passed.sum()), len(passed)) for family, passed in wide.items()}
     worst = max(shares, key=lambda family: shares[family].value)
     number = shares[worst]

@@ -24,6 +24,8 @@ from offmanifold.probability.latents import prior_sample, project
 
 # Below this no check on rows says anything: half of them are the reference.
 FEWEST = 20
+# Why nothing is told of far rows where :meth:`Patient.far` is None.
+COPIES = "These rows are copies of one another: there is no telling what is far from them."
 
 
 class Patient:
@@ -155,8 +157,13 @@ class Patient:
         return distances, self.reference[places]
 
     def far(self, rows: Any) -> Any:
-        """Return which rows are farther from the reference than 99 of 100 normal ones ``(n,)``."""
-        return self.nearest(rows)[0] > np.quantile(self.own_nearest[0], 0.99)
+        """Return which rows are farther from the reference than 99 of 100 normal ones ``(n,)``.
+
+        None where too few normal rows are no copies of the reference's, and nothing is known of distances.
+        """
+        own = self.own_nearest[0]
+        apart = own[own > 0]
+        return self.nearest(rows)[0] > np.quantile(apart, 0.99) if len(apart) >= FEWEST // 2 else None
 
     def beside_plain(self, made: Mapping[str, Any]) -> dict[str, dict[str, Estimate]]:
         """Return for each family of rows the AUROC against normal ones, by method: the detector, "kNN", "PCA"."""

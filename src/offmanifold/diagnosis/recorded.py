@@ -62,7 +62,7 @@ def scaling(patient: Patient) -> Finding:
         )
         return Finding("scaling", "not applicable", why)
     if len(variances) < 2:
-        return Finding("scaling", "not applicable", "There is one column alone.")
+        return Finding("scaling", "not applicable", "Fewer than two columns vary.")
     names = sorted(variances, key=lambda name: variances[name])
     shares = np.cumsum([variances[name] for name in names]) / sum(variances.values())
     fair = np.arange(1, len(names) + 1) / len(names)

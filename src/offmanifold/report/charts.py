@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 Array = npt.NDArray[Any]
 WIDTH, HEIGHT, BARS_WIDTH = 480.0, 210.0, 560.0
-LEFT, RIGHT, TOP, BOTTOM = 52.0, 14.0, 12.0, 40.0
+LEFT, RIGHT, TOP, BOTTOM = 64.0, 14.0, 12.0, 40.0
 # A histogram reaches beyond the normal rows by so many times their range.
 MOST_RANGE = 4.0
 
@@ -101,14 +101,14 @@ def histogram(title: str, groups: Sequence[tuple[str, Array]], threshold: float,
     low, high = max(low, min(own) - reach), min(high, max(own) + reach)
     edges = np.linspace(*_open((low, high)), 41)
     counts = [np.histogram(scores.clip(*edges[[0, -1]]), edges)[0] / len(scores) * 100 for _, scores in groups]
+    below = sum(int((scores < edges[0]).sum()) for _, scores in groups)
+    if below:
+        label += f" – {below:,} lower than shown"
     axes = Axes(title, (edges[0], edges[-1]), (0.0, max(float(c.max()) for c in counts) * 1.05), (label, "rows (%)"))
     for (kind, _), count in zip(groups, counts, strict=True):
         axes.steps(edges, count, kind)
     if np.isfinite(threshold):
         axes.upright(threshold, "threshold")
-    below = sum(int((scores < edges[0]).sum()) for _, scores in groups)
-    if below:
-        axes.parts.append(_text(LEFT + 4, TOP + 24, f"← {below:,} lower", "start"))
     return axes.svg()
 
 
@@ -140,7 +140,8 @@ def calibration(title: str, p_values: Array, band: float) -> Markup:
 def bars(title: str, values: Sequence[tuple[str, float, str]]) -> Markup:
     """Draw bars to the left of zero in one colour and to the right in another: (name, value, text) each.
 
-    What is too long is cut in its middle, and whole where the pointer rests on it.
+    What is too long stands in two lines, what is too long for these is cut in its middle, and whole where the pointer
+    rests on it.
     """
     most = max([abs(value) for _, value, _ in values] + [1e-300])
     row, name_width, room = 22.0, 150.0, 110.0
@@ -154,18 +155,15 @@ def bars(title: str, values: Sequence[tuple[str, float, str]]) -> Markup:
         width = min(abs(value) / most, 1.0) * reach
         y = 4 + i * row
         parts.append(Markup("<g><title>{}: {}</title>").format(name, text))
-        parts.append(_text(name_width - 6, y + 13, cut(name, 20), "end"))
+        parts += _lines(name_width - 6, y, [name] if width_of(name) <= 20 else _halves(name, 27), "end")
         parts.append(
             Markup('<rect class="{}" x="{:.1f}" y="{}" width="{:.1f}" height="15"/>').format(
                 "odd" if value < 0 else "normal", zero - width if value < 0 else zero, y, max(width, 1.0)
             )
         )
-        halves = [cut(half, 27) for half in text.split(" → ")] if width_of(text) > 27 else [text]
-        lower = 13 if len(halves) == 1 else 7
-        for half, begins in zip(halves, ("", "→ "), strict=False):
-            parts.append(_text(name_width + 2 * room + 6, y + lower, begins + half, "start", "small" * (lower < 13)))
-            lower += 11
-        parts.append(Markup("</g>"))
+        before, arrow, after = text.partition(" → ")
+        halves = [cut(before, 27), f"→ {cut(after, 27)}"] if arrow and width_of(text) > 27 else [cut(text, 27)]
+        parts += [*_lines(name_width + 2 * room + 6, y, halves, "start"), Markup("</g>")]
     return Markup("").join([*parts, Markup("</svg>")])
 
 
@@ -187,6 +185,21 @@ def cut(text: str, most: int) -> str:
             break
         end = last + end
     return f"{begin}…{end}"
+
+
+def _halves(text: str, most: int) -> list[str]:
+    """Return a text as two lines of up to ``most`` letters, the first one up to the last separator where that does."""
+    end = max(i for i in range(len(text) + 1) if width_of(text[:i]) <= most)
+    separators = [i for i in range(1, end + 1) if text[i - 1] in " _-./" and width_of(text[i:]) <= most]
+    end = max(separators, default=end)
+    return [text[:end], cut(text[end:], most)]
+
+
+def _lines(x: float, y: float, lines: Sequence[str], anchor: str) -> list[Markup]:
+    """Return one line, or two small ones, beside the bar at ``y``."""
+    if len(lines) == 1:
+        return [_text(x, y + 13, lines[0], anchor)]
+    return [_text(x, y + lower, line, anchor, "small") for lower, line in zip((7, 18), lines, strict=True)]
 
 
 def dots(title: str, rows: Sequence[tuple[str, dict[str, float]]]) -> Markup:

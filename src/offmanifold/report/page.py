@@ -147,7 +147,9 @@ def _compared(detector: OutlierDetector, X: Any) -> dict[str, Any] | None:
     if found is None:
         return None
     missing = "less than 0.1%" if found.missing < 0.001 else f"{found.missing:.1%}"
-    told = f"{len(rows):,} rows" + (f", {missing} of their cells missing. " if found.missing else ". ")
+    told = f"{len(rows):,} row{'s' * (len(rows) != 1)}" + (
+        f", {missing} of their cells missing. " if found.missing else ". "
+    )
     told += found.told
     if found.certain:
         told += " Outliers among them, or a wider spread, do that as well as a change in all of them."

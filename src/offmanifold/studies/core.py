@@ -12,6 +12,7 @@ import platform
 import sys
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -226,12 +227,13 @@ def summarise(
 def _read(path: Path) -> Record | None:
     """Return the record of a result file; none where it or the arrays beside it are damaged, or it is another's."""
     try:
-        record: Record = json.loads(path.read_text())
-        whole = record["job"]["name"] == path.stem and isinstance(record["job"]["seed"], int)
-        arrays = not record["digests"] or zipfile.is_zipfile(path.with_suffix(".npz"))
-    except (OSError, ValueError, KeyError, TypeError):
+        record: Record = json.loads(path.read_text()) | {"_folder": str(path.parent)}
+        whole = record["job"]["name"] == path.stem and isinstance(record["job"]["seed"], int) and record["metrics"]
+        arrays = arrays_of(record) if record["digests"] else {}
+        alike = record["digests"] == {name: digest(array) for name, array in arrays.items()}
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error):
         return None
-    return record | {"_folder": str(path.parent)} if whole and arrays else None
+    return record if whole and alike else None
 
 
 def arrays_of(record: Record) -> dict[str, npt.NDArray[Any]]:
@@ -339,10 +341,13 @@ def _jobs_by_name(study: Study, scale: str, seed: int) -> dict[str, Job]:
 
 
 def _is_current(study: Study, record: Record, known: Mapping[str, Job]) -> bool:
-    """Say whether a finished job is as the study has it now; one that cannot be named here may be."""
+    """Say whether a finished job is as the study has it now; one that cannot be named here, by its detectors alone."""
     own = _without_against(record["job"])
-    job = known.get(own["name"])
-    return job is None or (job == own and record.get("defaults") == _defaults(study, job))
+    try:
+        defaults = _defaults(study, own)
+    except (ValueError, TypeError, KeyError):  # no such detector or parameter any more
+        return False
+    return known.get(own["name"], own) == own and record.get("defaults") == defaults
 
 
 def _run_one(
