@@ -19,12 +19,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import offmanifold
 from offmanifold.data.inputs import InputSpec
 from offmanifold.detectors import IGEBM, NAE, VAE, NegativeVAE, OutlierDetector, SemiSupervisedVAE, presets
-from offmanifold.detectors.chains import from_data_or_replay, settle_bounds, warn_of_bounds
+from offmanifold.detectors.chains import Chain, from_data_or_replay, settle_bounds, warn_of_bounds
 from offmanifold.detectors.normalized_autoencoder import training_chain
 from offmanifold.diagnosis.answers import answers
 from offmanifold.sampling import langevin, metropolis
 from offmanifold.sampling.chain import Kernel, Space, run
-from offmanifold.sampling.starts import OnManifold, Persistent
+from offmanifold.sampling.starts import FromData, OnManifold, Persistent
 
 # Of a network for images that trains in a moment.
 SMALL: dict[str, Any] = {"network": "strided", "capacity": 1 / 16, "pretraining_steps": 2}
@@ -35,7 +35,7 @@ def chain_of(detector: Any) -> Any:
     shape, settings = detector._network_spec.shape, detector.settings_
     if isinstance(detector, NAE):
         return training_chain(detector.module_, settings, shape)
-    return detector._chain(settings, from_data_or_replay(settings, shape, torch.device("cpu")))
+    return detector._chain(detector.module_, settings, from_data_or_replay(settings, shape, torch.device("cpu")))
 
 
 class _NothingReadBack(TorchDispatchMode):
@@ -257,8 +257,8 @@ def test_the_energy_stays_the_same_while_a_chain_runs(plane: Any) -> None:
             met.append(model.energy(fixed))
         return model.energy(rows)
 
-    run(langevin.step, generator, fixed, energy, Kernel(0.1, 0.01), 5)
-    assert len(met) == 5
+    Chain(FromData(), langevin.step, Kernel(0.1, 0.01), 5, model).negatives(generator, fixed, energy)
+    assert len(met) == 5 and model.training and all(part.training for part in model.modules())
     assert all(torch.equal(values, met[0]) for values in met[1:])
     later = model.energy(fixed)
     assert not torch.equal(later, model.energy(fixed))  # outside of chains it does move

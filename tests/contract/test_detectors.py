@@ -51,6 +51,24 @@ def test_scikit_learns_checks(detector_class: type[OutlierDetector]) -> None:
     assert len(results) > 40
 
 
+def test_the_callers_own_modes_change_nothing(detector_class: type[OutlierDetector], plane: Any) -> None:
+    """Neither torch's default type, nor autocast, nor a block without gradients."""
+
+    def told(detector: OutlierDetector) -> list[Any]:
+        samples = detector.sample(5, random_state=0) if hasattr(detector, "sample") else []
+        return [detector.score_samples(plane[1]), detector.calibration_scores_, np.array(samples)]
+
+    new = detector_class(**quick(detector_class))
+    plain = told(clone(new).fit(plane[0]))
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+            found = told(clone(new).fit(plane[0]))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(np.array_equal(one, other) for one, other in zip(plain, found, strict=True))
+
+
 def test_defaults_find_far_outliers_and_an_untrained_model_does_not(
     detector_class: type[OutlierDetector], plane: Any
 ) -> None:

@@ -301,17 +301,17 @@ def test_the_ring_keeps_the_newest_and_draws_them_all() -> None:
             ring.push(wrong, torch.zeros(4))
         with pytest.raises(ValueError, match="fresh must be"):
             ring.draw(generator(), wrong, restart=0.0)
-    # What was never pushed is none of the newest.
+    # Chains that there are not yet are fresh.
     part = Replay(10, (1,), torch.device("cpu"))
-    part.push(torch.arange(3.0)[:, None], torch.full((3,), 4.0))
-    newest, ages = part.newest(torch.full((5, 1), 7.0))
-    assert newest.flatten().tolist() == [7, 7, 0, 1, 2] and ages.tolist() == [0, 0, 4, 4, 4]
+    part.put_back(torch.arange(3.0)[:, None], torch.full((3,), 4.0))
+    begun, ages = part.going_on(torch.full((5, 1), 7.0))
+    assert begun.flatten().tolist() == [0, 1, 2, 7, 7] and ages.tolist() == [4, 4, 4, 0, 0]
     exact = Replay(6, (1,), torch.device("cpu"), torch.float64)
     exact.push(torch.full((2, 1), 1 / 3, dtype=torch.float64), torch.zeros(2))
     assert exact.draw(generator(), torch.zeros(4, 1, dtype=torch.float64), 0.0)[0].eq(1 / 3).all()
     with pytest.raises(ValueError, match=r"ages must be \(4,\) of .*, one a position; got \(3,\)"):
         ring.push(torch.zeros(4, 1), torch.zeros(3))
-    for more in (lambda: ring.push(torch.zeros(7, 1), torch.zeros(7)), lambda: ring.newest(torch.zeros(7, 1))):
+    for more in (lambda: ring.push(torch.zeros(7, 1), torch.zeros(7)), lambda: ring.going_on(torch.zeros(7, 1))):
         with pytest.raises(ValueError, match="7 positions do not fit into a replay buffer of 6"):
             more()
 
@@ -328,10 +328,18 @@ def test_starts() -> None:
         persistent.end(rows + age)
         begun, metrics = persistent.begin(generator(), rows)
         assert torch.equal(begun, rows + age) and metrics["replay_age"] == age
-    drawn = Persistent(persistent.replay, persistent.fresh, restart=1e-6)
+    # A smaller batch goes on with some; the others wait.
+    persistent.begin(generator(), rows[:2])
+    persistent.end(rows[:2] + 9)
+    begun, _ = persistent.begin(generator(), rows)
+    assert torch.equal(begun, torch.cat([rows[:2] + 9, rows[2:] + 5]))
+    drawn = Persistent(Replay(20, (2,), torch.device("cpu")), persistent.fresh, restart=1e-6)
+    for end in range(3):
+        drawn.begin(generator(), rows)
+        drawn.end(rows + end)
     begun, metrics = drawn.begin(generator(), rows)
-    assert not torch.equal(begun, rows + 5) and metrics["replay_age"] < 5
-    assert all(any(torch.equal(b, end) for end in persistent.replay.tensors["positions"]) for b in begun)
+    assert not torch.equal(begun, rows + 2) and metrics["replay_age"] < 3
+    assert all(any(torch.equal(b, end) for end in drawn.replay.tensors["positions"]) for b in begun)
 
     # H(z) = E(dec(z)) = ‖2z − 1‖² has its minimum at z = ½, where a chain with little noise must go.
     start = OnManifold(
@@ -454,3 +462,24 @@ def test_bad_settings_name_themselves() -> None:
         Replay(4, (2,), torch.device("cpu")).draw(generator(), torch.zeros(2, 2), 1.5)
     with pytest.raises(ValueError, match="noise above 0"):
         metropolis.step(generator(), State(torch.zeros(2, 2)), lambda x: x.sum(1), Kernel(0.1, 0.0))
+
+
+def test_a_chain_goes_on_by_another_energy() -> None:
+    """What the state knows of the old one is not taken for the new one's: the same law, a thousand lower."""
+
+    def low(x: torch.Tensor) -> torch.Tensor:
+        return 0.5 * x.square().sum(1) - 1000
+
+    state, _ = run(metropolis.step, generator(), torch.zeros(500, 1), low, Kernel(0.2), 5)
+    _, info = run(metropolis.step, generator(), state, lambda x: low(x) + 1000, Kernel(0.2), 5)
+    assert info.accepted.mean() > 0.8
+
+
+def test_a_temperature_may_be_a_number_that_is_asked_for() -> None:
+    drawn = [
+        run(langevin.step, generator(), torch.ones(4, 1), lambda x: x.square().sum(1), Kernel(0.1, temperature=T), 3)[0]
+        for T in (0.5, lambda: 0.5)
+    ]
+    assert torch.equal(drawn[0].position, drawn[1].position)
+    with pytest.raises(ValueError, match="anneal must be True or False; got 'no'"):
+        Kernel(0.1, anneal="no")  # type: ignore[arg-type]

@@ -28,7 +28,7 @@ from offmanifold.probability.missing import missing_cells, nothing_missing
 from offmanifold.training.checkpoints import Checkpointer, fingerprint, saved_seed, writable
 from offmanifold.training.loop import History, train
 from offmanifold.training.phases import Phase
-from offmanifold.training.precision import choose_device, choose_dtype, computing_in, memory_of
+from offmanifold.training.precision import choose_device, choose_dtype, computing_in, memory_of, ordinary
 from offmanifold.training.progress import Progress
 from offmanifold.training.threads import limited_to
 
@@ -132,6 +132,10 @@ class OutlierDetector(Scorer, abc.ABC):
 
     # --- learning --------------------------------------------------------------------------------------
 
+    # Whatever block of the caller's it is called in.
+    @torch.inference_mode(False)
+    @torch.enable_grad()
+    @ordinary()
     def fit(
         self,
         X: Any,

@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from offmanifold import parameters
 from offmanifold.data import outliers
 from offmanifold.networks import choose
+from offmanifold.networks.network import steady
 from offmanifold.probability.missing import nothing_missing
 from offmanifold.sampling import metropolis
 from offmanifold.sampling.chain import Energy, Kernel, Space, Step, run
@@ -31,6 +32,8 @@ MOST_OUTSIDE = 0.5
 # Share of the sampled values on the bounds from which on the chains are no use; where the data's own values are there,
 # as the black of digits is, this share of the others.
 MOST_AT_BOUNDS = 0.5
+# Values of a row on the bounds from which on one adjusted move in a thousand stays inside at best.
+MOST_ON_BOUNDS = 10
 # Share of adjusted moves that are accepted, below which chains stand still.
 LOWEST_ACCEPTANCE = 0.05
 # Share of the last samples below the held-out rows' median energy from which on holes are left: where normalisation
@@ -51,16 +54,20 @@ class Chain(Generic[AnyStart]):
     kernel : Kernel
     steps : int
         0 leaves the starts as they are.
+    module : Module
+        Whose energy it is.
     """
 
     start: AnyStart
     step: Step
     kernel: Kernel
     steps: int
+    module: nn.Module
 
     def negatives(self, generator: torch.Generator, rows: Tensor, energy: Energy) -> tuple[Tensor, Metrics]:
         """Return samples of the model ``(n, *shape)``, as many as there are rows, and how the chains went."""
-        with nothing_missing():  # nor does anything wait for the device to see whether it is so
+        # Nor does anything wait for the device to see whether something is missing.
+        with nothing_missing(), steady(self.module):
             begun, told = self.start.begin(generator, rows)
             metrics = Metrics(told)
             if not self.steps:
@@ -242,12 +249,25 @@ def from_data_or_replay(settings: dict[str, Any], shape: tuple[int, ...], device
     return Persistent(Replay(settings["replay_size"], shape, device), noise_within(settings["bounds"]), restart)
 
 
-def replay_size(size: int, batch_size: int, negatives: str, *, minimum: int) -> int:
-    """Check ``replay_size``: a batch's chains must fit, or it is 0, where that is allowed, or the start needs none."""
-    parameters.integer("replay_size", size, minimum=minimum)
-    if 0 < size < batch_size and negatives != "cd":
+def check_replay(rows: Tensor, settings: dict[str, Any]) -> None:
+    """Refuse a ``replay_size`` that a batch of the training rows' chains does not fit into, where there is a buffer."""
+    size, batch_size = settings["replay_size"], min(settings["batch_size"], len(rows))
+    if 0 < size < batch_size and settings["negatives"] != "cd":
         raise parameters.InvalidParameter(
             f"replay_size={size} does not hold the chains of one batch: make it at least {batch_size}, or batch_size "
             "smaller."
         )
-    return int(size)
+
+
+def check_starts(rows: Tensor, settings: dict[str, Any]) -> None:
+    """Refuse adjusted chains from data on the bounds: half of a coordinate's steps lead outside, and one is enough."""
+    space = Space(*settings["bounds"])
+    on_bounds = float(space.at_bounds(rows)) * rows[0].numel()
+    if settings["adjusted"] and settings["negatives"] == "cd" and on_bounds > MOST_ON_BOUNDS:
+        low, high = settings["bounds"]
+        margin = 0.1 * (high - low)
+        raise parameters.InvalidParameter(
+            f"adjusted=True with negatives='cd' moves nothing here: on average {on_bounds:.0f} of a row's "
+            f"{rows[0].numel()} values lie on the bounds, and steps that lead one of them outside are refused. Use "
+            f"wider ones, such as bounds=({low - margin:g}, {high + margin:g}), or adjusted=False."
+        )

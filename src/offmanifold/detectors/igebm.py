@@ -20,10 +20,10 @@ from offmanifold.detectors.chains import (
     Range,
     chain_bounds,
     chain_settings,
+    check_replay,
     families_to_watch,
     from_data_or_replay,
     noise_within,
-    replay_size,
     settle_bounds,
     size_of_network,
     warn_of_bounds,
@@ -36,6 +36,7 @@ from offmanifold.sampling import langevin
 from offmanifold.sampling.chain import Kernel, Space
 from offmanifold.sampling.starts import FromData, Start
 from offmanifold.training.phases import ParameterGroup, Phase
+from offmanifold.training.precision import ordinary
 from offmanifold.training.progress import Verbosity
 
 NEGATIVES = ("pcd-restart", "pcd", "cd")
@@ -205,7 +206,7 @@ device, precision, random_state, verbose
             "visible_chain": chain_settings("visible_chain", chain, fewest=1),
             "clip": None if table else 0.01,
             "bounds": chain_bounds(self.bounds, table),
-            "replay_size": replay_size(self.replay_size, self.batch_size, self.negatives, minimum=1),
+            "replay_size": parameters.integer("replay_size", self.replay_size, minimum=int(self.negatives != "cd")),
             "restart": parameters.real("restart", self.restart, minimum=0, maximum=1),
             "energy_penalty": parameters.real("energy_penalty", self.energy_penalty, minimum=0),
             "average": parameters.real("average", self.average, minimum=0, below=1),
@@ -217,6 +218,7 @@ device, precision, random_state, verbose
 
     def _settle(self, rows: Tensor, settings: Settings) -> None:
         settle_bounds(rows, settings)
+        check_replay(rows, settings)
 
     def _build(self, spec: InputSpec, settings: Settings) -> EnergyNetwork:
         features = READ_BY_A_LINEAR_LAYER.get(settings["network"], 1)
@@ -235,7 +237,9 @@ device, precision, random_state, verbose
             contrastive_phase(
                 "contrast",
                 energy=model.energy,
-                chain=self._chain(settings, from_data_or_replay(settings, self._network_spec.shape, self._device)),
+                chain=self._chain(
+                    model, settings, from_data_or_replay(settings, self._network_spec.shape, self._device)
+                ),
                 groups=(ParameterGroup.of("energy", model),),
                 optimizer=self._optimizer(settings),
                 steps=settings["steps"],
@@ -248,10 +252,10 @@ device, precision, random_state, verbose
         ]
 
     @staticmethod
-    def _chain(settings: Settings, start: Start, factor: int = 1) -> Chain[Start]:
+    def _chain(model: EnergyNetwork, settings: Settings, start: Start, factor: int = 1) -> Chain[Start]:
         steps, step_size, noise = settings["visible_chain"]
         kernel = Kernel(step_size, noise, clip=settings["clip"], space=Space(*settings["bounds"]))
-        return Chain(start, langevin.step, kernel, factor * steps)
+        return Chain(start, langevin.step, kernel, factor * steps, model)
 
     def _energy_terms(self, model: EnergyNetwork, rows: Tensor) -> dict[str, Tensor]:
         return {"energy": model.energy(rows)}
@@ -264,6 +268,7 @@ device, precision, random_state, verbose
     def _warn_about_training(self, normal: Tensor) -> None:
         warn_of_bounds(self.history_, self.settings_, normal)
 
+    @ordinary()
     def sample(self, n: int, *, random_state: int | np.random.RandomState | None = None) -> Any:
         """Draw ``n`` rows by chains from uniform noise, eight times as long as in training; units and layout of X.
 
@@ -277,5 +282,5 @@ device, precision, random_state, verbose
         def begin(k: int) -> Tensor:
             return noise(generator, torch.empty(k, *shape, device=self._device))
 
-        chain = self._chain(self.settings_, FromData(), SAMPLING_FACTOR)
-        return self._restore(chain.samples(generator, n, begin, self.module_.energy))
+        chain = self._chain(self.module_, self.settings_, FromData(), SAMPLING_FACTOR)
+        return self._restore(self._drawable(chain.samples(generator, n, begin, self.module_.energy)))

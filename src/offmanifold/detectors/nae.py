@@ -23,9 +23,11 @@ from offmanifold.detectors.chains import (
     accepted_half,
     chain_bounds,
     chain_settings,
+    check_replay,
+    check_starts,
     families_to_watch,
     holes,
-    replay_size,
+    noise_within,
     settle_bounds,
     warn_of_acceptance,
     warn_of_bounds,
@@ -47,6 +49,7 @@ from offmanifold.probability.distances import distance, parts
 from offmanifold.probability.missing import filled
 from offmanifold.sampling.starts import FromData, OnManifold
 from offmanifold.training.phases import Loss, Metrics, ParameterGroup, Phase, Update
+from offmanifold.training.precision import ordinary
 from offmanifold.training.progress import Verbosity
 
 NEGATIVES = ("omi", "cd", "pcd", "pcd-restart")
@@ -291,7 +294,10 @@ device, precision, random_state, verbose
             restart = RESTART_AT_CODES if starts_at_codes and self.negatives == "omi" else RESTART
         temperature = auto("temperature")
         if temperature != "learned":
-            temperature = parameters.real("temperature", temperature, above=0, words=("learned", "auto"))
+            # What float32 holds with room for what is divided by it.
+            temperature = parameters.real(
+                "temperature", temperature, minimum=1e-30, maximum=1e30, words=("learned", "auto")
+            )
         adjusted = auto("adjusted")
         if not isinstance(adjusted, bool | np.bool_):
             raise parameters.InvalidParameter(f"adjusted must be True, False or 'auto'; got {adjusted!r}.")
@@ -319,7 +325,7 @@ device, precision, random_state, verbose
             "clip": preset["clip"],
             "adjusted": bool(adjusted),
             "bounds": chain_bounds(self.bounds, table),
-            "replay_size": replay_size(self.replay_size, self.batch_size, self.negatives, minimum=0),
+            "replay_size": parameters.integer("replay_size", self.replay_size, minimum=0),
             "starts_at_codes": starts_at_codes,
             "restart": parameters.real("restart", restart, minimum=0, maximum=1, words=AUTO),
             "energy_penalty": parameters.real("energy_penalty", self.energy_penalty, minimum=0),
@@ -342,6 +348,8 @@ device, precision, random_state, verbose
 
     def _settle(self, rows: Tensor, settings: Settings) -> None:
         settle_bounds(rows, settings)
+        check_replay(rows, settings)
+        check_starts(rows, settings)
 
     # --- model and training ----------------------------------------------------------------------------
 
@@ -454,6 +462,7 @@ device, precision, random_state, verbose
 
     # --- samples ---------------------------------------------------------------------------------------
 
+    @ordinary()
     def sample(
         self,
         n: int,
@@ -486,9 +495,8 @@ device, precision, random_state, verbose
             chain.steps = parameters.integer("visible_steps", visible_steps, minimum=0)
         generator = self._generator(random_state)
         # Starts on the manifold need to know how many, and nothing else.
-        return self._restore(
-            chain.samples(generator, n, lambda k: torch.empty(k, 1, device=self._device), self.module_.energy)
-        )
+        drawn = chain.samples(generator, n, lambda k: torch.empty(k, 1, device=self._device), self.module_.energy)
+        return self._restore(self._drawable(drawn))
 
     def _fresh_chain(self, factor: int) -> Chain[OnManifold]:
         """Return the chain without a memory: from fresh codes, the latent chain ``factor`` times as long."""
@@ -515,8 +523,9 @@ device, precision, random_state, verbose
         if not self.settings_["adjusted"]:
             warn_of_bounds(self.history_, self.settings_, normal)
             return
-        rows = filled(normal[:128].to(self._device))
-        # A replay of x holds what chains from data became, or near it.
+        rows, generator = filled(normal[:128].to(self._device)), self._generator(0)
+        if self.settings_["negatives"].startswith("pcd"):  # chains that began at noise go on
+            rows = noise_within(self.settings_["bounds"])(generator, rows)
         start = FromData() if self.settings_["negatives"] != "omi" else self._fresh_chain(1).start
         chain = visible_chain(self.module_, self.settings_, start)
-        warn_of_acceptance(self.history_, lambda: accepted_half(chain, self._generator(0), rows, self.module_.energy))
+        warn_of_acceptance(self.history_, lambda: accepted_half(chain, generator, rows, self.module_.energy))

@@ -140,6 +140,6 @@ def hard(
         starts = own(rows, generator).detach()
         starts[::2] = maker(rows, generator)[::2]
         kernel = Kernel(step_size, noise, clip=CLIP if image else None, space=Space(*bounds))
-        return Chain(FromData(), langevin.step, kernel, steps).negatives(generator, starts, energy)[0]
+        return Chain(FromData(), langevin.step, kernel, steps, model).negatives(generator, starts, energy)[0]
 
     return draw

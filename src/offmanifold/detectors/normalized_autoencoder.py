@@ -83,7 +83,7 @@ def visible_chain(model: NormalizedAutoencoder, settings: Settings, start: AnySt
     (low, high), adjusted = settings["bounds"], settings["adjusted"]
     space = Space(low, high, "reject" if adjusted else "clamp")
     kernel = Kernel(step_size, noise, model.temperature, settings["anneal"], settings["clip"], space)
-    return Chain(start, metropolis.step if adjusted else langevin.step, kernel, steps)
+    return Chain(start, metropolis.step if adjusted else langevin.step, kernel, steps, model)
 
 
 def on_manifold(

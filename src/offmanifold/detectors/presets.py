@@ -106,6 +106,8 @@ def resolve(preset: str, spec: InputSpec) -> dict[str, Any]:
     if name == "auto":
         name = "tables" if table else "images"
     if (name in ("tables", "2d")) != table or (name == "2d" and spec.shape != (2,)):
-        kind = {"tables": "tables", "2d": "tables of two columns"}.get(name, "images")
-        raise parameters.InvalidParameter(f"preset={name!r} is for {kind}; the data are {spec.describe()}.")
+        kind = {"tables": "tables", "2d": "tables of two columns of numbers"}.get(name, "images")
+        raise parameters.InvalidParameter(
+            f"preset={name!r} is for {kind}; the data are, as the network sees them, {spec.describe()}."
+        )
     return {argument: value(spec) if callable(value) else value for argument, value in PRESETS[name].items()}

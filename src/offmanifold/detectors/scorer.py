@@ -23,7 +23,7 @@ from offmanifold.detectors.levelling import Levelling
 from offmanifold.networks.network import initialise
 from offmanifold.probability.bounds import bits_per_dim
 from offmanifold.probability.missing import filled, missing_cells, nothing_missing
-from offmanifold.training.precision import choose_device, computing_in
+from offmanifold.training.precision import choose_device, computing_in, ordinary
 
 PROBES = 16
 # Networks always see passes of one fixed size (the last is padded), so that a row's score is the same to the
@@ -116,6 +116,10 @@ class Scorer(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
         """
         return (like or self.spec_).present(self._inverse(rows))
 
+    def _drawable(self, drawn: Tensor) -> Tensor:
+        """Return samples as rows can be: pixels lie in [0, 1]."""
+        return drawn.clamp(0, 1) if self.spec_.kind == "image" else drawn
+
     def _shown(self, rows: Tensor) -> Tensor:
         """Return prepared rows as the detector takes them."""
         return filled(rows) if self.gaps == "filled" else rows
@@ -141,6 +145,7 @@ class Scorer(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
         """Return energies ``(n,)`` of prepared rows."""
         return torch.stack(list(self._levelled_terms(rows).values())).sum(0)
 
+    @ordinary()
     def _new_module(self, spec: InputSpec, settings: Settings, seed: int) -> nn.Module:
         # Construction draws from PyTorch's global generator; the user's stream is put back afterwards, and
         # every weight is drawn again from our own.
@@ -187,7 +192,7 @@ class Scorer(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
         self, compute: Callable[[Any, Tensor], Tensor], rows: Rows, index: npt.NDArray[np.intp] | None = None
     ) -> Iterator[Tensor]:
         """Yield what ``compute(module, prepared rows)`` gives, a pass at a time."""
-        with torch.no_grad():
+        with torch.no_grad(), ordinary():
             for part, real in self._passes(rows, index):
                 yield compute(self.module_, self._shown(part))[:real]
 
@@ -202,6 +207,7 @@ class Scorer(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
         return Rows(X, self.spec_, type(self).__name__)
 
     @torch.no_grad()
+    @ordinary()
     def _terms(self, rows: Rows, index: npt.NDArray[np.intp] | None = None) -> dict[str, Float64Array]:
         """Score terms, high = normal: minus the energy's terms."""
         parts: dict[str, list[Float64Array]] = {}
@@ -243,6 +249,7 @@ class Scorer(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
         """Return conformal p-values ``(n,)``: for a normal row, P(p ≤ α) ≤ α (see ``offmanifold.calibration``)."""
         return calibration.p_values(self.calibration_scores_, self.score_samples(X))
 
+    @ordinary()
     def explain(self, X: Any) -> Explanation:
         """Say why rows score as they do: what each cell adds to the score, and what would have to change.
 
@@ -306,6 +313,7 @@ class Scorer(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
         return torch.randn(PROBES, *self._network_spec.shape, generator=generator)
 
     @torch.no_grad()
+    @ordinary()
     def _probe_scores(self, probes: Tensor) -> Float64Array:
         terms = self._energy_terms(self.module_, probes.to(self._device))
         return -torch.stack([term.double() for term in terms.values()]).sum(0).cpu().numpy()

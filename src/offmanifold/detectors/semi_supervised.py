@@ -27,6 +27,7 @@ from offmanifold.probability import bounds
 from offmanifold.probability.divergences import kl_to_standard_normal
 from offmanifold.probability.latents import prior_sample
 from offmanifold.training.phases import Metrics, Phase, Update
+from offmanifold.training.precision import ordinary
 from offmanifold.training.progress import Verbosity
 
 KINDS = ("auto", "discrete", "continuous")
@@ -348,6 +349,7 @@ class SemiSupervisedVAE(VariationalDetector):
         means = joined(self._through(mean, self._fitted_rows(X)))
         return means[:, 0] * self.labels_.scale + self.labels_.mean
 
+    @ordinary()
     def sample(self, n: int, *, y: Any = None, random_state: int | np.random.RandomState | None = None) -> Any:
         """Draw ``n`` rows, with label ``y`` (one, or one for each) or with labels from p(y); units and layout of X.
 

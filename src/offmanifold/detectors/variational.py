@@ -38,7 +38,7 @@ from offmanifold.probability.likelihoods import (
 )
 from offmanifold.probability.missing import cells_seen, seen
 from offmanifold.training.phases import Metrics, ParameterGroup
-from offmanifold.training.precision import computing_in
+from offmanifold.training.precision import computing_in, ordinary
 
 SCORES = ("elbo", "reconstruction", "kl", "iwae")
 LIKELIHOODS = ("gaussian", "unit-gaussian", "bernoulli")
@@ -255,8 +255,8 @@ class VariationalDetector(LatentMixin, OutlierDetector):
         def drawn(count: int) -> Tensor:
             return torch.randn(samples, count, latents, generator=generator, device=self._device)
 
-        common = drawn(1) if shared else None
-        with torch.no_grad():
+        with torch.no_grad(), ordinary():
+            common = drawn(1) if shared else None
             for part, real in self._passes(rows, index):
                 noise = drawn(real) if common is None else common.expand(-1, real, -1)
                 draws = [model.draws(part[:real], some, completing=True) for some in torch.split(noise, DRAWN_AT_ONCE)]
@@ -327,6 +327,7 @@ class VariationalDetector(LatentMixin, OutlierDetector):
         if self.fit_report_["latents"]["active"] == 0:
             warnings.warn(COLLAPSE, UserWarning, stacklevel=3)
 
+    @ordinary()
     def sample(self, n: int, *, random_state: int | np.random.RandomState | None = None) -> Any:
         """Draw ``n`` rows from the model: z from the prior, x from p(x | z), in the user's units and layout.
 
@@ -342,4 +343,4 @@ class VariationalDetector(LatentMixin, OutlierDetector):
 
     def _made(self, drawn: Tensor) -> Any:
         """Turn draws of x into rows in the user's units and layout."""
-        return self._restore(drawn.clamp(0, 1) if self.spec_.kind == "image" else drawn)
+        return self._restore(self._drawable(drawn))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize as _parametrize  # noqa: F401 - makes nn.utils.parametrize available
+from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _SpectralNorm
 
 
@@ -44,6 +46,25 @@ class Network(nn.Module):
         return outputs.float()
 
 
+@contextlib.contextmanager
+def steady(module: nn.Module) -> Iterator[None]:
+    """Let ``module`` be one function within the block: its spectral norms are estimated once more, then stand still.
+
+    In training every call improves their estimates. (PyTorch's own ``parametrize.cached`` holds the weights of every
+    network there is, of those that other threads train, too.)
+    """
+    moving = [part for part in module.modules() if isinstance(part, parametrize.ParametrizationList) and part.training]
+    with torch.no_grad():
+        for part in moving:
+            part()
+            part.eval()
+    try:
+        yield
+    finally:
+        for part in moving:
+            part.train()
+
+
 def initialise(module: nn.Module, generator: torch.Generator) -> None:
     """Draw every weight anew from ``generator``: PyTorch's own distributions without its global state.
 
@@ -56,7 +77,7 @@ def initialise(module: nn.Module, generator: torch.Generator) -> None:
             bound = 1 / math.sqrt(max(1, layer.weight[0].numel()))
             with torch.no_grad():
                 weight = torch.empty_like(layer.weight).uniform_(-bound, bound, generator=generator)
-                if nn.utils.parametrize.is_parametrized(layer, "weight"):
+                if parametrize.is_parametrized(layer, "weight"):
                     layer.weight = weight  # goes to what is behind the parametrisation
                 else:
                     layer.weight.copy_(weight)
@@ -64,7 +85,7 @@ def initialise(module: nn.Module, generator: torch.Generator) -> None:
                     layer.bias.uniform_(-bound, bound, generator=generator)
         elif isinstance(layer, nn.LayerNorm | nn.GroupNorm | nn.BatchNorm2d):
             layer.reset_parameters()  # ones and zeros: nothing random
-        elif isinstance(layer, nn.utils.parametrize.ParametrizationList):  # comes after the layer it belongs to
+        elif isinstance(layer, parametrize.ParametrizationList):  # comes after the layer it belongs to
             for normalisation in layer:
                 if isinstance(normalisation, _SpectralNorm):
                     _estimate_norm(normalisation, layer.original, generator)

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.utils import parametrize
 
 from offmanifold import parameters
 
@@ -128,7 +127,7 @@ class Kernel:
     noise : float, optional
         σ. Default: √(2λ), with which a small step samples exp(−E/T).
     temperature : float or callable
-        T, or what returns it as a tensor, where it is learned; the one place where it enters.
+        T, or what returns it, where it is learned; the one place where it enters.
     anneal : bool
         Noise σ/(1 + t) at step t = 0, 1, … (P3, appendix D.3).
     clip : float, optional
@@ -145,6 +144,8 @@ class Kernel:
 
     def __post_init__(self) -> None:
         parameters.real("step_size", self.step_size, above=0)
+        if not isinstance(self.anneal, bool):
+            raise ValueError(f"anneal must be True or False; got {self.anneal!r}.")
         if self.noise is not None:
             parameters.real("noise", self.noise, minimum=0)
         if not callable(self.temperature):
@@ -160,7 +161,7 @@ class Kernel:
     @property
     def current_temperature(self) -> float | Tensor:
         """T as it is now."""
-        return self.temperature().detach() if callable(self.temperature) else self.temperature
+        return torch.as_tensor(self.temperature()).detach() if callable(self.temperature) else self.temperature
 
     def drift(self, gradient: Tensor) -> Tensor:
         """Return −λ ∇E/T, clipped."""
@@ -211,9 +212,10 @@ def run(
     generator : torch.Generator
         On the chains' device.
     start : (n, *shape) or State
-        Positions, which are brought into the space first, or the state that an earlier run ended in, which is taken as
-        it is: four steps and four more are eight steps, bit for bit. NaN stays NaN, and adjusted chains stay where the
-        energy is NaN: nothing looks, for that would wait for the device.
+        Positions, which are brought into the space first, or the state that an earlier run ended in: four steps and
+        four more are eight steps, bit for bit. Its energy and gradient are computed anew, for ``energy`` may be another
+        by now. NaN stays NaN, and adjusted chains stay where the energy is NaN: nothing looks, for that would wait for
+        the device.
     energy : callable
         ``(n, *shape) → (n,)``.
     kernel : Kernel
@@ -223,8 +225,7 @@ def run(
     -------
     State, Info
         The end, and each chain's means over its steps. Memory does not grow with ``steps``, and nothing waits for
-        the device. The energy stays the same throughout: normalised weights (a spectral norm improves its estimate at
-        every call in training) are computed once.
+        the device.
 
     Raises
     ------
@@ -255,10 +256,12 @@ def run(
         raise ValueError(f"On the sphere start must be (n, k) with k ≥ 2; got shape {tuple(position.shape)}.")
     if position.ndim < 2 or len(position) == 0:
         raise ValueError(f"start must be (n, *shape) with n ≥ 1; got shape {tuple(position.shape)}.")
-    state = start if isinstance(start, State) else State(kernel.space.enter(position.detach()))
-    with parametrize.cached():
-        for _ in range(steps):
-            state, info = step(generator, state, energy, kernel)
-            total = info if total is None else Info(*(a + b for a, b in zip(total, info, strict=True)))
+    if isinstance(start, State):
+        state = State(position, step=start.step)
+    else:
+        state = State(kernel.space.enter(position.detach()))
+    for _ in range(steps):
+        state, info = step(generator, state, energy, kernel)
+        total = info if total is None else Info(*(a + b for a, b in zip(total, info, strict=True)))
     assert total is not None
     return state, Info(*(values / steps for values in total))

@@ -1,4 +1,4 @@
-"""The replay buffer: a ring of earlier chains' ends, on the device."""
+"""The replay buffer: earlier chains' ends, on the device."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from offmanifold import memory, parameters
 
 
 class Replay:
-    """The newest ``capacity`` positions: drawn at random with replacement, or the last ones in their order.
+    """The newest ``capacity`` positions, to draw from at random with replacement; or chains that go on in their places.
+
+    One of both: :meth:`draw` and :meth:`push`, or :meth:`going_on` and :meth:`put_back`.
 
     Parameters
     ----------
@@ -71,14 +73,19 @@ class Replay:
         anew = (torch.rand(n, generator=generator, device=device) < restart) | (filled == 0)
         return self._or_fresh(anew, fresh, index)
 
-    def newest(self, fresh: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the last ``n`` positions in the order of their pushing, and their ages; of those missing ``fresh``."""
+    def going_on(self, fresh: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the first ``n`` chains and their ages; of those that there are not yet ``fresh``."""
         self._check("fresh", fresh)
-        n = len(fresh)
-        self._check_fit(n)
-        order = self.tensors["pushed"] - n + torch.arange(n, device=fresh.device)
-        index, missing = order % self.capacity, order < 0
-        return self._or_fresh(missing, fresh, index)
+        self._check_fit(len(fresh))
+        index = torch.arange(len(fresh), device=fresh.device)
+        return self._or_fresh(index >= self.tensors["pushed"], fresh, index)
+
+    def put_back(self, positions: Tensor, ages: Tensor) -> None:
+        """Put the ends ``(n, *shape)`` of the first ``n`` chains where these were."""
+        n = self._checked(positions, ages)
+        self.tensors["positions"][:n] = positions.detach()
+        self.tensors["ages"][:n] = ages
+        self.tensors["pushed"].clamp_(min=n)
 
     def _or_fresh(self, anew: Tensor, fresh: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         """Return what lies at ``index`` and its ages, and where it is ``anew`` what is fresh, of age 0."""
@@ -87,6 +94,14 @@ class Replay:
 
     def push(self, positions: Tensor, ages: Tensor) -> None:
         """Put chains' ends ``(n, *shape)`` in, over the oldest."""
+        n = self._checked(positions, ages)
+        index = (self.tensors["pushed"] + torch.arange(n, device=positions.device)) % self.capacity
+        self.tensors["positions"][index] = positions.detach()
+        self.tensors["ages"][index] = ages
+        self.tensors["pushed"] += n
+
+    def _checked(self, positions: Tensor, ages: Tensor) -> int:
+        """Return how many ends there are, or refuse them."""
         self._check("positions", positions)
         n = len(positions)
         if ages.shape != (n,) or ages.dtype != self.tensors["ages"].dtype:
@@ -95,10 +110,7 @@ class Replay:
                 f"{ages.dtype}."
             )
         self._check_fit(n)
-        index = (self.tensors["pushed"] + torch.arange(n, device=positions.device)) % self.capacity
-        self.tensors["positions"][index] = positions.detach()
-        self.tensors["ages"][index] = ages
-        self.tensors["pushed"] += n
+        return n
 
     def _check_fit(self, n: int) -> None:
         if n > self.capacity:

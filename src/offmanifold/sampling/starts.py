@@ -45,8 +45,8 @@ class FromData:
 class Persistent:
     """Persistent contrastive divergence (PCD): chains go on where earlier ones ended.
 
-    With restarts each is drawn from the buffer's many; without, each batch's chains are those of the batch before, one
-    by one, and never end.
+    With restarts each is drawn from the buffer's many; without, each batch's chains are those of the batches before,
+    one by one, and never end (of a smaller batch the first ones go on).
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ class Persistent:
         """Take starts from the buffer."""
         fresh = self.fresh(generator, rows)
         positions, self._ages = (
-            self.replay.draw(generator, fresh, self.restart) if self.restart else self.replay.newest(fresh)
+            self.replay.draw(generator, fresh, self.restart) if self.restart else self.replay.going_on(fresh)
         )
         return positions, {"replay_age": self._ages.mean()}
 
@@ -75,7 +75,8 @@ class Persistent:
         """Put the ends into the buffer."""
         if self._ages is None:
             raise RuntimeError("Chains end after they have begun: call begin before end.")
-        self.replay.push(positions, self._ages + 1)
+        keep = self.replay.push if self.restart else self.replay.put_back
+        keep(positions, self._ages + 1)
 
 
 class OnManifold:

@@ -73,6 +73,23 @@ def choose_dtype(precision: str, module: nn.Module, device: torch.device) -> tor
 
 
 @contextlib.contextmanager
+def ordinary() -> Iterator[None]:
+    """Let PyTorch compute as it does out of the box: what a detector gives hangs on rows and model alone.
+
+    A caller may have set another default type, or be inside of ``torch.autocast``.
+    """
+    default = torch.get_default_dtype()
+    with contextlib.ExitStack() as stack:
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        if default != torch.float32:
+            stack.callback(torch.set_default_dtype, default)
+            torch.set_default_dtype(torch.float32)
+        yield
+
+
+@contextlib.contextmanager
 def computing_in(dtype: torch.dtype, module: nn.Module) -> Iterator[None]:
     """Let the networks inside ``module`` compute in ``dtype`` within the block."""
     networks = [part for part in module.modules() if isinstance(part, Network)]
