@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from sklearn.pipeline import make_pipeline
 
 from offmanifold import AE, NAE, VAE, MultiscaleDenoiser, atomic, diagnose, load, storage
+from offmanifold.networks.network import Network
 
 
 @pytest.fixture(scope="module")
@@ -322,3 +323,20 @@ def test_a_random_state_object_is_not_stored(tmp_path: Path, plane: Any) -> None
     detector = AE(**(QUICK | {"random_state": np.random.RandomState(0)})).fit(plane[0])
     detector.save(tmp_path / "m.safetensors")
     assert load(tmp_path / "m.safetensors").random_state is None
+
+
+def test_a_file_that_gives_other_scores_to_normal_rows_alone_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Noise is far off; what is learned scores a ten-thousandth of it, and hangs on other digits of the weights."""
+    smooth = (
+        np.outer(np.linspace(0.2, 0.8, 8), np.linspace(0.2, 0.8, 8))[None] + np.linspace(0, 0.1, 200)[:, None, None]
+    )
+    detector = AE(steps=200, random_state=0, verbose=False).fit(smooth)
+    detector.save(tmp_path / "m.safetensors")
+    load(tmp_path / "m.safetensors")
+    plain, forward = detector.score_samples(smooth), Network.forward
+    monkeypatch.setattr(Network, "forward", lambda self, rows: forward(self, rows) + 0.0005)
+    assert np.abs(detector.score_samples(smooth) / plain - 1).max() > 0.01
+    with pytest.raises(ValueError, match="its probe rows score differently here"):
+        load(tmp_path / "m.safetensors")

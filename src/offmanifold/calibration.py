@@ -154,6 +154,8 @@ def split_sizes(rows: int, rate: float, fraction: float | None) -> tuple[int, in
         calibration = math.ceil(fraction * rows)
     stopping = min(max(1, rows // 10), 1000)
     if calibration + stopping >= rows:
+        if fraction is None:
+            raise InvalidParameter(f"{rows} rows are too few to learn from, stop by and calibrate with.")
         raise InvalidParameter(
             f"calibration_fraction={fraction:g} keeps {calibration} of {rows} rows aside; with the {stopping} that "
             "training stops by, none are left to learn from. Give less."

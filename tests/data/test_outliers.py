@@ -14,6 +14,10 @@ def test_every_family_is_what_it_says() -> None:
     made_of = {family: outliers.make(family, images, generator) for family in outliers.families("image")}
     assert all(odd.shape == images.shape and odd.min() >= 0 and odd.max() <= 1 for odd in made_of.values())
     assert made_of["constant"].flatten(1).std(1).max() == 0
+    assert len(made_of["constant"][:, 0, 0, 0].unique()) == 20
+    assert made_of["erased"][1, :, 4:].eq(0).all()
+    for lower in made_of["mixed"][:, :, 4:]:
+        assert any(torch.equal(lower, image[:, 4:]) for image in images)
     assert made_of["erased"][0, :, :4].eq(0).all() and torch.equal(made_of["erased"][1, :, :4], images[1, :, :4])
     assert torch.equal(made_of["mixed"][:, :, :4], images[:, :, :4])
     assert not any(torch.equal(odd, image) for odd, image in zip(made_of["mixed"], images, strict=True))
@@ -22,6 +26,9 @@ def test_every_family_is_what_it_says() -> None:
     rows = torch.randn(500, 4, generator=generator)
     permuted = outliers.make("permuted", rows, generator)
     assert torch.equal(permuted.sort(0).values, rows.sort(0).values) and not torch.equal(permuted, rows)
+    for family in ("exchanged", "replaced"):  # cells of their own column
+        odd = outliers.make(family, rows, generator)
+        assert all(torch.isin(odd[:, i], rows[:, i]).all() for i in range(4))
     exchanged = outliers.make("exchanged", rows, generator)
     assert 0.15 < (exchanged != rows).double().mean() < 0.25
     stretched = outliers.make("stretched", rows, generator)
@@ -56,6 +63,7 @@ def test_rows_of_a_table_that_do_not_belong() -> None:
     assert scattered.var(0) == pytest.approx(((high - low) ** 2 / 12).numpy(), rel=0.2)
     extreme = outliers.make("extreme", rows, generator)
     changed = extreme != rows
+    assert (extreme == low)[changed].any() and (extreme == high)[changed].any()
     assert ((extreme == low) | (extreme == high))[changed].all() and 0.15 < changed.double().mean() < 0.25
     # All rows together, off the plane that they lie on.
     moves = outliers.make("displaced", rows, generator) - rows
@@ -63,6 +71,12 @@ def test_rows_of_a_table_that_do_not_belong() -> None:
     plane = torch.linalg.svd((rows - rows.mean(0)), full_matrices=False)[2][:2]
     assert (plane @ moves[0]).norm() < 0.02 * moves[0].norm()
     assert moves[0].norm() == pytest.approx(2 * float((rows - rows.mean(0)).square().mean().sqrt()), rel=1e-3)
+    directions = [outliers.make("displaced", rows, torch.Generator().manual_seed(i))[0] - rows[0] for i in range(20)]
+    alike = torch.stack([direction @ directions[0] for direction in directions]) / directions[0].square().sum()
+    assert 0 < (alike.abs() > 0.9).sum() < 20  # one of two
+    rows[:, 2] = 1  # a column that does not vary leaves a direction without variance, which is none to move in
+    moved = outliers.make("displaced", rows, generator)
+    assert (moved[:, 2] - 1).abs().max() < 1e-4
     constant = torch.zeros(10, 3)
     assert torch.isfinite(outliers.make("displaced", constant, generator)).all()
 

@@ -251,3 +251,10 @@ def test_the_table_is_by_name() -> None:
 def test_bad_arguments_are_named(call: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call(WORLDS)
+
+
+def test_what_is_infinitely_far_is_impossible_and_no_nan(world: World) -> None:
+    if world.label:
+        pytest.skip("its density is of rows and labels")
+    with np.errstate(over="ignore"):
+        assert (world.log_prob(np.full((2, world.dimension), 1e200)) == -np.inf).all()

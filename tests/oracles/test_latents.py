@@ -99,8 +99,8 @@ def test_kraskov_agrees_with_scikit_learn(rng: np.random.Generator, k: int) -> N
 def test_kraskov_knows_no_units_and_no_ties(rng: np.random.Generator) -> None:
     x, noise = rng.normal(size=(2, 1000))
     y = 0.9 * x + (1 - 0.9**2) ** 0.5 * noise
-    for unit in (1e3, 0.01):
-        assert kraskov(unit * x, y + 7 / unit) == pytest.approx(kraskov(x, y), abs=0.02)
+    for unit in (1e3, 0.01, 1e200, 1e-200):
+        assert kraskov(unit * x, y + 7 / max(unit, 0.01)) == pytest.approx(kraskov(x, y), abs=0.02)
     coin, other = rng.integers(2, size=(2, 1000))
     assert kraskov(coin, other) == pytest.approx(0, abs=0.06)
     assert kraskov(coin, coin) == pytest.approx(np.log(2), abs=0.06)
@@ -206,6 +206,11 @@ def test_every_latent_space_with_a_prior_can_be_compared(plane: Any) -> None:
         aggregate_mmd(AE(**settings).fit(plane[0]), plane[0])
     with pytest.raises(ValueError, match="at least 4 rows; got 3"):
         aggregate_mmd(vae, plane[0][:3])
+    for most in (-1, 0, 3, 10.5):
+        with pytest.raises(ValueError, match="most_rows must be an integer of at least 4"):
+            aggregate_mmd(vae, plane[0], most_rows=most)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="k must be an integer of at least 1; got '3'"):
+        latent_information(vae, plane[0], k="3")  # type: ignore[arg-type]
     for measure in (latent_kl, active_latents, latent_information):
         with pytest.raises(TypeError, match="AE has no posterior"):
             measure(sphere, plane[0])

@@ -145,3 +145,18 @@ def test_the_gap_of_rows_with_missing_cells_is_that_of_the_posterior_scores_use(
     bound = detector.log_likelihood(gappy, samples=2000) - detector.posterior_gaps(gappy, samples=2000)
     # The posterior of rows with means in their gaps is farther off by 3.6 nats.
     assert abs((bound - detector.scores(gappy)["elbo"]).mean()) < 0.3
+
+
+def test_posteriors_far_outside_of_the_prior() -> None:
+    """Rows 8 to 20 deviations out: the exact posterior of a linear decoder costs nothing there either."""
+    X = np.array([8.0, 9.0, 20.0])
+    x = np.column_stack([X, np.zeros(3)])
+
+    def decode(z: np.ndarray) -> np.ndarray:
+        return np.hstack([z, 0 * z])
+
+    mean, std = X / 1.01, np.full(3, (0.01 / 1.01) ** 0.5)
+    assert posterior_mismatch(mean, std, x, decode, 0.01) == pytest.approx(np.zeros(3), abs=1e-6)
+    with pytest.raises(ValueError, match=r"best Gaussian of row 1 lies far beyond \|z\| = 6, where none is looked for"):
+        best_gaussian(x[[0, 2]] - [[2, 0]], decode, 0.01)
+    assert best_gaussian(x[:1] - [[2, 0]], decode, 0.01)[0] == pytest.approx([6 / 1.01], abs=1e-3)

@@ -145,7 +145,8 @@ def test_repeated_rows_and_equal_distances(rng: np.random.Generator) -> None:
         ({"k": 5}, "k must be at most 4, with 6 rows in all; got 5"),
         ({"x": np.arange(24.0).reshape(12, 2), "k": 11}, "k must be at most 10, with 15 rows"),
         ({"k": 0}, "k must be an integer of at least 1"),
-        ({"temperatures": [0.1, 0.0]}, r"temperatures\[1\] must be a finite number, above 0"),
+        ({"temperatures": [0.1, 0.0]}, r"temperatures\[1\] must be a finite number, at least 1e-100"),
+        ({"temperatures": 0.3}, "temperatures must hold at least one number; got 0.3"),
         ({"temperatures": []}, "temperatures must hold at least one"),
         ({"x": np.zeros((3, 2)), "y": np.zeros((3, 2))}, "no row has 1 others that differ from it"),
     ],
@@ -154,3 +155,19 @@ def test_bad_arguments_are_named(arguments: dict[str, Any], message: str) -> Non
     given = {"x": np.arange(6.0).reshape(3, 2), "y": np.arange(6.0).reshape(3, 2) ** 2} | arguments
     with pytest.raises(ValueError, match=message):
         smooth_knn_test(**given)
+
+
+def test_temperatures_are_shares_of_the_distance_to_the_kth_neighbour(rng: np.random.Generator) -> None:
+    x, y = rng.normal(size=(40, 2)), rng.normal(size=(30, 2))
+    pooled = np.concatenate([x, y])
+    for k in (1, 3):
+        third = np.median(np.sort(cdist(pooled, pooled))[:, k])  # the first is a row itself
+        assert smooth_knn_test(x, y, k=k, temperatures=[0.5]).temperatures == pytest.approx([0.5 * third])
+
+
+@pytest.mark.parametrize("unit", [1e160, 1e-200])
+def test_units_do_not_matter_even_where_squares_do_not_fit(rng: np.random.Generator, unit: float) -> None:
+    x, y = rng.normal(size=(40, 2)), rng.normal(size=(30, 2)) + 1
+    plain, scaled = smooth_knn_test(x, y), smooth_knn_test(x * unit, y * unit)
+    assert scaled.statistic == pytest.approx(plain.statistic) and plain.statistic > 1
+    assert np.array(scaled.temperatures) / unit == pytest.approx(np.array(plain.temperatures))

@@ -11,6 +11,7 @@ from torch import Tensor
 from offmanifold.data.inputs import Float64Array
 from offmanifold.detectors.scorer import joined
 from offmanifold.probability.distances import distance
+from offmanifold.training.precision import ordinary
 
 
 class LatentMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):  # type: ignore[misc]
@@ -53,6 +54,13 @@ class LatentMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):  # type: i
     def prepared(self: Any, X: Any) -> Float64Array:
         """Return the rows as the network sees them ``(n, D)``: prepared columns with NaN where missing, or pixels."""
         return joined(part[:real].flatten(1) for part, real in self._passes(self._fitted_rows(X)))
+
+    @torch.no_grad()
+    @ordinary()
+    def _probe_rows(self: Any) -> Tensor:
+        """Return random rows and what the model makes of them: rows that score high, as normal ones do."""
+        rows = super()._probe_rows()
+        return torch.cat([rows, self.module_.reconstruct(rows.to(self._device)).cpu()])
 
     def _decoded(self: Any, codes: Tensor, generator: torch.Generator) -> Tensor:
         """Return rows ``(n, *shape)`` as the network sees them: the decoder's means for codes ``(n, latent_dim)``."""

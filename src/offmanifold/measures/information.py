@@ -69,6 +69,7 @@ def kraskov_with_each(x: npt.ArrayLike, ys: npt.ArrayLike, *, k: int = 3) -> npt
 
 def _distances(rows: npt.NDArray[np.float64], rng: np.random.Generator) -> npt.NDArray[np.float64]:
     """Return distances ``(n, n)``, the mean square from the mean as unit; infinite from a row to itself."""
+    rows = rows / (np.abs(rows).max() or 1.0)  # squares of very large or small ones are infinite, or nothing
     rows = rows - rows.mean(0)
     rows = rows / (np.sqrt(np.square(rows).sum(1).mean()) or 1.0) + TIES * rng.normal(size=rows.shape)
     distances: npt.NDArray[np.float64] = cdist(rows, rows)

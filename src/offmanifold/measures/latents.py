@@ -132,7 +132,7 @@ def latent_information(
         Neighbours of Kraskov's estimator.
     random_state : int, RandomState or None
     """
-    parameters.integer("most_rows", most_rows, minimum=k + 1)
+    parameters.integer("most_rows", most_rows, minimum=parameters.integer("k", k) + 1)
     random = parameters.random_state(random_state)
     mean, std = _posterior(detector, X)
     if len(mean) <= k:
@@ -191,6 +191,7 @@ def aggregate_mmd(
             f"The codes of this {type(detector).__name__} have no prior to compare with. Use latent='sphere', or a VAE."
         )
     parameters.integer("block", block, minimum=2)
+    parameters.integer("most_rows", most_rows, minimum=FEWEST)
     random = parameters.random_state(random_state)
     if hasattr(detector, "posterior"):
         mean, std = _posterior(detector, X)

@@ -17,6 +17,8 @@ Array = npt.NDArray[np.float64]
 # Of the search for the best Gaussian: the factor between deviations that are tried, by how many nats a candidate may be
 # behind and be refined all the same, and how often one is moved.
 STEP, NEAR, MOST_MOVES = 1.2, 0.1, 100
+# Candidates have means up to here.
+FARTHEST = 6.0
 
 
 def posterior_mismatch(
@@ -60,7 +62,8 @@ def posterior_mismatch(
     if not (deviations > 0).all():
         raise ValueError(f"std must be positive everywhere; got {deviations.min():g}.")
     parameters.integer("nodes", nodes, minimum=3)
-    z, log_weights = path_nodes(decoded, variances)
+    # As far as the prior reaches, and every q.
+    z, log_weights = path_nodes(decoded, variances, reach=max(8.0, float((np.abs(means) + 8 * deviations).max())))
     log_p = log_mixture(rows, decoded(z[:, None]), log_weights, variances)
     log_det = np.log(2 * np.pi * np.broadcast_to(variances, rows.shape[1:])).sum()
     log_likelihood = -0.5 * (expected_squares(means, deviations, rows, decoded, variances, nodes) + log_det)
@@ -92,7 +95,7 @@ def best_gaussian(
     Raises
     ------
     ValueError
-        Where shapes do not agree, or a variance is not positive.
+        Where shapes do not agree, a variance is not positive, or a row's best Gaussian lies too far out to be found.
     """
     rows, decoded, variances = _checked(x, decode, noise_variance)
     scaled = rows / np.sqrt(variances)
@@ -108,7 +111,7 @@ def best_gaussian(
     path, _ = path_nodes(decoded, variances, order=8)
     steps = np.sqrt((np.diff(decoded(path[:, None]) / np.sqrt(variances), axis=0) ** 2).sum(1)) / np.diff(path)
     # As many in z alone: in flat places the path's own are far apart.
-    means = np.union1d(path[np.abs(path) < 6], np.linspace(-6, 6, 961))
+    means = np.union1d(path[np.abs(path) < FARTHEST], np.linspace(-FARTHEST, FARTHEST, 961))
     narrowest = 0.5 / np.sqrt(1 + steps.max() ** 2)
     ladder = np.geomspace(narrowest, 2.0, 1 + math.ceil(math.log(2.0 / narrowest, STEP)))
     best, places = np.empty((len(ladder), len(rows))), np.empty((len(ladder), len(rows)), dtype=np.intp)
@@ -122,7 +125,8 @@ def best_gaussian(
     # Candidates lie so far apart that one which is a little behind may be nearer to the better Gaussian.
     widths, owners = np.nonzero(best <= best.min(0) + 2 * NEAR)
     mean, std = means[places[widths, owners]], ladder[widths]
-    least, around = np.empty(len(mean)), np.array([(0, 0), *((i, j) for i in (-1, 0, 1) for j in (-1, 0, 1) if i or j)])
+    least, moving = np.empty(len(mean)), np.zeros(len(mean), dtype=bool)
+    around = np.array([(0, 0), *((i, j) for i in (-1, 0, 1) for j in (-1, 0, 1) if i or j)])
     for start in range(0, len(mean), 1024):
         part = slice(start, start + 1024)
         own, reach = np.repeat(scaled[owners[part]], len(around), 0), np.full(len(owners[part]), STEP - 1)
@@ -137,8 +141,15 @@ def best_gaussian(
             reach[chosen == 0] /= 2  # where no neighbour is better
             if reach.max() < 1e-3:
                 break
+        moving[part] = reach >= 1e-3
     order = np.lexsort((least, owners))
     first = order[np.searchsorted(owners[order], np.arange(len(rows)))]
+    lost = moving[first] & (np.abs(mean[first]) > FARTHEST)
+    if lost.any():
+        raise ValueError(
+            f"The best Gaussian of row {int(lost.argmax())} lies far beyond |z| = {FARTHEST:g}, where none is looked "
+            "for: the prior N(0, 1) has no such latents."
+        )
     return mean[first], std[first]
 
 

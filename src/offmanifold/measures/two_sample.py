@@ -16,6 +16,8 @@ from offmanifold import parameters
 
 Array = npt.NDArray[np.float64]
 TEMPERATURES = (0.1, 0.3, 1.0)
+# Of a temperature: distances are divided by it.
+SMALLEST = 1e-100
 # Products of so many weights neither overflow nor vanish.
 MOST_NEIGHBOURS = 10
 
@@ -92,11 +94,16 @@ def smooth_knn_test(
     n = len(one) + len(two)
     if parameters.integer("k", k) > min(n - 2, MOST_NEIGHBOURS):
         raise ValueError(f"k must be at most {min(n - 2, MOST_NEIGHBOURS)}, with {n} rows in all; got {k}.")
-    if not len(temperatures):
-        raise ValueError("temperatures must hold at least one number; got none.")
-    shares = [parameters.real(f"temperatures[{i}]", value, above=0) for i, value in enumerate(temperatures)]
+    if not isinstance(temperatures, Sequence | np.ndarray) or not len(temperatures):
+        raise ValueError(f"temperatures must hold at least one number; got {temperatures!r}.")
+    shares = [
+        parameters.real(f"temperatures[{i}]", value, minimum=SMALLEST, maximum=1 / SMALLEST)
+        for i, value in enumerate(temperatures)
+    ]
 
     pooled = np.concatenate([one, two])
+    unit = float(np.abs(pooled).max()) or 1.0  # squares of very large or small numbers are infinite, or nothing
+    pooled /= unit
     distances = cdist(pooled, pooled)
     np.fill_diagonal(distances, np.inf)  # no row is its own neighbour
     # Rows that are repeated have no distance to each other that a temperature could be measured by.
@@ -112,7 +119,7 @@ def smooth_knn_test(
         each.append(_standardised(graph, len(one)))
         total += graph
     statistic = _standardised(total, len(one))
-    return TwoSample(statistic, float(norm.sf(statistic)), tuple(each), tuple(share * scale for share in shares))
+    return TwoSample(statistic, float(norm.sf(statistic)), tuple(each), tuple(share * scale * unit for share in shares))
 
 
 @torch.enable_grad()

@@ -92,7 +92,7 @@ def log_mixture(rows: Array, means: Array, log_weights: Array, variance: npt.Arr
             log_p = gaussian_log_prob(rows[start : start + size], some, variance)
             log_p += weights
             most = log_p.max(1, keepdims=True)
-            log_p -= most
+            log_p -= np.maximum(most, -np.finfo(np.float64).max)  # which is −∞ of rows infinitely far
             # e⁻⁵⁰ of the largest is nothing, and exponentials that underflow take ten times as long.
             np.maximum(log_p, -50.0, out=log_p)
             total = np.log(np.exp(log_p, out=log_p).sum(1)) + most[:, 0]
