@@ -678,6 +678,11 @@ def test_bad_settings_name_themselves(cls: type[OutlierDetector], own: Any, mess
         made(cls, **own).fit(np.random.default_rng(0).normal(size=(40, 3)))
 
 
+def test_the_unit_of_no_distance_is_asked_for() -> None:
+    with pytest.raises(ValueError, match="distance='foo' is unknown"):
+        _ = NAE(distance="foo").score_unit
+
+
 def test_a_chain_must_be_a_triple() -> None:
     rows = np.random.default_rng(0).normal(size=(40, 3))
     for value in ("short", (1, 2.0), 3):

@@ -23,7 +23,8 @@ SCORE_UNITS = {"squared": "mean squared error", "l1": "mean absolute error", "ss
 
 def unit_of(detector: Any) -> str:
     """Return what a detector's score is minus the mean of: by the distance it was fitted with, if it was."""
-    return SCORE_UNITS[detector.settings_["distance"] if hasattr(detector, "settings_") else detector.distance]
+    chosen = detector.settings_["distance"] if hasattr(detector, "settings_") else detector.distance
+    return SCORE_UNITS[parameters.choice("distance", chosen, SCORE_UNITS)]
 
 
 class Autoencoder(nn.Module):

@@ -261,10 +261,11 @@ def check_replay(rows: Tensor, settings: dict[str, Any]) -> None:
 
 def check_starts(rows: Tensor, settings: dict[str, Any]) -> None:
     """Refuse adjusted chains from data on the bounds: half of a coordinate's steps lead outside, and one is enough."""
-    space = Space(*settings["bounds"])
-    on_bounds = float(space.at_bounds(rows)) * rows[0].numel()
-    if settings["adjusted"] and settings["negatives"] == "cd" and on_bounds > MOST_ON_BOUNDS:
-        low, high = settings["bounds"]
+    if not settings["adjusted"] or settings["negatives"] != "cd":
+        return
+    low, high = settings["bounds"]
+    on_bounds = float(Space(low, high).at_bounds(rows)) * rows[0].numel()
+    if on_bounds > MOST_ON_BOUNDS:
         margin = 0.1 * (high - low)
         raise parameters.InvalidParameter(
             f"adjusted=True with negatives='cd' moves nothing here: on average {on_bounds:.0f} of a row's "
