@@ -117,7 +117,8 @@ def figure(records: list[Record], path: Path) -> None:
                 [over_seeds([r["metrics"]["auroc"][kind]["value"] for r in own]) for own in by_size.values()]
             )
             right.plot(sizes, values[:, 0], "o-", color=COLOURS[kind], markersize=3, linewidth=1, label=label)
-            right.fill_between(sizes, values[:, 1], values[:, 2], color=COLOURS[kind], alpha=0.15, linewidth=0)
+            low, high = values[:, 1:].clip(0, 1).T  # Student's interval does not know of these bounds
+            right.fill_between(sizes, low, high, color=COLOURS[kind], alpha=0.15, linewidth=0)
     left.set_ylabel("reconstruction error (mean, middle 80 %)")
     right.set_ylabel("AUROC")
     right.axhline(0.5, color="0.6", linewidth=0.8, linestyle=":")
