@@ -20,7 +20,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
-from offmanifold import AE, VAE, auroc, load
+from offmanifold import AE, VAE, auroc, diagnose, load
 from offmanifold.detectors import OutlierDetector
 from offmanifold.detectors.base import labelled
 
@@ -51,12 +51,18 @@ def test_scikit_learns_checks(detector_class: type[OutlierDetector]) -> None:
     assert len(results) > 40
 
 
-def test_the_callers_own_modes_change_nothing(detector_class: type[OutlierDetector], plane: Any) -> None:
+def test_the_callers_own_modes_change_nothing(
+    detector_class: type[OutlierDetector], plane: Any, tmp_path: Path
+) -> None:
     """Neither torch's default type, nor autocast, nor a block without gradients."""
 
     def told(detector: OutlierDetector) -> list[Any]:
         samples = detector.sample(5, random_state=0) if hasattr(detector, "sample") else []
-        return [detector.score_samples(plane[1]), detector.calibration_scores_, np.array(samples)]
+        detector.save(tmp_path / "m.safetensors")
+        again = load(tmp_path / "m.safetensors").score_samples(plane[1])
+        failures = diagnose(detector, plane[0], checks=["attack", "red team", "manifold"]).to_json()["findings"]
+        why = detector.explain(plane[1][:3]).contributions
+        return [detector.score_samples(plane[1]), again, detector.calibration_scores_, np.array(samples), failures, why]
 
     new = detector_class(**quick(detector_class))
     plain = told(clone(new).fit(plane[0]))

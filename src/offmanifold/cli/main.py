@@ -45,8 +45,7 @@ def _version(value: bool) -> None:
         raise typer.Exit
 
 
-# What shells expect of a program that was stopped by Ctrl-C.
-# As shells have it: 128 and the signal's number.
+# What shells expect of a program that was stopped by Ctrl-C or SIGTERM: 128 and the signal's number.
 INTERRUPTED, TERMINATED = 130, 143
 
 

@@ -132,9 +132,6 @@ class OutlierDetector(Scorer, abc.ABC):
 
     # --- learning --------------------------------------------------------------------------------------
 
-    # Whatever block of the caller's it is called in.
-    @torch.inference_mode(False)
-    @torch.enable_grad()
     @ordinary()
     def fit(
         self,

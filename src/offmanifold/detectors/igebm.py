@@ -283,4 +283,4 @@ device, precision, random_state, verbose
             return noise(generator, torch.empty(k, *shape, device=self._device))
 
         chain = self._chain(self.module_, self.settings_, FromData(), SAMPLING_FACTOR)
-        return self._restore(self._drawable(chain.samples(generator, n, begin, self.module_.energy)))
+        return self._restore(chain.samples(generator, n, begin, self.module_.energy))

@@ -55,8 +55,8 @@ class LatentMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):  # type: i
         """Return the rows as the network sees them ``(n, D)``: prepared columns with NaN where missing, or pixels."""
         return joined(part[:real].flatten(1) for part, real in self._passes(self._fitted_rows(X)))
 
-    @torch.no_grad()
     @ordinary()
+    @torch.no_grad()
     def _probe_rows(self: Any) -> Tensor:
         """Return random rows and what the model makes of them: rows that score high, as normal ones do."""
         rows = super()._probe_rows()

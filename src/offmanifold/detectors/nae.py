@@ -495,8 +495,9 @@ device, precision, random_state, verbose
             chain.steps = parameters.integer("visible_steps", visible_steps, minimum=0)
         generator = self._generator(random_state)
         # Starts on the manifold need to know how many, and nothing else.
-        drawn = chain.samples(generator, n, lambda k: torch.empty(k, 1, device=self._device), self.module_.energy)
-        return self._restore(self._drawable(drawn))
+        return self._restore(
+            chain.samples(generator, n, lambda k: torch.empty(k, 1, device=self._device), self.module_.energy)
+        )
 
     def _fresh_chain(self, factor: int) -> Chain[OnManifold]:
         """Return the chain without a memory: from fresh codes, the latent chain ``factor`` times as long."""

@@ -112,13 +112,11 @@ class Scorer(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
     def _restore(self, rows: Tensor, like: InputSpec | None = None) -> Any:
         """Turn what the network gives into the user's units: an array, or a frame of mixed columns.
 
-        Images in the layout of ``like``, by default that of training.
+        Images in the layout of ``like``, by default that of training, and their pixels in [0, 1].
         """
+        if self.spec_.kind == "image":
+            rows = rows.clamp(0, 1)
         return (like or self.spec_).present(self._inverse(rows))
-
-    def _drawable(self, drawn: Tensor) -> Tensor:
-        """Return samples as rows can be: pixels lie in [0, 1]."""
-        return drawn.clamp(0, 1) if self.spec_.kind == "image" else drawn
 
     def _shown(self, rows: Tensor) -> Tensor:
         """Return prepared rows as the detector takes them."""
@@ -192,7 +190,7 @@ class Scorer(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
         self, compute: Callable[[Any, Tensor], Tensor], rows: Rows, index: npt.NDArray[np.intp] | None = None
     ) -> Iterator[Tensor]:
         """Yield what ``compute(module, prepared rows)`` gives, a pass at a time."""
-        with torch.no_grad(), ordinary():
+        with ordinary(), torch.no_grad():
             for part, real in self._passes(rows, index):
                 yield compute(self.module_, self._shown(part))[:real]
 
@@ -206,8 +204,8 @@ class Scorer(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
         check_is_fitted(self, "module_")
         return Rows(X, self.spec_, type(self).__name__)
 
-    @torch.no_grad()
     @ordinary()
+    @torch.no_grad()
     def _terms(self, rows: Rows, index: npt.NDArray[np.intp] | None = None) -> dict[str, Float64Array]:
         """Score terms, high = normal: minus the energy's terms."""
         parts: dict[str, list[Float64Array]] = {}
@@ -305,6 +303,7 @@ class Scorer(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
         seed = int(parameters.random_state(random_state).randint(2**31 - 1))
         return torch.Generator(self._device).manual_seed(seed)
 
+    @ordinary()
     def _probe_rows(self) -> Tensor:
         """Return 16 random rows (none of the user's) that a saved model is tried on when loaded."""
         generator = torch.Generator().manual_seed(PROBES)
@@ -312,8 +311,8 @@ class Scorer(OutlierMixin, Configured, abc.ABC):  # type: ignore[misc]
             return torch.rand(PROBES, *self.spec_.shape, generator=generator)
         return torch.randn(PROBES, *self._network_spec.shape, generator=generator)
 
-    @torch.no_grad()
     @ordinary()
+    @torch.no_grad()
     def _probe_scores(self, probes: Tensor) -> Float64Array:
         terms = self._energy_terms(self.module_, probes.to(self._device))
         return -torch.stack([term.double() for term in terms.values()]).sum(0).cpu().numpy()

@@ -361,7 +361,7 @@ class SemiSupervisedVAE(VariationalDetector):
         told = self._drawn_labels(codes, generator) if y is None else self.labels_.one(y, n).to(self._device)
         model: SemiSupervisedAutoencoder = self.module_
         with torch.no_grad():
-            return self._made(model.likelihood.sample(model.decode(codes, told), generator))
+            return self._restore(model.likelihood.sample(model.decode(codes, told), generator))
 
     def _drawn_labels(self, codes: Tensor, generator: torch.Generator) -> Tensor:
         """Draw a label from p(y) for each code ``(n, width)``."""

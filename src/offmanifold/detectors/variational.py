@@ -255,7 +255,7 @@ class VariationalDetector(LatentMixin, OutlierDetector):
         def drawn(count: int) -> Tensor:
             return torch.randn(samples, count, latents, generator=generator, device=self._device)
 
-        with torch.no_grad(), ordinary():
+        with ordinary(), torch.no_grad():
             common = drawn(1) if shared else None
             for part, real in self._passes(rows, index):
                 noise = drawn(real) if common is None else common.expand(-1, real, -1)
@@ -339,8 +339,4 @@ class VariationalDetector(LatentMixin, OutlierDetector):
         codes = prior_sample(n, self.settings_["latent_dim"], "euclidean", generator, self._device)
         model: VariationalAutoencoder = self.module_
         with torch.no_grad():
-            return self._made(model.likelihood.sample(model.decoder(codes), generator))
-
-    def _made(self, drawn: Tensor) -> Any:
-        """Turn draws of x into rows in the user's units and layout."""
-        return self._restore(self._drawable(drawn))
+            return self._restore(model.likelihood.sample(model.decoder(codes), generator))

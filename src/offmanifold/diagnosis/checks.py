@@ -19,7 +19,7 @@ from offmanifold.data import outliers
 from offmanifold.detectors.base import OutlierDetector
 from offmanifold.diagnosis.findings import Finding, Grade, graded, other_than, to_json
 from offmanifold.diagnosis.latent_space import latents, manifold
-from offmanifold.diagnosis.patient import COPIES, FEWEST, Patient
+from offmanifold.diagnosis.patient import COPIES, FEWEST, Patient, among
 from offmanifold.diagnosis.recorded import scaling, training
 from offmanifold.measures.detection import auroc, proportion
 from offmanifold.measures.estimates import Estimate, rank_correlation
@@ -119,11 +119,11 @@ def drift(patient: Patient) -> Finding:
 
 def red_team(patient: Patient) -> Finding:
     """Are synthetic outliers, made from normal rows alone, told from normal rows – as well as by plain methods?"""
-    made, known = {}, {row.tobytes() for row in patient.normal + 0.0}
+    made = {}
     for family in outliers.families("image" if patient.is_image else "table"):
         odd = patient.made(family)
         # A family may leave rows as they are (a constant image, blurred), or make others (one column, permuted).
-        odd = odd[[(row + 0.0).tobytes() not in known for row in odd]]
+        odd = odd[~among(odd, patient.normal)]
         if len(odd) >= FEWEST // 4:
             made[family] = odd
     if not made:
@@ -159,9 +159,8 @@ def red_team(patient: Patient) -> Finding:
 
 def agreement(patient: Patient) -> Finding:
     """Does it find the same normal rows unusual as nearest neighbours do?"""
-    known = {row.tobytes() for row in patient.reference + 0.0}
     # A copy of a row of the reference lies at distance 0, whatever it is like.
-    new = np.array([row.tobytes() not in known for row in patient.normal + 0.0])
+    new = ~among(patient.normal, patient.reference)
     copies = f" {(~new).sum():,} of {len(new):,} are copies of others, and left out." if not new.all() else ""
     told = f"There is nothing to rank: rows, or their scores, are alike.{copies}"
     nothing = Finding("agreement", "not applicable", told)
@@ -250,6 +249,8 @@ def complexity(patient: Patient) -> Finding:
 
 def attack(patient: Patient) -> Finding:
     """Can rows be found that the model calls normal, far from every normal row?"""
+    if patient.reach is None:
+        return Finding("attack", "not applicable", COPIES)
     chosen = np.random.default_rng(patient.seed).permutation(len(patient.normal))[:STARTS]
     families = ("noise", "mixed") if patient.is_image else ("scattered", "exchanged")
     halves = np.array_split(chosen, len(families))
@@ -264,10 +265,7 @@ def attack(patient: Patient) -> Finding:
         if patient.is_image:
             rows = rows.clamp(0, 1)
     ends = patient.from_prepared(rows)
-    far = patient.far(ends)
-    if far is None:
-        return Finding("attack", "not applicable", COPIES)
-    fooled = far & (patient.score(ends) > np.median(patient.scores))
+    fooled = patient.far(ends) & (patient.score(ends) > np.median(patient.scores))
     number = proportion(int(fooled.sum()), len(fooled))
     grade = graded(number.value, warn=0.3, fail=0.9)
     told = f"{number.value:.0%} of {len(ends)} searches ended on rows that score as normal, far from every normal one."

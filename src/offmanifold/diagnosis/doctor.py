@@ -16,6 +16,7 @@ from offmanifold.diagnosis.checks import CHECKS
 from offmanifold.diagnosis.combination import combine
 from offmanifold.diagnosis.findings import OVER_BUDGET, Diagnosis, Finding
 from offmanifold.diagnosis.patient import FEWEST, Patient
+from offmanifold.training.precision import ordinary
 
 SECONDS = {"": 1.0, "s": 1.0, "min": 60.0, "h": 3600.0}
 # The budget unless one is given: a quarter of the training time, within these.
@@ -24,6 +25,7 @@ SHORTEST, LONGEST = 10.0, 120.0
 MORE = 4
 
 
+@ordinary()
 def diagnose(
     detector: OutlierDetector,
     X_normal: Any = None,

@@ -88,10 +88,11 @@ def manifold(patient: Patient) -> Finding:
     made = patient.decoded()
     if not made:
         return Finding("manifold", "not applicable", "The detector has no latent space to make rows from.")
-    far = {family: patient.far(rows) for family, rows in made.items()}
-    if any(found is None for found in far.values()):
+    if patient.reach is None:
         return Finding("manifold", "not applicable", COPIES)
-    wide = {family: far[family] & (patient.score(rows) >= patient.detector.offset_) for family, rows in made.items()}
+    wide = {
+        family: patient.far(rows) & (patient.score(rows) >= patient.detector.offset_) for family, rows in made.items()
+    }
     shares = {family: proportion(int(passed.sum()), len(passed)) for family, passed in wide.items()}
     worst = max(shares, key=lambda family: shares[family].value)
     number = shares[worst]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -24,7 +25,7 @@ from offmanifold.probability.latents import prior_sample, project
 
 # Below this no check on rows says anything: half of them are the reference.
 FEWEST = 20
-# Why nothing is told of far rows where :meth:`Patient.far` is None.
+# Why nothing is told of far rows where :attr:`Patient.reach` is None.
 COPIES = "These rows are copies of one another: there is no telling what is far from them."
 
 
@@ -156,14 +157,17 @@ class Patient:
         distances, places = self.neighbours.nearest(rows)
         return distances, self.reference[places]
 
-    def far(self, rows: Any) -> Any:
-        """Return which rows are farther from the reference than 99 of 100 normal ones ``(n,)``.
-
-        None where too few normal rows are no copies of the reference's, and nothing is known of distances.
-        """
+    @functools.cached_property
+    def reach(self) -> float | None:
+        """How far from the reference 99 of 100 normal rows lie at most, copies apart; None where too few are none."""
         own = self.own_nearest[0]
         apart = own[own > 0]
-        return self.nearest(rows)[0] > np.quantile(apart, 0.99) if len(apart) >= FEWEST // 2 else None
+        return float(np.quantile(apart, 0.99)) if len(apart) >= FEWEST // 2 else None
+
+    def far(self, rows: Any) -> Any:
+        """Return which rows are farther from the reference than :attr:`reach`, which must be known ``(n,)``."""
+        assert self.reach is not None
+        return self.nearest(rows)[0] > self.reach
 
     def beside_plain(self, made: Mapping[str, Any]) -> dict[str, dict[str, Estimate]]:
         """Return for each family of rows the AUROC against normal ones, by method: the detector, "kNN", "PCA"."""
@@ -234,6 +238,12 @@ class Patient:
         if self.detector._standardiser is not None:
             block = self.detector._standardiser.inverse(block)
         return self.scaler.transform(block)
+
+
+def among(rows: Any, others: Any) -> npt.NDArray[np.bool_]:
+    """Return which rows ``(n, …)`` are copies of others ``(m, …)``, to the last bit; 0 and −0 are one."""
+    known = {other.tobytes() for other in others + 0.0}
+    return np.array([row.tobytes() in known for row in rows + 0.0], dtype=bool)
 
 
 def _finite(scores: Float64Array) -> Float64Array:

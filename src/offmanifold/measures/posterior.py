@@ -17,6 +17,8 @@ Array = npt.NDArray[np.float64]
 # Of the search for the best Gaussian: the factor between deviations that are tried, by how many nats a candidate may be
 # behind and be refined all the same, and how often one is moved.
 STEP, NEAR, MOST_MOVES = 1.2, 0.1, 100
+# So many times as many points on a path that reaches farther than the prior, at most.
+MOST_FINER = 64
 # Candidates have means up to here.
 FARTHEST = 6.0
 
@@ -62,8 +64,10 @@ def posterior_mismatch(
     if not (deviations > 0).all():
         raise ValueError(f"std must be positive everywhere; got {deviations.min():g}.")
     parameters.integer("nodes", nodes, minimum=3)
-    # As far as the prior reaches, and every q.
-    z, log_weights = path_nodes(decoded, variances, reach=max(8.0, float((np.abs(means) + 8 * deviations).max())))
+    # As far as the prior reaches, and every q, and the path as finely as for the prior alone.
+    reach = max(8.0, float((np.abs(means) + 8 * deviations).max()))
+    finer = min(math.ceil(reach / 8), MOST_FINER)
+    z, log_weights = path_nodes(decoded, variances, reach=reach, resolution=2**14 * finer)
     log_p = log_mixture(rows, decoded(z[:, None]), log_weights, variances)
     log_det = np.log(2 * np.pi * np.broadcast_to(variances, rows.shape[1:])).sum()
     log_likelihood = -0.5 * (expected_squares(means, deviations, rows, decoded, variances, nodes) + log_det)

@@ -76,10 +76,13 @@ def choose_dtype(precision: str, module: nn.Module, device: torch.device) -> tor
 def ordinary() -> Iterator[None]:
     """Let PyTorch compute as it does out of the box: what a detector gives hangs on rows and model alone.
 
-    A caller may have set another default type, or be inside of ``torch.autocast``.
+    A caller may have set another default type, or be inside of ``torch.autocast`` or a block without gradients.
     """
     default = torch.get_default_dtype()
     with contextlib.ExitStack() as stack:
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
         for kind in ("cpu", "cuda"):
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
